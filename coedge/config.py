@@ -1,0 +1,297 @@
+"""The cluster configuration: which devices, how they are joined, what is wanted.
+
+Highest first:  overrides `ray.address=auto`  >  environment `COEDGE_SET="a.b=c;d.e=f"`  >  file  >  defaults
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import os
+import re
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from coedge.errors import ConfigError
+from coedge.objective import Objective
+from coedge.yaml_source import KeyPath, Origin, Settings, dotted, read_yaml
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class LinkConfig(_Section):
+    """Emulation of a device's network interface: what it sends is paced, without privileges."""
+
+    mbps: float | None = Field(default=None, gt=0, description="Rate in Mbit/s (10^6 bit/s). Null: as it is.")
+    latency_ms: float = Field(default=0.0, ge=0, description="Added one-way delay in ms. 0: none.")
+
+
+class PowerConfig(_Section):
+    """Power that energy is modelled from; nothing is measured. By default a joule is one busy second."""
+
+    idle_watts: float = Field(default=0.0, ge=0, description="Watts drawn all the time. Modelled.")
+    compute_watts: float = Field(default=1.0, ge=0, description="Watts above idle while computing. Modelled.")
+    transmit_watts: float = Field(default=1.0, ge=0, description="Watts above idle while sending. Modelled.")
+
+
+class DeviceConfig(_Section):
+    """One device: a worker on a Ray node."""
+
+    # Narrow on purpose: "@" begins names that are not devices, "/" and blanks would break addresses and logs.
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="Name of the device, unique: 1 to 64 of the characters A-Z a-z 0-9 . _ -",
+    )
+    node: str | None = Field(
+        default=None, min_length=1, description="Ray node: IP address, hostname or node id. Null: any."
+    )
+    speed: float | None = Field(
+        default=None, gt=0, le=1, description="Emulated fraction of the real speed. Null: not emulated."
+    )
+    link: LinkConfig = Field(default=LinkConfig(), description="Emulation of its network interface.")
+    power: PowerConfig = Field(default=PowerConfig(), description="Watts that its energy is modelled from.")
+    threads: int | None = Field(
+        default=None, ge=1, description="Threads. Null: 1 if `speed` is given, else all physical cores."
+    )
+    memory_mb: float | None = Field(
+        default=None, gt=0, description="Most memory for a plan, in MB (10^6 bytes). Null: all."
+    )
+
+
+class RayConfig(_Section):
+    """The Ray cluster that control runs on."""
+
+    address: str | None = Field(
+        default=None, description='Ray head to join, "auto" or "host:port". Null: start one here.'
+    )
+    namespace: str = Field(default="coedge", min_length=1, description="Ray namespace of the actors.")
+
+    @field_validator("address")
+    @classmethod
+    def _auto_or_host_and_port(cls, address: str | None) -> str | None:
+        host, _, port = (address or "auto").rpartition(":")
+        good_host = re.fullmatch(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]", host)
+        good_port = re.fullmatch(r"[0-9]{1,5}", port) and 1 <= int(port) <= 65535
+        if address not in (None, "auto") and not (good_host and good_port):
+            raise PydanticCustomError("address", 'must be "auto" or "host:port"')
+        return address
+
+
+class ClusterConfig(_Section):
+    """Everything that `coedge.connect` needs to know."""
+
+    devices: tuple[DeviceConfig, ...] = Field(
+        default=(), strict=False, description="The devices. Empty: every alive Ray node is a device."
+    )
+    ray: RayConfig = Field(default=RayConfig(), description="The Ray cluster that control runs on.")
+    source: str | None = Field(
+        default=None, min_length=1, description="Device that inputs come from. Null: the one that asks."
+    )
+    encryption: bool = Field(default=True, description="Encrypt what devices send each other.")
+    connect_timeout_seconds: float = Field(
+        default=60.0, gt=0, description="Seconds to wait for all devices to join."
+    )
+    frame_timeout_seconds: float = Field(
+        default=30.0, gt=0, description="Seconds to wait for the answer to one frame."
+    )
+    cache_dir: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Folder for profiles. Null: ~/.cache/coedge, or as XDG_CACHE_HOME says.",
+    )
+    objective: Objective = Field(default=Objective(), description="What plans minimise and keep to.")
+    scheme: str = Field(default="auto", min_length=1, description='Planning scheme. "auto": the best of all.')
+
+    @field_validator("devices")
+    @classmethod
+    def _names_differ(cls, devices: tuple[DeviceConfig, ...]) -> tuple[DeviceConfig, ...]:
+        names = [device.name for device in devices]
+        for index, name in enumerate(names):
+            if (first := names.index(name)) != index:
+                context = {"first": first, "name": name, "at": (index, "name")}
+                raise PydanticCustomError("name", "is also the name of devices.{first} ({name})", context)
+        return devices
+
+    @field_validator("source")
+    @classmethod
+    def _source_is_a_device(cls, source: str | None, info: ValidationInfo) -> str | None:
+        names = [device.name for device in info.data.get("devices", ())]
+        if source is not None and names and source not in names:
+            raise PydanticCustomError("source", "must be a device: {names}", {"names": ", ".join(names)})
+        return source
+
+    @property
+    def cache_path(self) -> Path:
+        """The folder for profiles; it need not exist yet."""
+        if self.cache_dir is not None:
+            return Path(self.cache_dir).expanduser()
+        base = os.environ.get("XDG_CACHE_HOME", "")  # the XDG rules: a relative path counts as unset
+        return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "coedge"
+
+
+def load_config(
+    source: str | Path | Mapping[str, Any] | ClusterConfig | None = None,
+    overrides: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> ClusterConfig:
+    """Read a configuration and lay environment and overrides over it; later overrides win.
+
+    Args:
+        source: path of a YAML file, or the values themselves. None: only defaults.
+        overrides: each `key=value`, with a YAML value: `devices.0.speed=0.5`, `devices.pi-1.speed=0.5`.
+        environment: where `COEDGE_SET` is looked up: overrides with ";" between them. None: `os.environ`.
+
+    Raises:
+        ConfigError: with all problems; each names its place, key, value, what is allowed, and what to do.
+    """
+    if isinstance(source, str | Path):
+        settings = read_yaml(source)
+    elif source is None or isinstance(source, Mapping | ClusterConfig):
+        where = "the defaults" if source is None else f"the given {type(source).__name__}"
+        settings = Settings(_plain(source or {}, list), {(): Origin(where)})
+    else:
+        raise ConfigError(f"a configuration is a path, a mapping or a ClusterConfig; given {source!r}")
+    variable = (os.environ if environment is None else environment).get("COEDGE_SET", "")
+    changes = [("environment COEDGE_SET", text.strip()) for text in variable.split(";") if text.strip()]
+    changes += [("override", text) for text in ([overrides] if isinstance(overrides, str) else overrides)]
+    problems: list[str] = []
+    for kind, text in changes:
+        try:
+            settings.override(text, f"{kind} {text!r}")
+        except ConfigError as error:
+            problems.append(str(error))
+    try:
+        config = ClusterConfig.model_validate(_plain(settings.value, tuple), strict=True)
+    except ValidationError as error:
+        problems += [_explain(details, settings) for details in error.errors()]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config
+
+
+def describe_keys() -> list[dict[str, str]]:
+    """A row (key, type, default, description) per key, for reference pages. N: an index or a name."""
+    return list(_rows(ClusterConfig, ""))
+
+
+def _rows(section: type[BaseModel], prefix: str) -> Iterator[dict[str, str]]:
+    for name, field in section.model_fields.items():
+        inner, is_list = _section_of(field), get_origin(field.annotation) is tuple
+        default = "required" if field.is_required() else "{}" if inner else json.dumps(field.default)
+        yield {
+            "key": prefix + name,
+            "type": _allowed(field),
+            "default": "[]" if is_list else default,
+            "description": _description(section, name),
+        }
+        if inner:
+            yield from _rows(inner, f"{prefix}{name}.N." if is_list else f"{prefix}{name}.")
+
+
+def _section_of(field: FieldInfo) -> type[BaseModel] | None:
+    types = (field.annotation, *get_args(field.annotation))
+    return next((kind for kind in types if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
+def _description(section: type[BaseModel], name: str) -> str:
+    """The field's own words, or those under `Attributes:` in the docstring of its class."""
+    line = re.search(rf"^ +{name}: (.+)$", inspect.getdoc(section) or "", re.MULTILINE)
+    return section.model_fields[name].description or (line.group(1) if line else "")
+
+
+def _allowed(field: FieldInfo) -> str:
+    """What a field takes, in words: `number > 0, <= 1, or null`."""
+    words = {float: "number", int: "whole number", str: "text", bool: "true or false"}
+    kinds = get_args(field.annotation) or (field.annotation,)
+    if get_origin(field.annotation) is Literal:
+        return " or ".join(str(kind) for kind in kinds)
+    if _section_of(field):
+        return "list of sections" if get_origin(field.annotation) is tuple else "section"
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    found = [(sign, getattr(rule, key, None)) for rule in field.metadata for key, sign in signs.items()]
+    bounds = ", ".join(f"{sign} {bound:g}" for sign, bound in found if bound is not None)
+    kind = next(words[kind] for kind in kinds if kind in words)
+    return f"{kind} {bounds}".rstrip() + (", or null" if NoneType in kinds else "")
+
+
+def _plain(value: Any, sequence: type[list[Any]] | type[tuple[Any, ...]]) -> Any:
+    """A deep copy out of dicts, scalars, and one kind of sequence."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump()
+    if isinstance(value, Mapping):
+        return {key: _plain(inner, sequence) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return sequence(_plain(inner, sequence) for inner in value)
+    return str(value) if isinstance(value, Path) else value
+
+
+_FACTS = {
+    "extra_forbidden": "there is no such key",
+    "invalid_key": "a key must be text",
+    "missing": "must be given",
+    "model_type": "must be a section, with keys and values",
+    "string_pattern_mismatch": "is empty, too long, or has characters that are not allowed",
+    "string_type": "must be text",
+    "tuple_type": "must be a list",
+}
+
+
+def _explain(details: ErrorDetails, settings: Settings) -> str:
+    """One pydantic error as place, key, fact, what is allowed, and what to do next."""
+    kind, given, context = details["type"], details["input"], details.get("ctx", {})
+    path: KeyPath = (*details["loc"], *context.get("at", ()))
+    section: type[BaseModel] = ClusterConfig
+    for step in path[:-1]:
+        section = (isinstance(step, str) and _section_of(section.model_fields[step])) or section
+    key, origin = path[-1], settings.origin(path)
+    field = section.model_fields.get(str(key))
+    fact = _FACTS.get(kind, re.sub("^(Input|String) should", "must", details["msg"]))
+    if kind != "missing":
+        fact += f"; given {origin.written or reprlib.repr(_plain(context.get('name', given), list))}"
+    if field is None or kind == "model_type":
+        inner = _section_of(field) if field else None
+        allowed = "keys " + ", ".join((inner or section).model_fields)
+    else:
+        allowed = f"{_allowed(field)}. {_description(section, str(key))}"
+    remedy = _remedy(kind, given, context.get("names", ""), origin, section, str(key))
+    return f"{origin.where}: {dotted(path)}: {fact}.\n    Allowed: {allowed}\n    Next: {remedy}"
+
+
+def _remedy(kind: str, given: Any, names: str, origin: Origin, section: type[BaseModel], key: str) -> str:
+    field = section.model_fields.get(key)
+    if kind == "missing":
+        return f"add `{key}: ...`"
+    if kind == "string_type" and origin.written:
+        return f'YAML reads it as {json.dumps(given, default=str)}; quote it: "{origin.written}"'
+    if kind in ("float_type", "int_type") and isinstance(given, str):
+        with suppress(ValueError):
+            number = yaml.safe_dump(float(given)).split()[0].removesuffix(".0")
+            if number not in (".nan", ".inf", "-.inf"):
+                return f"YAML reads it as text; write {number} without quotes"
+    if kind == "model_type" and given is None:
+        return "put keys under it, or remove it"
+    if kind == "tuple_type":
+        return "write a list, with one item `- name: ...` for each device"
+    if field is None:  # a key of this name in another section is as near as one that is spelt alike
+        elsewhere = [row["key"] for row in describe_keys() if row["key"].endswith(f".{key}")]
+        near = difflib.get_close_matches(key, section.model_fields, n=1) + elsewhere
+    else:
+        options = [*names.split(", "), *(str(option) for option in get_args(field.annotation))]
+        near = difflib.get_close_matches(str(given), options, n=1)
+    if near:
+        return f"did you mean `{near[0]}`?"
+    if field is None or field.is_required() or _section_of(field):
+        return "correct it" if field else "remove it, or use one of these keys"
+    return f"correct it, or remove it for the default, {json.dumps(field.default)}"

@@ -1,0 +1,62 @@
+"""Every error that the project raises on purpose.
+
+    CoEdgeError
+    ├── CaptureError        a model could not be turned into a graph
+    ├── InputError          a tensor does not fit the model: shape, dtype, number of inputs
+    ├── ConfigError         a configuration file or override is wrong
+    ├── PlanError           a plan does not fit its model or its cluster
+    │   └── InfeasibleError no plan meets the objective
+    ├── ClusterError        the cluster cannot be formed or reached
+    │   ├── DeviceLost      a device died or stopped answering
+    │   └── StepFailed      a device raised while it ran a step
+    ├── FrameTimeout        a frame was not answered within its deadline
+    └── Cancelled           the job was cancelled by its owner
+
+A message has the fact, the cause, and the next thing to do.
+"""
+
+from __future__ import annotations
+
+
+class CoEdgeError(Exception):
+    """Base of every deliberate error."""
+
+
+class CaptureError(CoEdgeError):
+    """A model could not be turned into a graph."""
+
+
+class InputError(CoEdgeError, ValueError):
+    """A tensor does not fit the model."""
+
+
+class ConfigError(CoEdgeError, ValueError):
+    """A configuration file or override is wrong."""
+
+
+class PlanError(CoEdgeError, ValueError):
+    """A plan does not fit its model or its cluster."""
+
+
+class InfeasibleError(PlanError):
+    """No plan meets the objective."""
+
+
+class ClusterError(CoEdgeError, RuntimeError):
+    """The cluster cannot be formed or reached."""
+
+
+class DeviceLost(ClusterError):
+    """A device died or stopped answering."""
+
+
+class StepFailed(ClusterError):
+    """A device raised while it ran a step."""
+
+
+class FrameTimeout(CoEdgeError, TimeoutError):
+    """A frame was not answered within its deadline."""
+
+
+class Cancelled(CoEdgeError):
+    """The job was cancelled by its owner."""

@@ -1,0 +1,125 @@
+"""The graph of a network: nodes in topological order, tensors with static shapes and a spatial layout.
+
+[N, C, H, W]   row_axis 2, col_axis 3       channels first
+[N, H, W, C]   row_axis 1, col_axis 2       channels last
+[N, F]         row_axis None: one pixel     a dense layer's output
+[1, N, C, 1, 1] with partial_extent (H, W)  one device's share of a sum over H x W; axis 0 counts shares
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+
+from coedge.region import Interval, Region
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An activation: what flows between nodes. Constants are not tensors in this sense."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    row_axis: int | None = None
+    col_axis: int | None = None
+    partial_extent: tuple[int, int] | None = None
+
+    @property
+    def rows(self) -> int:
+        if self.partial_extent:
+            return self.partial_extent[0]
+        return 1 if self.row_axis is None else self.shape[self.row_axis]
+
+    @property
+    def cols(self) -> int:
+        if self.partial_extent:
+            return self.partial_extent[1]
+        return 1 if self.col_axis is None else self.shape[self.col_axis]
+
+    @property
+    def whole(self) -> Region:
+        return Region(0, self.rows, 0, self.cols)
+
+    @property
+    def spatial(self) -> bool:
+        return self.rows > 1 or self.cols > 1
+
+    def region_shape(self, region: Region) -> tuple[int, ...]:
+        """Shape of the array that holds a region (of one share, for a partial sum)."""
+        shape = list(self.shape)
+        if not self.partial_extent:
+            if self.row_axis is not None:
+                shape[self.row_axis] = region.rows.length
+            if self.col_axis is not None:
+                shape[self.col_axis] = region.cols.length
+        return tuple(shape)
+
+    def region_nbytes(self, region: Region) -> int:
+        count = 1
+        for extent in self.region_shape(region):
+            count *= extent
+        return count * np.dtype(self.dtype).itemsize
+
+    def slices(self, held: Region, wanted: Region) -> tuple[slice, ...]:
+        """Index of `wanted` in an array that holds `held`."""
+        index = [slice(None)] * len(self.shape)
+        if not self.partial_extent:
+            for axis, inner, outer in (
+                (self.row_axis, wanted.rows, held.rows),
+                (self.col_axis, wanted.cols, held.cols),
+            ):
+                if axis is not None:
+                    index[axis] = slice(inner.start - outer.start, inner.stop - outer.start)
+        return tuple(index)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operator. `inputs` are activations and constants in the operator's order, "" where left out."""
+
+    index: int
+    proto: onnx.NodeProto = field(repr=False)
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    captured: tuple[str, ...] = ()
+
+    @property
+    def op(self) -> str:
+        return str(self.proto.op_type)
+
+    @property
+    def name(self) -> str:
+        return str(self.proto.name) or f"{self.op}_{self.index}"
+
+    @property
+    def domain(self) -> str:
+        return "" if self.proto.domain == "ai.onnx" else str(self.proto.domain)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        return {a.name: onnx.helper.get_attribute_value(a) for a in self.proto.attribute}
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """Nodes, tensors and constants. The order of nodes is topological."""
+
+    nodes: tuple[Node, ...]
+    tensors: Mapping[str, Tensor]
+    constants: Mapping[str, np.ndarray]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def activations(self, node: Node) -> tuple[str, ...]:
+        """The inputs of a node that flow (not constants), in order, each once."""
+        names = (*node.inputs, *node.captured)
+        return tuple(dict.fromkeys(n for n in names if n and n not in self.constants))
+
+
+def full(extent: int) -> Interval:
+    return Interval(0, extent)

@@ -1,0 +1,145 @@
+"""The dataflow machine: which step of which frame comes next. Pure; it neither waits nor computes.
+
+    events in       begin(frame)   arrived(frame, channel, arrays)   done(frame, step, arrays)   drop(frame)
+    decision out    next() -> (frame, step)
+
+One rule: *the first step whose patches are here, oldest frame first*. While frame 7 waits for a halo, frame 8
+computes. A patch is let go as soon as its last reader is done. The values that flow are opaque: arrays at a
+worker and in process, nothing at all in the simulator.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from coedge.program import Answer, Compute, Program, Receive, Send, Step
+
+
+def patches_read(step: Step) -> tuple[int, ...]:
+    """The patches that a step reads, each once."""
+    if isinstance(step, (Compute, Answer)):
+        return tuple(dict.fromkeys(part.patch for read in step.reads for part in read.parts))
+    if isinstance(step, Send):
+        return tuple(dict.fromkeys(part.patch for part in step.parts))
+    return ()
+
+
+@dataclass(slots=True)
+class _Frame:
+    waits_for: list[int]
+    readers: list[int]
+    left: int
+    values: dict[int, Any] = field(default_factory=dict)
+    ready: list[int] = field(default_factory=list)
+    received: set[int] = field(default_factory=set)
+
+
+class Machine:
+    """Runs one program over any number of frames at a time."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self._reads = [patches_read(step) for step in program.steps]
+        self._readers_of: dict[int, list[int]] = defaultdict(list)
+        for index, patches in enumerate(self._reads):
+            for patch in patches:
+                self._readers_of[patch].append(index)
+        self._receives = {s.channel: (i, s) for i, s in enumerate(program.steps) if isinstance(s, Receive)}
+        self._wait_counts = [len(patches) for patches in self._reads]
+        self._reader_counts = [len(self._readers_of[p]) for p in range(len(program.patches))]
+        self._frames: dict[int, _Frame] = {}
+        self._order: list[int] = []
+
+    @property
+    def idle(self) -> bool:
+        return not self._frames
+
+    @property
+    def frames(self) -> tuple[int, ...]:
+        return tuple(sorted(self._frames))
+
+    def begin(self, frame: int) -> None:
+        """Expect a frame. Idempotent."""
+        if frame in self._frames or not self.program.steps:
+            return
+        state = _Frame(list(self._wait_counts), list(self._reader_counts), len(self.program.steps))
+        # Steps that read nothing but receive: they wait for their message.
+        state.ready = [
+            i for i, s in enumerate(self.program.steps) if not self._reads[i] and not isinstance(s, Receive)
+        ]
+        self._frames[frame] = state
+        heapq.heappush(self._order, frame)
+
+    def arrived(self, frame: int, channel: int, values: Sequence[Any]) -> bool:
+        """A message is here. False where nobody waits for it (a stale, doubled or unknown one)."""
+        entry = self._receives.get(channel)
+        state = self._frames.get(frame)
+        if entry is None or state is None or channel in state.received:
+            return False
+        index, receive = entry
+        if len(values) != len(receive.patches):
+            return False
+        state.received.add(channel)
+        self._put(frame, state, receive.patches, values)
+        self._finish(frame, state, index)
+        return True
+
+    def next(self) -> tuple[int, int] | None:
+        """The step to run now, as (frame, index of the step); None: wait for a message."""
+        for frame in sorted(self._order) if len(self._order) > 1 else self._order:
+            state = self._frames.get(frame)
+            if state is not None and state.ready:
+                return frame, heapq.heappop(state.ready)
+        return None
+
+    def values(self, frame: int, index: int) -> dict[int, Any]:
+        """The values of the patches that a step reads."""
+        held = self._frames[frame].values
+        return {patch: held[patch] for patch in self._reads[index]}
+
+    def done(self, frame: int, index: int, written: Sequence[Any] = ()) -> bool:
+        """A step has run; `written` are the values of a computation's patches. True when it ends the frame."""
+        state = self._frames.get(frame)
+        if state is None:
+            return False
+        step = self.program.steps[index]
+        if isinstance(step, Compute):
+            self._put(frame, state, step.writes, written)
+        for patch in self._reads[index]:
+            state.readers[patch] -= 1
+            if state.readers[patch] == 0:
+                state.values.pop(patch, None)
+        return self._finish(frame, state, index)
+
+    def drop(self, frame: int) -> None:
+        """Forget a frame: it was cancelled, or it failed."""
+        if self._frames.pop(frame, None) is not None:
+            self._order.remove(frame)
+            heapq.heapify(self._order)
+
+    def waiting(self, frame: int) -> list[Receive]:
+        """The messages that a frame still waits for, in program order."""
+        state = self._frames.get(frame)
+        if state is None:
+            return []
+        return [r for channel, (_, r) in sorted(self._receives.items()) if channel not in state.received]
+
+    def _put(self, frame: int, state: _Frame, patches: Sequence[int], values: Sequence[Any]) -> None:
+        for patch, value in zip(patches, values, strict=True):
+            if state.readers[patch]:
+                state.values[patch] = value
+            for reader in self._readers_of[patch]:
+                state.waits_for[reader] -= 1
+                if state.waits_for[reader] == 0:
+                    heapq.heappush(state.ready, reader)
+
+    def _finish(self, frame: int, state: _Frame, index: int) -> bool:
+        state.left -= 1
+        if state.left:
+            return False
+        self.drop(frame)
+        return True

@@ -1,0 +1,47 @@
+"""A module that takes uint8 images, so that the raw bytes travel and not four times as many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def with_normalisation(module: Any, mean: Sequence[float], std: Sequence[float], scale: float = 255.0) -> Any:
+    """The module behind `(x / scale - mean) / std`, channel by channel.
+
+    Args:
+        module: takes float32 [N, C, H, W].
+        mean, std: one number per channel, in units of `x / scale`.
+
+    Returns:
+        A `torch.nn.Module` that takes uint8 (or any real dtype) [N, C, H, W].
+
+    Raises:
+        ValueError: mean and std differ in length, or a deviation is zero.
+    """
+    import torch
+
+    if len(mean) != len(std) or not mean:
+        raise ValueError(
+            f"mean has {len(mean)} channels and std {len(std)}; give one number of each per channel"
+        )
+    if any(value == 0 for value in std):
+        raise ValueError("a standard deviation of zero would divide by zero")
+
+    class Normalised(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+            # One multiply and one add per pixel: x * (1 / (scale std)) - mean / std.
+            factor = torch.tensor([1.0 / (scale * s) for s in std], dtype=torch.float32)
+            shift = torch.tensor([-m / s for m, s in zip(mean, std)], dtype=torch.float32)
+            self.register_buffer("factor", factor.view(1, -1, 1, 1))
+            self.register_buffer("shift", shift.view(1, -1, 1, 1))
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.module(x.to(torch.float32) * self.factor + self.shift)
+
+    Normalised.__name__ = type(module).__name__
+    wrapped = Normalised()
+    wrapped.train(module.training)
+    return wrapped

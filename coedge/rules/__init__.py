@@ -1,0 +1,5 @@
+"""Region rules: which input region does an output region of an operator need, and how is a part of it run."""
+
+from coedge.rules.rule import Adjust, Context, Rule, rule_for
+
+__all__ = ["Adjust", "Context", "Rule", "rule_for"]

@@ -1,0 +1,147 @@
+"""Row-local operators: elementwise, and those that mix only axes which are neither rows nor columns."""
+
+from __future__ import annotations
+
+from coedge.axis_map import AxisMap, Same, Whole
+from coedge.graph import Node
+from coedge.rules.rule import Context, Plain, Rule, register
+
+_UNARY = ["Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Cos", "Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu"]
+_BROADCAST = ["Add", "And", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Clip", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor"]
+
+
+@register(*_UNARY, *_BROADCAST)
+def elementwise(node: Node, context: Context) -> Rule | str:
+    out_rank = len(context.out_shape(node))
+    flowing = [n for n in dict.fromkeys(node.inputs) if n and not context.is_constant(n)]
+    if not flowing:
+        return "depends on nothing that flows"
+    if any(context.tensors[n].partial_extent for n in flowing):
+        return "works on a partial sum"
+
+    # Axes count from the right, as in NumPy broadcasting. An input of extent one says nothing of the layout
+    # where another input has more rows.
+    layout: list[int | None] = [None, None]
+    for side, extent_of in ((0, "rows"), (1, "cols")):
+        best = 1
+        for name in flowing:
+            tensor = context.tensors[name]
+            axis = (tensor.row_axis, tensor.col_axis)[side]
+            extent = getattr(tensor, extent_of)
+            if axis is not None and (layout[side] is None or extent > best):
+                layout[side], best = axis + out_rank - len(tensor.shape), extent
+    shape = context.out_shape(node)
+
+    maps: dict[str, tuple[AxisMap, AxisMap]] = {}
+    for name in dict.fromkeys(n for n in node.inputs if n):
+        in_shape = context.constants[name].shape if context.is_constant(name) else context.tensors[name].shape
+        axis_maps: list[AxisMap] = []
+        for side, out_axis in enumerate(layout):
+            in_axis = None if out_axis is None else out_axis - out_rank + len(in_shape)
+            extent = 1 if in_axis is None or in_axis < 0 else in_shape[in_axis]
+            if out_axis is not None and extent > 1:
+                if context.is_constant(name):
+                    return f"constant {name!r} varies along the {('rows', 'columns')[side]}"
+                tensor = context.tensors[name]
+                if (tensor.row_axis, tensor.col_axis)[side] != in_axis:
+                    return f"input {name!r} has its {('rows', 'columns')[side]} on another axis"
+                axis_maps.append(Same())
+            elif out_axis is not None and shape[out_axis] == 1:
+                axis_maps.append(Same())
+            else:
+                if not context.is_constant(name):
+                    tensor = context.tensors[name]
+                    own = (tensor.rows, tensor.cols)[side]
+                    if own > 1:
+                        return f"input {name!r} has its {('rows', 'columns')[side]} on another axis"
+                axis_maps.append(Whole(1))
+        if not context.is_constant(name):
+            maps[name] = (axis_maps[0], axis_maps[1])
+    spatial = any(context.tensors[n].spatial for n in flowing)
+    return Plain("local" if spatial else "dense", maps, (layout[0], layout[1]))
+
+
+@register("BatchNormalization", "LRN", "Dropout")
+def channelwise(node: Node, context: Context) -> Rule | str:
+    if any(node.outputs[1:]):
+        return "has more than one output"
+    name = node.inputs[0]
+    tensor = context.tensors[name]
+    if context.is_constant(name) or any(n and not context.is_constant(n) for n in node.inputs[1:]):
+        return "its parameters flow"
+    if tensor.row_axis == 1 or tensor.col_axis == 1:
+        return "its channels are the rows"
+    return Plain("local", {name: (Same(), Same())}, (tensor.row_axis, tensor.col_axis))
+
+
+@register("QuantizeLinear", "DequantizeLinear")
+def quantise(node: Node, context: Context) -> Rule | str:
+    name = node.inputs[0]
+    if context.is_constant(name) or any(n and not context.is_constant(n) for n in node.inputs[1:]):
+        return "its scale flows"
+    tensor = context.tensors[name]
+    scale = context.constants[node.inputs[1]]
+    axis = int(node.attributes.get("axis", 1)) % max(len(tensor.shape), 1)
+    if scale.size > 1 and axis in (tensor.row_axis, tensor.col_axis):
+        return "its scale varies along the rows"
+    return Plain("local", {name: (Same(), Same())}, (tensor.row_axis, tensor.col_axis))
+
+
+@register("Softmax", "LogSoftmax", "Hardmax", "LpNormalization", "CumSum")
+def along_one_axis(node: Node, context: Context) -> Rule | str:
+    name = node.inputs[0]
+    tensor = context.tensors[name]
+    if node.op == "CumSum":
+        value = context.constant(node, 1)
+        if value is None:
+            return "its axis flows"
+        axes = {int(value) % len(tensor.shape)}
+    else:
+        axis = int(node.attributes.get("axis", -1)) % len(tensor.shape)
+        axes = (
+            set(range(axis, len(tensor.shape)))
+            if context.opset < 13 and node.op != "LpNormalization"
+            else {axis}
+        )
+    crossed = _extended(tensor, axes)
+    if crossed:
+        return f"normalises along the {crossed}"
+    return Plain("local", {name: (Same(), Same())}, (tensor.row_axis, tensor.col_axis))
+
+
+@register("LayerNormalization", "RMSNormalization")
+def layer_norm(node: Node, context: Context) -> Rule | str:
+    name = node.inputs[0]
+    tensor = context.tensors[name]
+    if any(node.outputs[1:]) or any(n and not context.is_constant(n) for n in node.inputs[1:]):
+        return "has more than one output, or its parameters flow"
+    axis = int(node.attributes.get("axis", -1)) % len(tensor.shape)
+    crossed = _extended(tensor, set(range(axis, len(tensor.shape))))
+    if crossed:
+        return f"normalises along the {crossed}"
+    return Plain("local", {name: (Same(), Same())}, (tensor.row_axis, tensor.col_axis))
+
+
+@register("ArgMax", "ArgMin", "TopK")
+def select(node: Node, context: Context) -> Rule | str:
+    name = node.inputs[0]
+    tensor = context.tensors[name]
+    axis = int(node.attributes.get("axis", -1 if node.op == "TopK" else 0)) % len(tensor.shape)
+    crossed = _extended(tensor, {axis})
+    if crossed:
+        return f"selects along the {crossed}"
+    keeps = node.op == "TopK" or bool(node.attributes.get("keepdims", 1))
+
+    def moved(old: int | None) -> int | None:
+        return old if old is None or keeps or old < axis else old - 1
+
+    return Plain("local", {name: (Same(), Same())}, (moved(tensor.row_axis), moved(tensor.col_axis)))
+
+
+def _extended(tensor: object, axes: set[int]) -> str:
+    """Which spatial axis of more than one pixel is among `axes`: "rows", "columns" or ""."""
+    if getattr(tensor, "row_axis") in axes and getattr(tensor, "rows") > 1:  # noqa: B009
+        return "rows"
+    if getattr(tensor, "col_axis") in axes and getattr(tensor, "cols") > 1:  # noqa: B009
+        return "columns"
+    return ""

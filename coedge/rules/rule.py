@@ -1,0 +1,203 @@
+"""What the rule of one node says, and the look-up from operator to rule.
+
+A rule has two halves. Central: `needs` (which input regions), `produces` (which region comes out, at least
+the wanted one) and `adjust` (a few integers: the pads and crops that make the operator right on a tile).
+At the device: `emit`, which writes the operator into the tile's graph with those integers. `adjust` holds no
+absolute row numbers, so that one tile serves regions of any size.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import onnx
+
+from coedge.axis_map import AxisMap, Same, Whole
+from coedge.graph import Node, Tensor
+from coedge.region import Interval, Region
+
+Adjust = tuple[int, ...]
+Kind = Literal["local", "window", "partial", "combine", "dense", "whole"]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a rule may look at: shapes and layouts of the activations, values of the constants."""
+
+    tensors: Mapping[str, Tensor]
+    constants: Mapping[str, np.ndarray]
+    shapes: Mapping[str, tuple[int, ...]]
+    opset: int
+
+    def constant(self, node: Node, position: int) -> np.ndarray | None:
+        if position >= len(node.inputs) or not node.inputs[position]:
+            return None
+        return self.constants.get(node.inputs[position])
+
+    def is_constant(self, name: str) -> bool:
+        return name in self.constants
+
+    def out_shape(self, node: Node, position: int = 0) -> tuple[int, ...]:
+        return self.shapes[node.outputs[position]]
+
+
+@dataclass(frozen=True)
+class Rule(ABC):
+    """How one node is split.
+
+    Attributes:
+        kind: what sort of dependence it is.
+        maps: per activation input, the (row, column) axis maps.
+        layout: (row_axis, col_axis) of the outputs.
+        why: for `whole`, the reason.
+        partial_extent: for a device's share of a reduction, the (rows, columns) that it reduces.
+    """
+
+    kind: Kind
+    maps: Mapping[str, tuple[AxisMap, AxisMap]]
+    layout: tuple[int | None, int | None]
+    why: str = ""
+    partial_extent: tuple[int, int] | None = None
+
+    def needs(self, out: Region) -> dict[str, Region]:
+        return {
+            name: Region.of(rows.needs(out.rows), cols.needs(out.cols))
+            for name, (rows, cols) in self.maps.items()
+        }
+
+    def produces(self, wanted: Region, extent: Region) -> Region:
+        """The region that is computed where `wanted` is asked for: the same, unless parts are not to be had."""
+        return wanted
+
+    @abstractmethod
+    def adjust(self, out: Region, ins: Mapping[str, Region]) -> Adjust: ...
+
+    @abstractmethod
+    def emit(self, tile: Emitter, node: Node, inputs: list[str], adjust: Adjust) -> None: ...
+
+
+class Emitter(ABC):
+    """The tile under construction, as the `emit` half of a rule sees it."""
+
+    tensors: Mapping[str, Tensor]
+    opset: int
+
+    @abstractmethod
+    def node(self, op: str, inputs: list[str], outputs: list[str], **attributes: object) -> None: ...
+
+    @abstractmethod
+    def copy(
+        self, node: Node, inputs: list[str], outputs: list[str] | None = None, **changed: object
+    ) -> None: ...
+
+    @abstractmethod
+    def constant(self, value: np.ndarray) -> str: ...
+
+    @abstractmethod
+    def fresh(self) -> str: ...
+
+    @abstractmethod
+    def crop(
+        self, name: str, tensor: Tensor, crop: tuple[int, int, int, int], output: str | None = None
+    ) -> str: ...
+
+
+@dataclass(frozen=True)
+class Plain(Rule):
+    """Runs on any region as it stands: elementwise and whatever leaves the rows alone."""
+
+    def adjust(self, out: Region, ins: Mapping[str, Region]) -> Adjust:
+        return ()
+
+    def emit(self, tile: Emitter, node: Node, inputs: list[str], adjust: Adjust) -> None:
+        tile.copy(node, inputs)
+
+
+@dataclass(frozen=True)
+class WholeRule(Plain):
+    """Needs every input whole and computes every output whole."""
+
+    def produces(self, wanted: Region, extent: Region) -> Region:
+        return extent
+
+
+RuleFunction = Callable[[Node, Context], "Rule | str"]
+_FUNCTIONS: dict[str, RuleFunction] = {}
+
+
+def register(*ops: str) -> Callable[[RuleFunction], RuleFunction]:
+    def add(function: RuleFunction) -> RuleFunction:
+        for op in ops:
+            _FUNCTIONS[op] = function
+        return function
+
+    return add
+
+
+def rule_for(node: Node, context: Context, restores_rows: bool) -> Rule:
+    """The rule of a node. An operator without one, or one that cannot be split here, gets the whole rule.
+
+    Args:
+        restores_rows: a later operator reads rows from this output, so it has rows even if this node is whole.
+    """
+    from coedge.rules import elementwise, reduce, resize, shape, window
+
+    del elementwise, reduce, resize, shape, window
+    function = _FUNCTIONS.get(node.op) if node.domain == "" else None
+    result: Rule | str
+    if function is None:
+        result = f"no rule for operator {node.domain + '.' if node.domain else ''}{node.op}"
+    elif node.captured:
+        result = "has an inner graph"
+    else:
+        result = function(node, context)
+    return whole_rule(node, context, result, restores_rows) if isinstance(result, str) else result
+
+
+def whole_rule(node: Node, context: Context, why: str, restores_rows: bool) -> Rule:
+    names = [n for n in dict.fromkeys((*node.inputs, *node.captured)) if n and not context.is_constant(n)]
+    maps: dict[str, tuple[AxisMap, AxisMap]] = {
+        n: (Whole(context.tensors[n].rows), Whole(context.tensors[n].cols)) for n in names
+    }
+    shape = context.out_shape(node)
+    layout = (2, 3) if restores_rows and len(shape) == 4 else (None, None)
+    spatial = any(context.tensors[n].spatial for n in names)
+    if not spatial and layout == (None, None):
+        return WholeRule("dense", maps, layout, why)
+    return WholeRule("whole", maps, layout, why)
+
+
+def same_maps(names: list[str], context: Context) -> dict[str, tuple[AxisMap, AxisMap]]:
+    return {n: (Same(), Same()) for n in names}
+
+
+def crop_of(held: Region, wanted: Region) -> tuple[int, int, int, int]:
+    """Rows and columns to drop from `held` to get `wanted`: (above, below, left, right)."""
+    return (
+        wanted.row_start - held.row_start,
+        held.row_stop - wanted.row_stop,
+        wanted.col_start - held.col_start,
+        held.col_stop - wanted.col_stop,
+    )
+
+
+__all__ = [
+    "Adjust",
+    "Context",
+    "Emitter",
+    "Interval",
+    "Plain",
+    "Rule",
+    "WholeRule",
+    "crop_of",
+    "field",
+    "onnx",
+    "register",
+    "rule_for",
+    "same_maps",
+    "whole_rule",
+]

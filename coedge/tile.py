@@ -1,0 +1,136 @@
+"""From a tile to ONNX: the operators of the tile, with its pads and crops, and dynamic heights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from coedge.graph import Node, Tensor
+from coedge.model import SMALL_NBYTES, Model
+from coedge.program import Tile
+from coedge.rules.rule import Emitter
+
+_INT64_MAX = np.iinfo(np.int64).max
+
+
+def build_tile(model: Model, tile: Tile) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """The tile as an ONNX model, and the large weights that it leaves out (marked as external).
+
+    Inputs and outputs are named after the tensors. Heights are symbolic, and so are the widths of inputs
+    that do not hold all columns.
+    """
+    writer = _Writer(model)
+    for part in tile.nodes:
+        node = model.graph.nodes[part.node]
+        cropped = {name: writer.crop(name, model.graph.tensors[name], crop) for name, crop in part.crops}
+        inputs = [cropped.get(name, name) for name in node.inputs]
+        writer.use(node)
+        model.rules[part.node].emit(writer, node, inputs, part.adjust)
+    graph = model.graph
+    proto = helper.make_graph(
+        writer.nodes,
+        "tile",
+        [_info(graph.tensors[name], name in tile.fixed_cols) for name in tile.inputs],
+        [onnx.ValueInfoProto(name=name) for name in tile.outputs],
+        writer.initializers(),
+    )
+    for output in proto.output:
+        kind = np.dtype(graph.tensors[output.name].dtype)
+        output.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(kind)
+    imports = [helper.make_operatorsetid(domain, version) for domain, version in model.opset_imports]
+    made = helper.make_model(proto, opset_imports=imports, ir_version=model.ir_version)
+    return made, writer.large()
+
+
+def _info(tensor: Tensor, fixed_cols: bool) -> onnx.ValueInfoProto:
+    shape: list[int | str] = list(tensor.shape)
+    if tensor.partial_extent:
+        shape[0] = "shares"
+    else:
+        if tensor.row_axis is not None:
+            shape[tensor.row_axis] = f"rows of {tensor.name}"
+        if tensor.col_axis is not None and not fixed_cols:
+            shape[tensor.col_axis] = f"columns of {tensor.name}"
+    return helper.make_tensor_value_info(
+        tensor.name, helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)), shape
+    )
+
+
+class _Writer(Emitter):
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.tensors: Mapping[str, Tensor] = model.graph.tensors
+        self.opset = model.opset
+        self.nodes: list[onnx.NodeProto] = []
+        self._own: dict[str, np.ndarray] = {}
+        self._used: dict[str, np.ndarray] = {}
+        self._count = 0
+
+    def use(self, node: Node) -> None:
+        for name in (*node.inputs, *node.captured):
+            if name in self.model.graph.constants:
+                self._used[name] = self.model.graph.constants[name]
+
+    def initializers(self) -> list[onnx.TensorProto]:
+        made = []
+        for name, value in {**self._used, **self._own}.items():
+            if value.nbytes > SMALL_NBYTES:
+                kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+                outside = onnx.TensorProto(name=name, data_type=kind, dims=value.shape)
+                outside.data_location = onnx.TensorProto.EXTERNAL
+                outside.external_data.add(key="location", value="memory")
+                made.append(outside)
+            else:
+                made.append(numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name))
+        return made
+
+    def large(self) -> dict[str, np.ndarray]:
+        return {n: v for n, v in {**self._used, **self._own}.items() if v.nbytes > SMALL_NBYTES}
+
+    def fresh(self) -> str:
+        self._count += 1
+        return f"tile.{self._count}"
+
+    def constant(self, value: np.ndarray) -> str:
+        name = self.fresh()
+        self._own[name] = value
+        return name
+
+    def node(self, op: str, inputs: list[str], outputs: list[str], **attributes: object) -> None:
+        given = {k: v for k, v in attributes.items() if v is not None}
+        self.nodes.append(helper.make_node(op, inputs, outputs, name=f"{op}.{len(self.nodes)}", **given))
+
+    def copy(
+        self, node: Node, inputs: list[str], outputs: list[str] | None = None, **changed: object
+    ) -> None:
+        proto = onnx.NodeProto()
+        proto.CopyFrom(node.proto)
+        del proto.input[:]
+        proto.input.extend(inputs)
+        if outputs is not None:
+            del proto.output[:]
+            proto.output.extend(outputs)
+        if changed:
+            kept = [a for a in proto.attribute if a.name not in changed]
+            del proto.attribute[:]
+            proto.attribute.extend(kept)
+            proto.attribute.extend(helper.make_attribute(k, v) for k, v in changed.items() if v is not None)
+        self.nodes.append(proto)
+
+    def crop(
+        self, name: str, tensor: Tensor, crop: tuple[int, int, int, int], output: str | None = None
+    ) -> str:
+        above, below, left, right = crop
+        axes, starts, stops = [], [], []
+        for axis, first, last in ((tensor.row_axis, above, below), (tensor.col_axis, left, right)):
+            if axis is not None and (first or last):
+                axes.append(axis)
+                starts.append(first)
+                stops.append(-last if last else _INT64_MAX)
+        result = output or self.fresh()
+        lists = [self.constant(np.array(v, np.int64)) for v in (starts, stops, axes)]
+        self.node("Slice", [name, *lists], [result])
+        return result

@@ -1,0 +1,1 @@
+"""The devices: what runs on each machine of a cluster."""

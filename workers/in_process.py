@@ -1,0 +1,102 @@
+"""All devices of a plan in this process: the same programs on in-memory channels, no Ray and no sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coedge.capture import as_arrays
+from coedge.errors import PlanError
+from coedge.lower import lower
+from coedge.machine import Machine
+from coedge.model import Model
+from coedge.plan import Plan
+from coedge.program import CLIENT, Answer, Compute, Program, Receive, Send
+from coedge.values import as_like, restore
+from workers.kernels import Kernels, assemble, take
+
+Array = NDArray[Any]
+
+
+def run_in_process(model: Model, plan: Plan, x: Any, threads: int = 1) -> Any:
+    """Runs a plan on one input, all devices in turn, in this process.
+
+    Args:
+        x: the input (tensor or array), or a tuple of them.
+
+    Returns:
+        What the module returns: tensors for tensors, arrays for arrays.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+        InputError: the input does not fit the model.
+    """
+    arrays = model.check_inputs(as_arrays(x))
+    outputs = InProcess(model, lower(plan, model), Kernels(model, threads)).run(arrays)
+    return restore(model.structure, [as_like(x, output) for output in outputs])
+
+
+class InProcess:
+    """Programs of all devices, with one set of kernels for all: runs frames one after another."""
+
+    def __init__(self, model: Model, programs: Mapping[str, Program], kernels: Kernels) -> None:
+        self.model, self.kernels = model, kernels
+        self.programs = dict(programs)
+        self._frame = 0
+
+    def run(self, arrays: tuple[Array, ...]) -> list[Array]:
+        """The model's outputs for its inputs."""
+        self._frame += 1
+        machines = {name: Machine(program) for name, program in self.programs.items()}
+        mail: list[tuple[str, int, list[Array]]] = []
+        for name, program in self.programs.items():
+            machines[name].begin(self._frame)
+            for step in program.steps:
+                if isinstance(step, Receive) and step.peer == CLIENT:
+                    mail.append((name, step.channel, list(arrays)))
+        answer: list[Array] | None = None
+        moved = True
+        while moved:
+            moved = False
+            while mail:
+                receiver, channel, values = mail.pop()
+                machines[receiver].arrived(self._frame, channel, values)
+                moved = True
+            for name, machine in machines.items():
+                while (ready := machine.next()) is not None:
+                    moved = True
+                    result = self._step(name, machine, ready[1], mail)
+                    answer = result if result is not None else answer
+        if answer is None or any(not machine.idle for machine in machines.values()):
+            stuck = [name for name, machine in machines.items() if not machine.idle]
+            raise PlanError(
+                f"the programs do not end: {', '.join(stuck)} wait for messages that nobody sends"
+            )
+        return answer
+
+    def _step(
+        self, name: str, machine: Machine, index: int, mail: list[tuple[str, int, list[Array]]]
+    ) -> list[Array] | None:
+        program, tensors = machine.program, self.model.graph.tensors
+        step, values = program.steps[index], machine.values(self._frame, index)
+        written: list[Array] = []
+        answer = None
+        if isinstance(step, Compute):
+            feeds = [assemble(read, tensors[read.tensor], program.patches, values) for read in step.reads]
+            written = self.kernels.run(step.tile, feeds)
+        elif isinstance(step, Send):
+            parts = []
+            for part in step.parts:
+                patch = program.patches[part.patch]
+                parts.append(take(part, tensors[patch.tensor], patch.region, values[part.patch]))
+            mail.append((step.peer, step.channel, parts))
+        elif isinstance(step, Answer):
+            answer = [
+                np.ascontiguousarray(assemble(read, tensors[read.tensor], program.patches, values))
+                for read in step.reads
+            ]
+        machine.done(self._frame, index, written)
+        return answer

@@ -1,0 +1,101 @@
+"""Kernels: tiles as ONNX Runtime sessions, created once, fed with what the machine holds."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from coedge.graph import Tensor
+from coedge.model import Model
+from coedge.program import Part, Patch, Read, Tile
+from coedge.region import Region
+from coedge.tile import build_tile
+
+Array = NDArray[Any]
+
+
+class Kernels:
+    """The sessions of one model on one device.
+
+    Args:
+        threads: per session; one is fastest where devices are emulated side by side.
+        providers: ONNX Runtime's execution providers, in order of preference.
+    """
+
+    def __init__(
+        self, model: Model, threads: int = 1, providers: Sequence[str] = ("CPUExecutionProvider",)
+    ) -> None:
+        self.model = model
+        self.threads = threads
+        self.providers = list(providers)
+        self._sessions: dict[Tile, onnxruntime.InferenceSession] = {}
+        # ONNX Runtime reads external weights in place: they live as long as their sessions.
+        self._weights: dict[str, onnxruntime.OrtValue] = {}
+
+    def prepare(self, tile: Tile) -> onnxruntime.InferenceSession:
+        """The session of a tile. A tile that was prepared before costs nothing."""
+        session = self._sessions.get(tile)
+        if session is None:
+            session = self._sessions[tile] = self._create(tile)
+        return session
+
+    def run(self, tile: Tile, arrays: Sequence[Array]) -> list[Array]:
+        """Runs a tile on the arrays of `tile.inputs`; the arrays of `tile.outputs`."""
+        outputs: list[Array] = self.prepare(tile).run(tile.outputs, dict(zip(tile.inputs, arrays)))
+        return outputs
+
+    def _create(self, tile: Tile) -> onnxruntime.InferenceSession:
+        proto, weights = build_tile(self.model, tile)
+        options = session_options(self.threads)
+        names = list(weights)
+        if names:
+            options.add_external_initializers(names, [self._weight(n, weights[n]) for n in names])
+        return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=self.providers)
+
+    def _weight(self, name: str, value: Array) -> onnxruntime.OrtValue:
+        if name.startswith("tile."):
+            return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value))
+        if name not in self._weights:
+            self._weights[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value))
+        return self._weights[name]
+
+
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Options under which every session of the project runs, and the unsplit model that it is compared with."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Idle threads of one session must not take the cores from the next one, or from another device's worker.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    with contextlib.suppress(Exception):
+        options.add_session_config_entry("session.set_denormal_as_zero", "0")
+    return options
+
+
+def assemble(read: Read, tensor: Tensor, patches: Sequence[Patch], values: Mapping[int, Array]) -> Array:
+    """The array of a region, out of the patches that hold its parts. A view or the patch itself where possible."""
+    if tensor.partial_extent:
+        shares = [values[part.patch] for part in read.parts]
+        return shares[0] if len(shares) == 1 else np.concatenate(shares, axis=0)
+    if len(read.parts) == 1:
+        part = read.parts[0]
+        return take(part, tensor, patches[part.patch].region, values[part.patch])
+    first = values[read.parts[0].patch]
+    whole = np.empty(tensor.region_shape(read.region), first.dtype)
+    for part in read.parts:
+        held = patches[part.patch].region
+        whole[tensor.slices(read.region, part.region)] = values[part.patch][tensor.slices(held, part.region)]
+    return whole
+
+
+def take(part: Part, tensor: Tensor, held: Region, value: Array) -> Array:
+    """A part of a patch, contiguous."""
+    if part.region == held or tensor.partial_extent:
+        return value
+    return np.ascontiguousarray(value[tensor.slices(held, part.region)])

@@ -1,0 +1,109 @@
+"""How messages get from device to device: the protocol, and a transport within one process for tests."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from coedge.errors import ClusterError
+from workers.message import Message, decode, encode
+
+MAX_TIMEOUT_SECONDS = 86_400.0  # what every platform's clock can wait for
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a device receives.
+
+    Attributes:
+        address: `tcp://host:port`.
+        public_key: CURVE key in Z85 (40 characters). None: the device talks in the clear.
+    """
+
+    index: int
+    name: str
+    address: str
+    public_key: str | None = None
+
+
+class Transport(Protocol):
+    """Sends messages to peers and receives theirs, in order for each pair of devices.
+
+    One thread sends and one receives (they may be the same). `wake` may be called from any thread.
+    """
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where peers reach this transport."""
+
+    def connect(self, peers: Iterable[Endpoint]) -> None:
+        """Make these peers known, or their new addresses. Peers that are known already stay."""
+
+    def send(self, peer_index: int, message: Message) -> None:
+        """Hand the message over without waiting. Its arrays must not change until they have been sent.
+
+        Raises:
+            ClusterError: the peer is not known.
+        """
+
+    def receive(self, timeout_seconds: float) -> Message | None:
+        """The next message; None if none comes in time, or after `wake`."""
+
+    def wake(self) -> None:
+        """Make the current or the next `receive` that finds no message return None."""
+
+    def close(self) -> None:
+        """Release threads and sockets. Safe to call twice."""
+
+
+def unknown_peer(endpoint: Endpoint, peer_index: int, peers: Mapping[int, Endpoint]) -> ClusterError:
+    """The error for a message to a peer that `connect` was never told of."""
+    known = ", ".join(f"{index} ({peers[index].name})" for index in sorted(peers)) or "none"
+    return ClusterError(
+        f"Device {endpoint.name} cannot send to peer {peer_index}: only these are known: {known}. "
+        "Call connect() with its endpoint first."
+    )
+
+
+class InMemoryHub:
+    """What the in-memory transports of one test share: a queue for each address."""
+
+    def __init__(self) -> None:
+        self.queues: dict[str, queue.SimpleQueue[Message | None]] = {}
+
+
+class InMemoryTransport:
+    """A transport within one process. Messages are encoded and decoded on their way, as on a network."""
+
+    def __init__(self, index: int, name: str, hub: InMemoryHub) -> None:
+        self.endpoint = Endpoint(index, name, f"memory://{index}")
+        self._hub = hub
+        self._peers: dict[int, Endpoint] = {}
+        self._queue = hub.queues[self.endpoint.address] = queue.SimpleQueue()
+
+    def connect(self, peers: Iterable[Endpoint]) -> None:
+        self._peers.update({peer.index: peer for peer in peers})
+
+    def send(self, peer_index: int, message: Message) -> None:
+        """Copies the arrays. What is sent to a closed transport is lost, as on a network."""
+        peer = self._peers.get(peer_index)
+        if peer is None:
+            raise unknown_peer(self.endpoint, peer_index, self._peers)
+        header, buffers = encode(message)
+        mailbox = self._hub.queues.get(peer.address)
+        if mailbox is not None:
+            mailbox.put(decode(header, [buffer.tobytes() for buffer in buffers]))
+
+    def receive(self, timeout_seconds: float) -> Message | None:
+        try:
+            return self._queue.get(timeout=min(max(timeout_seconds, 0.0), MAX_TIMEOUT_SECONDS))
+        except queue.Empty:
+            return None
+
+    def wake(self) -> None:
+        self._queue.put(None)
+
+    def close(self) -> None:
+        self._hub.queues.pop(self.endpoint.address, None)

@@ -1,0 +1,302 @@
+"""Messages over ZeroMQ: one PULL socket for what comes in, one PUSH socket per peer for what goes out.
+
+    device 0                    device 1
+    PUSH to 1  -------------->  PULL  <---- PUSH of 2, 3, ...
+    PULL       <--------------  PUSH to 0
+
+With encryption (CURVE) every transport makes its own key pair, and lets in only the keys of peers that
+`connect` was told of. Keys travel over the control plane, inside `Endpoint`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Iterable
+
+import zmq
+from zmq.utils import z85
+
+from coedge.errors import ClusterError, ConfigError
+from workers.message import MalformedMessage, Message, decode, encode
+from workers.transport import MAX_TIMEOUT_SECONDS, Endpoint, unknown_peer
+
+log = logging.getLogger(__name__)
+
+# Below it a copy is cheaper than telling Python that the array may be freed: the lines cross at 30 - 60 kB.
+COPY_BELOW_NBYTES = 32_768
+MAX_PART_NBYTES = 2 << 30
+LINGER_MS = 500
+HANDSHAKE_MS = 10_000
+RECONNECT_MS = 20
+RECONNECT_MAX_MS = 500
+KEEPALIVE_IDLE_SECONDS = 10
+KEEPALIVE_INTERVAL_SECONDS = 5
+KEEPALIVE_PROBES = 3
+
+_ZAP_DOMAIN = b"coedge"
+_WAKE_ADDRESS = "inproc://wake"
+
+
+class ZmqTransport:
+    """A `Transport` over TCP.
+
+    One thread sends and one receives; `connect` and `wake` are for any thread, `close` for when no other call
+    runs. Large arrays are sent without a copy, by a background thread, possibly after `send` returned: an
+    array that was sent must not be written to before its receiver is known to have it.
+
+    Args:
+        host: address of a local interface that peers can reach.
+        port: 0 takes a free one; `endpoint` has the real one.
+
+    Attributes:
+        endpoint: to be given to the peers' `connect`.
+        dropped: how many malformed messages came.
+
+    Raises:
+        ClusterError: the port cannot be bound.
+        ConfigError: no peer can connect to `host`.
+    """
+
+    def __init__(
+        self, index: int, name: str, host: str = "127.0.0.1", port: int = 0, encrypted: bool = True
+    ) -> None:
+        if host in ("", "*", "0.0.0.0", "::"):
+            raise ConfigError(
+                f"Device {name}: {host!r} stands for every interface, so peers cannot connect to it. "
+                "Give the address of the interface that the peers reach."
+            )
+        self.dropped = 0
+        self._context = zmq.Context()
+        self._lock = threading.Lock()  # guards the peers, their sockets, the wake socket and closing
+        self._closed = False
+        self._peers: dict[int, Endpoint] = {}
+        self._sockets: dict[int, zmq.Socket[bytes]] = {}
+        self._gate: _Gate | None = None
+        self._secret_key = b""
+        public_key = b""
+        self._pull = self._context.socket(zmq.PULL)
+        self._wake = self._context.socket(zmq.PUSH)
+        if encrypted:
+            public_key, self._secret_key = zmq.curve_keypair()
+            self._gate = _Gate(self._context, name)
+            self._pull.curve_server = True
+            self._pull.curve_secretkey = self._secret_key
+            self._pull.zap_domain = _ZAP_DOMAIN
+            self._pull.zap_enforce_domain = True  # nobody gets in if the gate is not there
+        self._public_key = public_key
+        self._configure(self._pull)
+        bracketed = f"[{host}]" if ":" in host else host
+        try:
+            self._pull.bind(f"tcp://{bracketed}:{port or '*'}")
+        except zmq.ZMQError as error:
+            self.close()
+            raise ClusterError(
+                f"Device {name} cannot listen on {bracketed}:{port}: {error}. "
+                "Is the port taken, or the address one of another machine?"
+            ) from error
+        address = self._pull.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+        self.endpoint = Endpoint(index, name, address, public_key.decode() or None)
+        self._wake_token = os.urandom(16)
+        self._pull.bind(_WAKE_ADDRESS)
+        self._wake.connect(_WAKE_ADDRESS)
+        self._receive_timeout_ms = -1
+
+    def connect(self, peers: Iterable[Endpoint]) -> None:
+        """Open a socket to each new peer, and anew to one whose address or key changed.
+
+        Raises:
+            ClusterError: one of the two encrypts and the other does not.
+        """
+        peers = list(peers)
+        for peer in peers:
+            if (peer.public_key is None) != (self._gate is None):
+                modes = "encrypts", "does not"
+                ours, theirs = modes if self._gate else modes[::-1]
+                raise ClusterError(
+                    f"Device {self.endpoint.name} {ours}, its peer {peer.name} {theirs}. "
+                    "Give all devices the same encryption setting."
+                )
+        with self._lock:
+            self._check_open()
+            for peer in peers:
+                if self._peers.get(peer.index) != peer:
+                    self._peers[peer.index] = peer
+                    self._drop_socket(peer.index)
+            if self._gate:
+                self._gate.allowed = frozenset(p.public_key for p in self._peers.values() if p.public_key)
+            for peer in peers:
+                if peer.index not in self._sockets and peer.index != self.endpoint.index:
+                    self._open_socket(peer)
+
+    def send(self, peer_index: int, message: Message) -> None:
+        """Queue the message for a peer. Never waits: a peer that is away gets it when it is back.
+
+        Raises:
+            ClusterError: the peer is unknown, or its process refused the connection for good.
+        """
+        header, buffers = encode(message)
+        with self._lock:
+            self._check_open()
+            socket = self._sockets.get(peer_index)
+            if socket is None:
+                peer = self._peers.get(peer_index)
+                if peer is None:
+                    raise unknown_peer(self.endpoint, peer_index, self._peers)
+                socket = self._open_socket(peer)
+            more = zmq.SNDMORE
+            last = len(buffers) - 1
+            try:
+                socket.send(header, zmq.NOBLOCK | (more if buffers else 0))
+                for place, buffer in enumerate(buffers):
+                    flags = zmq.NOBLOCK if place == last else zmq.NOBLOCK | more
+                    socket.send(buffer, flags, copy=buffer.nbytes < COPY_BELOW_NBYTES)
+            except zmq.Again as error:
+                self._drop_socket(peer_index)
+                peer = self._peers[peer_index]
+                raise ClusterError(
+                    f"{peer.name} at {peer.address} broke off the handshake with {self.endpoint.name}. "
+                    "Is another program at that port, or a worker of another cluster?"
+                ) from error
+
+    def receive(self, timeout_seconds: float) -> Message | None:
+        """The next message; None if none comes in time (rounded up to whole ms), or after `wake`."""
+        if self._closed:  # a call is not for free here
+            self._check_open()
+        timeout_ms = math.ceil(min(max(timeout_seconds, 0.0), MAX_TIMEOUT_SECONDS) * 1000)
+        pull = self._pull
+        deadline = 0.0
+        while True:
+            if timeout_ms != self._receive_timeout_ms:
+                pull.setsockopt(zmq.RCVTIMEO, timeout_ms)
+                self._receive_timeout_ms = timeout_ms
+            try:
+                frame = pull.recv(copy=False)  # returns at once if a message is there
+            except zmq.Again:
+                return None
+            parts = [frame.buffer]
+            while frame.more:
+                frame = pull.recv(copy=False)
+                parts.append(frame.buffer)
+            try:
+                return decode(parts[0], parts[1:])
+            except MalformedMessage as error:
+                if parts[0] == self._wake_token:
+                    return None
+                self._count_dropped(error)
+            # A stream of rubbish must not hold the caller beyond its time.
+            now = time.monotonic()
+            deadline = deadline or now + timeout_ms / 1000
+            timeout_ms = max(0, math.ceil((deadline - now) * 1000))
+
+    def wake(self) -> None:
+        """Make the current or the next `receive` that finds no message return None. For any thread."""
+        with self._lock:
+            if not self._closed:
+                self._wake.send(self._wake_token, zmq.NOBLOCK)
+
+    def close(self) -> None:
+        """Close all sockets; what was sent gets half a second more to leave."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            for socket in (self._pull, self._wake, *self._sockets.values()):
+                socket.close(LINGER_MS)
+            self._sockets.clear()
+            self._context.term()  # ends the gate's thread, which closes its own socket
+            if self._gate:
+                self._gate.join()
+
+    def _open_socket(self, peer: Endpoint) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.PUSH)
+        if peer.public_key:
+            socket.curve_serverkey = peer.public_key.encode()
+            socket.curve_publickey = self._public_key
+            socket.curve_secretkey = self._secret_key
+        self._configure(socket)
+        try:
+            socket.connect(peer.address)
+        except zmq.ZMQError as error:
+            socket.close(0)
+            raise ClusterError(f"The address of {peer.name} is wrong: {peer.address!r} ({error}).") from error
+        self._sockets[peer.index] = socket
+        return socket
+
+    def _drop_socket(self, peer_index: int) -> None:
+        socket = self._sockets.pop(peer_index, None)
+        if socket is not None:
+            socket.close(0)
+
+    def _configure(self, socket: zmq.Socket[bytes]) -> None:
+        socket.linger = LINGER_MS
+        socket.sndhwm = socket.rcvhwm = 0  # memory is bounded by the program's credits
+        socket.maxmsgsize = MAX_PART_NBYTES
+        socket.ipv6 = True
+        socket.handshake_ivl = HANDSHAKE_MS
+        socket.reconnect_ivl = RECONNECT_MS
+        socket.reconnect_ivl_max = RECONNECT_MAX_MS
+        socket.tcp_keepalive = 1
+        socket.tcp_keepalive_idle = KEEPALIVE_IDLE_SECONDS
+        socket.tcp_keepalive_intvl = KEEPALIVE_INTERVAL_SECONDS
+        socket.tcp_keepalive_cnt = KEEPALIVE_PROBES
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClusterError(f"The transport of device {self.endpoint.name} is closed.")
+
+    def _count_dropped(self, error: MalformedMessage) -> None:
+        self.dropped += 1
+        if self.dropped == 1:
+            log.warning(
+                "%s dropped a malformed message (further ones: no log): %s", self.endpoint.name, error
+            )
+
+
+class _Gate:
+    """Answers the library's question (ZAP, RFC 27) whether a key may come in.
+
+    A key that is not known *yet* is not refused, it waits: peers learn of each other at slightly different
+    times, and libzmq silently gives up a connection for good after a refusal. A stranger's handshake times
+    out.
+    """
+
+    POLL_MS = 10
+    MAX_WAITING = 1024
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], name: str) -> None:
+        self.allowed: frozenset[str] = frozenset()
+        self._socket = context.socket(zmq.ROUTER)
+        self._socket.bind("inproc://zeromq.zap.01")
+        self._waiting: list[tuple[float, str, list[bytes]]] = []  # (time it came, key, reply)
+        self._thread = threading.Thread(target=self._run, name=f"{name}-gate", daemon=True)
+        self._thread.start()
+        self.join = self._thread.join
+
+    def _run(self) -> None:
+        try:
+            while True:
+                if self._socket.poll(self.POLL_MS if self._waiting else None):
+                    self._ask(self._socket.recv_multipart())
+                self._admit()
+        except zmq.ContextTerminated:
+            pass
+        finally:
+            self._socket.close(0)
+
+    def _ask(self, parts: list[bytes]) -> None:
+        route, empty, version, request, domain, _address, _identity, mechanism, *credentials = parts
+        if domain == _ZAP_DOMAIN and mechanism == b"CURVE" and len(credentials) == 1:
+            reply = [route, empty, version, request, b"200", b"OK", b"", b""]
+            self._waiting.append((time.monotonic(), z85.encode(credentials[0]).decode(), reply))
+            del self._waiting[: -self.MAX_WAITING]
+
+    def _admit(self) -> None:
+        oldest = time.monotonic() - HANDSHAKE_MS / 1000
+        for _, key, reply in self._waiting:
+            if key in self.allowed:
+                self._socket.send_multipart(reply)
+        self._waiting = [item for item in self._waiting if item[0] > oldest and item[1] not in self.allowed]
