@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from orchestrator.cluster import Cluster, connect
     from orchestrator.job import Job
-    from orchestrator.planner import make_plan
 
     from coedge.capture import capture
     from coedge.config import ClusterConfig, DeviceConfig, LinkConfig, PowerConfig, load_config
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from coedge.region import UnitRect
     from coedge.simulator import simulate
     from coedge.timeline import Timeline
+    from orchestrator.planner import make_plan
     from workers.in_process import run_in_process
 
 _HOMES = {

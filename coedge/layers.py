@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coedge.graph import Graph, Node
+from coedge.graph import Graph, Node, Tensor
 from coedge.rules import Rule
 
 
@@ -49,7 +49,20 @@ class Cut:
 
 
 _ANCHORS = frozenset(
-    ["Conv", "ConvInteger", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "Gemm", "MatMul", "MatMulInteger", "QLinearConv", "Resize", "Upsample"]
+    [
+        "Conv",
+        "ConvInteger",
+        "ConvTranspose",
+        "MaxPool",
+        "AveragePool",
+        "LpPool",
+        "Gemm",
+        "MatMul",
+        "MatMulInteger",
+        "QLinearConv",
+        "Resize",
+        "Upsample",
+    ]
 )
 
 
@@ -77,11 +90,15 @@ def make_layers(graph: Graph, rules: tuple[Rule, ...]) -> tuple[Layer, ...]:
 def _begins(graph: Graph, node: Node, rule: Rule) -> bool:
     if rule.kind in ("combine", "whole"):
         return True
-    out = graph.tensors.get(node.outputs[0]) if node.outputs else None
     if node.op in _ANCHORS:
         # A 1x1 convolution of one pixel, as in a squeeze-and-excite block, is nobody's stage.
-        return rule.kind != "dense" or node.op in ("Gemm", "MatMul") or (out is not None and out.spatial)
+        return rule.kind != "dense" or node.op in ("Gemm", "MatMul") or _made(graph, node).spatial
     return False
+
+
+def _made(graph: Graph, node: Node) -> Tensor:
+    """The first output that is not left out."""
+    return next(graph.tensors[name] for name in node.outputs if name)
 
 
 def _feeds_only(graph: Graph, position: int, node: Node) -> bool:
@@ -95,10 +112,10 @@ def _layer(index: int, first: int, stop: int, graph: Graph, rules: tuple[Rule, .
     anchors = [n for n in real if _begins(graph, n, rules[n.index])]
     # The combine that opens a layer works on one pixel; what the layer costs lies behind it.
     main = next(
-        (n for n in anchors if graph.tensors[n.outputs[0]].spatial),
-        max(real, key=lambda n: graph.tensors[n.outputs[0]].whole.area),
+        (n for n in anchors if _made(graph, n).spatial),
+        max(real, key=lambda n: _made(graph, n).whole.area),
     )
-    tensor = graph.tensors[main.outputs[0]]
+    tensor = _made(graph, main)
     splittable = tensor.spatial and not any(rules[n.index].kind == "whole" for n in nodes)
     return Layer(index, first, stop, main.name, main.op, tensor.name, tensor.rows, tensor.cols, splittable)
 

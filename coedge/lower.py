@@ -134,59 +134,23 @@ class _Lowering:
             if mine:
                 wanted[device_name] = mine
         # All needs first, then all fetches: what a device makes in this stage is nobody's input in it.
-        tiles = {name: self._tile(first, stop, mine) for name, mine in wanted.items()}
-        reads = self._fetch(index, {name: tile.reads for name, tile in tiles.items()})
-        for name, built in tiles.items():
+        tiles = {name: tile_of(self.model, first, stop, mine) for name, mine in wanted.items()}
+        reads = self._fetch(
+            index, {name: {i: need[i] for i in tile.inputs} for name, (tile, need) in tiles.items()}
+        )
+        for name, (tile, need) in tiles.items():
             device = self.devices[name]
             writes = []
-            for output in built.tile.outputs:
-                patch = device.add_patch(output, built.need[output], index)
+            for output in tile.outputs:
+                patch = device.add_patch(output, need[output], index)
                 writes.append(patch)
                 self.owners[output].append(_Owner(name, wanted[name][output], index, patch))
             work = []
             for layer in layers[stage.first : stage.last + 1]:
-                if layer.tensor in built.need:
-                    work.append(Work(layer.index, built.need[layer.tensor].area / layer.cols))
-            step = Compute(index, built.tile, tuple(reads[name]), tuple(writes), tuple(work))
+                if layer.tensor in need:
+                    work.append(Work(layer.index, need[layer.tensor].area / layer.cols))
+            step = Compute(index, tile, tuple(reads[name]), tuple(writes), tuple(work))
             device.steps.append(((index, _COMPUTE), step))
-
-    def _tile(self, first: int, stop: int, wanted: dict[str, Region]) -> _Built:
-        """The tile that makes `wanted`, and the regions that it needs on the way."""
-        need = dict(wanted)
-        nodes: list[TileNode] = []
-        made: set[str] = set()
-        plans: list[tuple[int, Region, dict[str, Region]]] = []
-        for node in reversed(self.graph.nodes[first:stop]):
-            outputs = [name for name in node.outputs if name in need]
-            if not outputs:
-                continue
-            rule = self.model.rules[node.index]
-            if isinstance(rule, WholeRule):
-                for name in outputs:
-                    need[name] = self.graph.tensors[name].whole
-                out = need[outputs[0]]
-            else:
-                out = need[outputs[0]]
-                for name in outputs[1:]:
-                    out = out.hull(need[name])
-                for name in outputs:
-                    need[name] = out
-            made.update(outputs)
-            ins = rule.needs(out)
-            for name, region in ins.items():
-                need[name] = need[name].hull(region) if name in need else region
-            plans.append((node.index, out, ins))
-        # Only now is it known how much of each tensor the tile holds.
-        for index, out, ins in reversed(plans):
-            rule = self.model.rules[index]
-            crops = tuple(
-                (name, crop_of(need[name], region)) for name, region in ins.items() if need[name] != region
-            )
-            nodes.append(TileNode(index, rule.adjust(out, ins), crops))
-        inputs = tuple(name for name in need if name not in made)
-        fixed = tuple(n for n in inputs if need[n].cols.length == self.graph.tensors[n].cols)
-        outputs = tuple(name for name in wanted if name in made)
-        return _Built(Tile(tuple(nodes), inputs, outputs, fixed), need)
 
     def _fetch(self, stage: int, needs: dict[str, dict[str, Region]]) -> dict[str, list[Read]]:
         """Reads of every device, with the sends and receives that make them possible."""
@@ -255,11 +219,40 @@ class _Lowering:
         self.devices[sink].steps.append(((end, _ANSWER), answer))
 
 
-@dataclass
-class _Built:
-    tile: Tile
-    need: dict[str, Region]
-
-    @property
-    def reads(self) -> dict[str, Region]:
-        return {name: self.need[name] for name in self.tile.inputs}
+def tile_of(model: Model, first: int, stop: int, wanted: dict[str, Region]) -> tuple[Tile, dict[str, Region]]:
+    """The tile of nodes [first, stop) that makes the wanted regions, and the region of every tensor in it."""
+    need = dict(wanted)
+    nodes: list[TileNode] = []
+    made: set[str] = set()
+    plans: list[tuple[int, Region, dict[str, Region]]] = []
+    for node in reversed(model.graph.nodes[first:stop]):
+        outputs = [name for name in node.outputs if name in need]
+        if not outputs:
+            continue
+        rule = model.rules[node.index]
+        if isinstance(rule, WholeRule):
+            for name in outputs:
+                need[name] = model.graph.tensors[name].whole
+            out = need[outputs[0]]
+        else:
+            out = need[outputs[0]]
+            for name in outputs[1:]:
+                out = out.hull(need[name])
+            for name in outputs:
+                need[name] = out
+        made.update(outputs)
+        ins = rule.needs(out)
+        for name, region in ins.items():
+            need[name] = need[name].hull(region) if name in need else region
+        plans.append((node.index, out, ins))
+    # Only now is it known how much of each tensor the tile holds.
+    for index, out, ins in reversed(plans):
+        rule = model.rules[index]
+        crops = tuple(
+            (name, crop_of(need[name], region)) for name, region in ins.items() if need[name] != region
+        )
+        nodes.append(TileNode(index, rule.adjust(out, ins), crops))
+    inputs = tuple(name for name in need if name not in made)
+    fixed = tuple(n for n in inputs if need[n].cols.length == model.graph.tensors[n].cols)
+    results = tuple(name for name in wanted if name in made)
+    return Tile(tuple(nodes), inputs, results, fixed), need

@@ -121,6 +121,11 @@ class Machine:
             self._order.remove(frame)
             heapq.heapify(self._order)
 
+    def receive_of(self, channel: int) -> Receive | None:
+        """The step that a message on this channel is for."""
+        entry = self._receives.get(channel)
+        return entry[1] if entry else None
+
     def waiting(self, frame: int) -> list[Receive]:
         """The messages that a frame still waits for, in program order."""
         state = self._frames.get(frame)

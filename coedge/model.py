@@ -23,7 +23,16 @@ from coedge.rules import Context, Rule, rule_for
 SMALL_NBYTES = 4096
 
 _READS_ROWS = frozenset(
-    ["Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Resize", "DepthToSpace"]
+    [
+        "Conv",
+        "ConvTranspose",
+        "MaxPool",
+        "AveragePool",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "Resize",
+        "DepthToSpace",
+    ]
 )
 
 

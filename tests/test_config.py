@@ -91,7 +91,7 @@ def test_a_config_can_be_loaded_again_with_overrides() -> None:
 def test_a_config_is_frozen_and_hashable() -> None:
     config = ClusterConfig()
     with pytest.raises(ValidationError):
-        config.scheme = "other"  # type: ignore[misc]
+        config.scheme = "other"
     assert hash(config) == hash(ClusterConfig())
 
 
@@ -227,6 +227,16 @@ def test_an_override_repairs_the_file(load: Callable[..., ClusterConfig]) -> Non
 def test_merge_keys_work(load: Callable[..., ClusterConfig]) -> None:
     text = "devices:\n- &pi {name: a, speed: 0.5, threads: 2}\n- {<<: *pi, name: b}\n- {<<: *pi, name: c}\n"
     assert [(device.name, device.threads) for device in load(text).devices] == [("a", 2), ("b", 2), ("c", 2)]
+
+
+def test_an_alias_of_a_merged_section_is_not_a_repeated_key(load: Callable[..., ClusterConfig]) -> None:
+    text = (
+        "devices:\n"
+        "- {name: a, link: &slow {mbps: 1, latency_ms: 2}}\n"
+        "- {name: b, link: &fast {<<: *slow, mbps: 9}}\n"
+        "- {name: c, link: *fast}\n"
+    )
+    assert [device.link.mbps for device in load(text).devices] == [1, 9, 9]
 
 
 # ---------------------------------------------------------------- refusals: the file
@@ -449,6 +459,11 @@ def test_a_bad_override_is_named_instead_of_the_file(
     assert message.startswith(f"override {override!r}: ")
     assert part in message
     assert "cluster.yaml" not in message
+
+
+def test_what_a_replaced_device_lacks_is_blamed_on_the_override(refusal: Callable[..., str]) -> None:
+    message = refusal(TWO_DEVICES, ["devices.0={speed: 0.5}", "source=pi.local"])
+    assert message.startswith("override 'devices.0={speed: 0.5}': devices.0.name: must be given")
 
 
 def test_a_bad_environment_override_is_named(refusal: Callable[..., str]) -> None:

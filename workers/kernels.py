@@ -36,6 +36,16 @@ class Kernels:
         self._sessions: dict[Tile, onnxruntime.InferenceSession] = {}
         # ONNX Runtime reads external weights in place: they live as long as their sessions.
         self._weights: dict[str, onnxruntime.OrtValue] = {}
+        self._values: dict[str, Array] = {}
+
+    @property
+    def weight_names(self) -> frozenset[str]:
+        """The large constants that are here."""
+        return frozenset(self._values)
+
+    def add_weights(self, weights: Mapping[str, Array]) -> None:
+        """Makes large constants known that the model's skeleton left out."""
+        self._values.update(weights)
 
     def prepare(self, tile: Tile) -> onnxruntime.InferenceSession:
         """The session of a tile. A tile that was prepared before costs nothing."""
@@ -55,14 +65,25 @@ class Kernels:
         names = list(weights)
         if names:
             options.add_external_initializers(names, [self._weight(n, weights[n]) for n in names])
-        return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=self.providers)
+        return session(proto.SerializeToString(), self.threads, options, self.providers)
 
     def _weight(self, name: str, value: Array) -> onnxruntime.OrtValue:
         if name.startswith("tile."):
             return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value))
         if name not in self._weights:
+            value = self._values.get(name, value)
             self._weights[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value))
         return self._weights[name]
+
+
+def session(
+    proto: bytes,
+    threads: int,
+    options: onnxruntime.SessionOptions | None = None,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+) -> onnxruntime.InferenceSession:
+    """A session under the project's options."""
+    return onnxruntime.InferenceSession(proto, options or session_options(threads), providers=list(providers))
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:

@@ -4,6 +4,7 @@
              `------ sending thread waits ------'           `-- receiving thread stamps the arrival
 
 Two threads wait and stamp, so that a kernel on the main thread neither delays what leaves nor what arrives.
+(A main thread that runs Python all the time does: by up to `sys.getswitchinterval()`, 5 ms by default.)
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class LinkSpec:
 class PacedTransport:
     """Paces another transport as the links of this device and of its peers would.
 
-    A message to peer p leaves when the up-link has carried it and both latencies have passed; latency does not
-    occupy the link. One that arrives from p takes its turn on the down-link, see `LinkClock.deliver`.
+    A message to peer p leaves when the up-link has carried it and both latencies have passed; latency does
+    not occupy the link. One that arrives from p takes its turn on the down-link, see `LinkClock.deliver`.
     Peers that `peers` does not name are not paced, in neither direction. An array that was sent must not be
     written to before its receiver is known to have it.
 

@@ -26,8 +26,9 @@ from workers.transport import MAX_TIMEOUT_SECONDS, Endpoint, unknown_peer
 
 log = logging.getLogger(__name__)
 
-# Below it a copy is cheaper than telling Python that the array may be freed: the lines cross at 30 - 60 kB.
-COPY_BELOW_NBYTES = 32_768
+# Below it a copy is cheaper than telling Python, later and from another thread, that the array is free.
+# (Above it malloc maps fresh pages for each copy.)
+COPY_BELOW_NBYTES = 131_072
 MAX_PART_NBYTES = 2 << 30
 LINGER_MS = 500
 HANDSHAKE_MS = 10_000
@@ -88,14 +89,14 @@ class ZmqTransport:
             self._pull.zap_domain = _ZAP_DOMAIN
             self._pull.zap_enforce_domain = True  # nobody gets in if the gate is not there
         self._public_key = public_key
-        self._configure(self._pull)
-        bracketed = f"[{host}]" if ":" in host else host
+        address = f"tcp://[{host}]" if ":" in host else f"tcp://{host}"
+        self._configure(self._pull, address)
         try:
-            self._pull.bind(f"tcp://{bracketed}:{port or '*'}")
+            self._pull.bind(f"{address}:{port or '*'}")
         except zmq.ZMQError as error:
             self.close()
             raise ClusterError(
-                f"Device {name} cannot listen on {bracketed}:{port}: {error}. "
+                f"Device {name} cannot listen on {host}, port {port}: {error}. "
                 "Is the port taken, or the address one of another machine?"
             ) from error
         address = self._pull.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
@@ -164,8 +165,7 @@ class ZmqTransport:
 
     def receive(self, timeout_seconds: float) -> Message | None:
         """The next message; None if none comes in time (rounded up to whole ms), or after `wake`."""
-        if self._closed:  # a call is not for free here
-            self._check_open()
+        self._check_open()
         timeout_ms = math.ceil(min(max(timeout_seconds, 0.0), MAX_TIMEOUT_SECONDS) * 1000)
         pull = self._pull
         deadline = 0.0
@@ -217,7 +217,7 @@ class ZmqTransport:
             socket.curve_serverkey = peer.public_key.encode()
             socket.curve_publickey = self._public_key
             socket.curve_secretkey = self._secret_key
-        self._configure(socket)
+        self._configure(socket, peer.address)
         try:
             socket.connect(peer.address)
         except zmq.ZMQError as error:
@@ -231,11 +231,11 @@ class ZmqTransport:
         if socket is not None:
             socket.close(0)
 
-    def _configure(self, socket: zmq.Socket[bytes]) -> None:
+    def _configure(self, socket: zmq.Socket[bytes], address: str) -> None:
         socket.linger = LINGER_MS
         socket.sndhwm = socket.rcvhwm = 0  # memory is bounded by the program's credits
         socket.maxmsgsize = MAX_PART_NBYTES
-        socket.ipv6 = True
+        socket.ipv6 = "[" in address
         socket.handshake_ivl = HANDSHAKE_MS
         socket.reconnect_ivl = RECONNECT_MS
         socket.reconnect_ivl_max = RECONNECT_MAX_MS

@@ -163,7 +163,8 @@ def whole_rule(node: Node, context: Context, why: str, restores_rows: bool) -> R
     maps: dict[str, tuple[AxisMap, AxisMap]] = {
         n: (Whole(context.tensors[n].rows), Whole(context.tensors[n].cols)) for n in names
     }
-    shape = context.out_shape(node)
+    # An operator may leave out its first output, as an LSTM does of which only the last state is wanted.
+    shape = next(context.shapes[name] for name in node.outputs if name)
     layout = (2, 3) if restores_rows and len(shape) == 4 else (None, None)
     spatial = any(context.tensors[n].spatial for n in names)
     if not spatial and layout == (None, None):

@@ -1,0 +1,46 @@
+"""How much memory a program takes: its weights, and the patches that are alive at a time."""
+
+from __future__ import annotations
+
+from coedge.machine import patches_read
+from coedge.model import Model
+from coedge.program import Answer, Compute, Program, Receive
+
+
+def weight_nbytes(program: Program, model: Model) -> int:
+    """Bytes of the constants that the program's nodes read."""
+    names = {
+        name
+        for index in program.node_indices()
+        for name in (*model.graph.nodes[index].inputs, *model.graph.nodes[index].captured)
+        if name in model.graph.constants
+    }
+    return sum(model.graph.constants[name].nbytes for name in names)
+
+
+def activation_nbytes(program: Program, model: Model) -> int:
+    """Most bytes of patches alive at once for one frame, with the arrays that a step assembles and makes."""
+    tensors = model.graph.tensors
+    sizes = [tensors[p.tensor].region_nbytes(p.region) for p in program.patches]
+    readers = [0] * len(sizes)
+    for step in program.steps:
+        for patch in patches_read(step):
+            readers[patch] += 1
+    alive, most = 0, 0
+    for step in program.steps:
+        made = step.patches if isinstance(step, Receive) else step.writes if isinstance(step, Compute) else ()
+        alive += sum(sizes[patch] for patch in made)
+        assembled = 0
+        if isinstance(step, (Compute, Answer)):
+            assembled = sum(tensors[r.tensor].region_nbytes(r.region) for r in step.reads if len(r.parts) > 1)
+        most = max(most, alive + assembled)
+        for patch in patches_read(step):
+            readers[patch] -= 1
+            alive -= sizes[patch] if readers[patch] == 0 else 0
+        alive -= sum(sizes[patch] for patch in made if readers[patch] == 0 and not isinstance(step, Receive))
+    return most
+
+
+def program_nbytes(program: Program, model: Model) -> int:
+    """Weights and activations of one frame."""
+    return weight_nbytes(program, model) + activation_nbytes(program, model)

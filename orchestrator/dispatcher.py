@@ -1,0 +1,258 @@
+"""The client's end of the wire: sends inputs, takes answers, keeps deadlines and credits.
+
+    submit -> (queue, while the credits are out) -> source device ... sink device -> answer
+
+A frame is answered once or fails with a reason. At most `credits` frames are under way at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from coedge.errors import CoEdgeError, StepFailed
+from coedge.model import Model
+from coedge.plan import Plan
+from coedge.program import CLIENT, Answer, Compute, Program, Receive, Send, Step
+from coedge.simulator import send_nbytes, step_label
+from coedge.timeline import Span, SpanKind
+from orchestrator.job import Job
+from workers.message import Kind, Message, array_to_text
+from workers.transport import Transport
+
+POLL_SECONDS = 0.05
+REMEMBERED_JOBS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedPlan:
+    """A plan that every device has ready."""
+
+    epoch: int
+    model: Model
+    plan: Plan
+    programs: Mapping[str, Program]
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Those that take part."""
+        return tuple(name for name, program in self.programs.items() if program.steps)
+
+    @property
+    def input_channel(self) -> int:
+        steps = self.programs[self.plan.source].steps
+        return next(s.channel for s in steps if isinstance(s, Receive) and s.peer == CLIENT)
+
+
+@dataclass(slots=True)
+class _Flight:
+    job: Job
+    loaded: LoadedPlan
+    arrays: tuple[NDArray[Any], ...]
+    timeout_seconds: float
+    deadline: float = 0.0
+    late: bool = False
+
+
+class Dispatcher:
+    """Runs a receiving thread until `close`.
+
+    Args:
+        index_of: of every device on the wire.
+        clocks: per device, (its clock minus ours, uncertainty), seconds.
+        on_late: called, on a thread of its own, shortly before a frame's deadline passes; returns the error.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        index_of: Mapping[str, int],
+        clocks: Mapping[str, tuple[float, float]],
+        credits: int,
+        on_late: Callable[[Job, LoadedPlan, float], CoEdgeError],
+    ) -> None:
+        self._transport, self._index_of, self._clocks = transport, dict(index_of), dict(clocks)
+        self._name_of = {index: name for name, index in index_of.items()}
+        self._credits, self._on_late = credits, on_late
+        self._lock = threading.RLock()
+        self._flying: dict[tuple[int, int], _Flight] = {}
+        self._queue: deque[_Flight] = deque()
+        self._traced: OrderedDict[tuple[int, int], tuple[Job, LoadedPlan]] = OrderedDict()
+        self._frames = 0
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="coedge-client", daemon=True)
+        self._thread.start()
+
+    @property
+    def credits(self) -> int:
+        return self._credits
+
+    def submit(
+        self, loaded: LoadedPlan, arrays: tuple[NDArray[Any], ...], given: Any, timeout_seconds: float
+    ) -> Job:
+        with self._lock:
+            self._frames += 1
+            job = Job(self._frames, loaded.model, loaded.plan, given, frozenset(loaded.devices))
+            job.on_cancel = self._cancelled
+            self._queue.append(_Flight(job, loaded, arrays, timeout_seconds))
+            self._dispatch()
+        return job
+
+    def in_flight(self, epoch: int) -> bool:
+        with self._lock:
+            return any(key[0] == epoch for key in self._flying) or any(
+                flight.loaded.epoch == epoch for flight in self._queue
+            )
+
+    def fail(self, reason: Callable[[Job, LoadedPlan], CoEdgeError], device: str | None = None) -> None:
+        """Fails all frames under way, or those whose plans use a device."""
+        with self._lock:
+            flights = [*self._flying.values(), *self._queue]
+        for flight in flights:
+            if device is None or device in flight.loaded.devices:
+                flight.job.fail(reason(flight.job, flight.loaded))
+                self._drop(flight)
+
+    def close(self) -> None:
+        self._closing.set()
+        self._transport.wake()
+        self._thread.join()
+        self._transport.close()
+
+    def _dispatch(self) -> None:
+        """Sends queued frames as far as there are credits. Holds the lock."""
+        while self._queue and len(self._flying) < self._credits:
+            flight = self._queue.popleft()
+            if flight.job.done():
+                continue
+            key = (flight.loaded.epoch, flight.job.frame)
+            flight.deadline = time.monotonic() + flight.timeout_seconds
+            self._flying[key] = flight
+            self._traced[key] = (flight.job, flight.loaded)
+            while len(self._traced) > REMEMBERED_JOBS:
+                self._traced.popitem(last=False)
+            message = Message(
+                Kind.DATA, self._transport.endpoint.index, *key, flight.loaded.input_channel, flight.arrays
+            )
+            try:
+                self._transport.send(self._index_of[flight.loaded.plan.source], message)
+            except CoEdgeError as error:
+                flight.job.fail(error)
+                self._flying.pop(key, None)
+
+    def _cancelled(self, job: Job) -> None:
+        with self._lock:
+            flight = next((f for f in self._flying.values() if f.job is job), None)
+        if flight is not None:
+            self._drop(flight)
+
+    def _drop(self, flight: _Flight) -> None:
+        """Tells the devices to forget a frame, and gives its credit to the next."""
+        key = (flight.loaded.epoch, flight.job.frame)
+        with self._lock:
+            if self._flying.pop(key, None) is not None:
+                self._traced.pop(key, None)
+                message = Message(Kind.CANCEL, self._transport.endpoint.index, *key)
+                for name in flight.loaded.devices:
+                    self._transport.send(self._index_of[name], message)
+            self._dispatch()
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            message = self._transport.receive(POLL_SECONDS)
+            if message is not None:
+                self._handle(message)
+            self._check_deadlines()
+
+    def _handle(self, message: Message) -> None:
+        key = (message.epoch, message.frame)
+        device = self._name_of.get(message.sender, "?")
+        if message.kind is Kind.TRACE:
+            self._trace(key, device, message)
+            return
+        with self._lock:
+            flight = self._flying.get(key)
+        if flight is None:
+            return
+        if message.kind is Kind.ANSWER:
+            flight.job.answer(list(message.arrays))
+            with self._lock:
+                self._flying.pop(key, None)
+                self._dispatch()
+        elif message.kind is Kind.ERROR:
+            text = array_to_text(message.arrays[0]) if message.arrays else "unknown error"
+            step = self._describe(flight.loaded, device, message.channel)
+            flight.job.fail(StepFailed(f"{device} failed in {step}, frame {message.frame}: {text}"))
+            self._drop(flight)
+
+    def _describe(self, loaded: LoadedPlan, device: str, index: int) -> str:
+        steps = loaded.programs[device].steps if device in loaded.programs else ()
+        if index >= len(steps):
+            return "an unknown step"
+        return describe_step(steps[index], loaded.model)
+
+    def _trace(self, key: tuple[int, int], device: str, message: Message) -> None:
+        with self._lock:
+            entry = self._traced.get(key)
+        if entry is None or len(message.arrays) != 2:
+            return
+        job, loaded = entry
+        offset, uncertainty = self._clocks.get(device, (0.0, 0.0))
+        program = loaded.programs[device]
+        spans = []
+        for index, (start, stop) in zip(message.arrays[0].tolist(), message.arrays[1].tolist()):
+            step = program.steps[index]
+            kind: SpanKind = (
+                "compute" if isinstance(step, Compute) else "send" if isinstance(step, Send) else "answer"
+            )
+            spans.append(
+                Span(
+                    device, job.frame, kind, step_label(step, loaded.model),
+                    start - offset - job.asked_seconds, stop - offset - job.asked_seconds,
+                    step.stage if isinstance(step, (Compute, Send)) else -1,
+                    step.peer if isinstance(step, Send) else "",
+                    send_nbytes(program, step, loaded.model) if isinstance(step, Send) else 0,
+                )
+            )  # fmt: skip
+        if job.add_spans(device, spans, uncertainty):
+            with self._lock:
+                self._traced.pop(key, None)
+
+    def _check_deadlines(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            late = [
+                f
+                for f in self._flying.values()
+                if not f.late and now > f.deadline - min(1.0, f.timeout_seconds / 4)
+            ]
+            for flight in late:
+                flight.late = True
+        for flight in late:
+            threading.Thread(target=self._expire, args=(flight,), daemon=True).start()
+
+    def _expire(self, flight: _Flight) -> None:
+        error = self._on_late(flight.job, flight.loaded, flight.deadline)
+        rest = flight.deadline - time.monotonic()
+        if rest > 0:
+            self._closing.wait(rest)
+        if flight.job.fail(error):
+            self._drop(flight)
+
+
+def describe_step(step: Step, model: Model) -> str:
+    """For error messages: "stage 3 (conv_2)", "sending to pi-2 for stage 4"."""
+    if isinstance(step, Compute):
+        return f"stage {step.stage} ({step_label(step, model)})"
+    if isinstance(step, Send):
+        return f"sending to {step.peer} for stage {step.stage}"
+    if isinstance(step, Receive):
+        return f"receiving from {step.peer} for stage {step.stage}"
+    assert isinstance(step, Answer)
+    return "putting the answer together"

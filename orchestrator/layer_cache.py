@@ -1,0 +1,56 @@
+"""Measured layer times on disk, keyed by model and by the hardware and software that they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from coedge.profile import LayerTime
+
+
+class LayerTimes(BaseModel):
+    """Times of a model's layers at the full speed of one kind of machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fingerprint: str
+    model_hash: str
+    layers: tuple[LayerTime, ...]
+    fused_ratio: float
+
+    def scaled(self, speed: float | None) -> tuple[LayerTime, ...]:
+        """At a fraction of the speed."""
+        factor = 1 / (speed or 1.0)
+        return tuple(
+            LayerTime(fixed_seconds=t.fixed_seconds * factor, seconds_per_row=t.seconds_per_row * factor)
+            for t in self.layers
+        )
+
+
+def load_times(folder: Path, model_hash: str, fingerprint: str) -> LayerTimes | None:
+    """What was measured before; None: nothing, or nothing that can be read."""
+    try:
+        found = LayerTimes.model_validate_json(_path(folder, model_hash, fingerprint).read_text("utf-8"))
+    except (OSError, ValidationError):
+        return None
+    return found if (found.model_hash, found.fingerprint) == (model_hash, fingerprint) else None
+
+
+def store_times(folder: Path, times: LayerTimes) -> None:
+    """Keeps a measurement. A folder that cannot be written costs the next run a measurement, no more."""
+    path = _path(folder, times.model_hash, times.fingerprint)
+    draft = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        draft.write_text(times.model_dump_json(), encoding="utf-8")
+        draft.replace(path)
+    except OSError:
+        return
+
+
+def _path(folder: Path, model_hash: str, fingerprint: str) -> Path:
+    key = hashlib.blake2b(fingerprint.encode(), digest_size=6).hexdigest()
+    return folder / f"layers-{model_hash}-{key}.json"

@@ -1,0 +1,49 @@
+"""From a model, a profile and an objective to a plan, by the scheme of choice."""
+
+from __future__ import annotations
+
+import difflib
+
+from coedge.errors import PlanError
+from coedge.model import Model
+from coedge.objective import Objective
+from coedge.plan import Plan
+from coedge.profile import Profile
+from orchestrator.schemes.coedge import coedge
+from orchestrator.schemes.equal import equal
+from orchestrator.schemes.local import local
+from orchestrator.schemes.modnn import modnn
+from orchestrator.schemes.scheme import Scheme, best
+
+SCHEMES: dict[str, Scheme] = {"local": local, "equal": equal, "modnn": modnn, "coedge": coedge}
+AUTO = "auto"
+
+
+def check_scheme(scheme: str) -> None:
+    """Raises PlanError, with the names that there are, where the scheme is not one of them."""
+    if scheme != AUTO and scheme not in SCHEMES:
+        near = difflib.get_close_matches(scheme, [AUTO, *SCHEMES], n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise PlanError(f"there is no scheme {scheme!r}; schemes are {', '.join([AUTO, *SCHEMES])}.{hint}")
+
+
+def make_plan(model: Model, profile: Profile, objective: Objective | None = None, scheme: str = AUTO) -> Plan:
+    """A plan, with its prediction. Needs no cluster.
+
+    Args:
+        objective: least latency by default.
+        scheme: one of `SCHEMES`, or `auto`: the best of them all, as predicted.
+
+    Returns:
+        The plan. Where the objective's constraints cannot be met, the nearest one, with `feasible` False
+        and the `reason`.
+
+    Raises:
+        PlanError: unknown scheme, or a profile of another model.
+    """
+    check_scheme(scheme)
+    profile.check(model)
+    objective = objective or Objective()
+    if scheme != AUTO:
+        return SCHEMES[scheme](model, profile, objective)
+    return best((SCHEMES[name](model, profile, objective) for name in SCHEMES), objective)

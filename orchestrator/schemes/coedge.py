@@ -1,0 +1,294 @@
+"""`coedge`: rows by the linear programme of CoEdge, with its Algorithm 1 (Zeng et al., ToN 29(2), 2021).
+
+    minimise    sum_l T_l + w E     or  E                  T_l: time of layer l on its slowest device
+    subject to  T_l >= compute_l,i(share_i) + transfer_l,i             for every device i
+                T_1 >= what the source's up-link carries altogether
+                sum_l T_l <= deadline,  sum share = 1,  share >= 0,  share_i x activations <= memory_i
+
+    Algorithm 1    solve on all devices. If every share is zero or large enough that a halo never spans a
+                   whole neighbour, done. Otherwise leave out the devices with share zero and the smallest of
+                   the others, and solve again. If infeasible: everything on the fastest single device.
+
+Where the paper's formulae do not hold they are mended: time per layer is measured rather than derived from
+cycles of the input image; transfers count bytes, not rows, from both neighbours, and the gather before layers
+that cannot be split; the padding principle holds at every layer, not only in the image; and halo terms are
+rebuilt whenever a device leaves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coedge.lower import lower
+from coedge.model import Model
+from coedge.objective import Objective
+from coedge.plan import Plan, Stage, even_plan, stages_of, strips
+from coedge.profile import Profile
+from coedge.program import Send
+from coedge.region import UNIT
+from orchestrator.schemes.local import local
+from orchestrator.schemes.scheme import evaluate, place_whole
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that the layers move, read off the lowered plan of two equal strips.
+
+    Attributes:
+        down, up: per layer, halo bytes from the device above to the one below, and back.
+        gathered: per layer, bytes that everybody sends to everybody (shares of reductions).
+        whole: per layer that cannot be split, bytes of all its inputs.
+        image: bytes of the input.
+        largest: bytes of the largest set of activations alive between two layers.
+        halo_share: the smallest share for which a halo lies within one neighbour at every layer.
+    """
+
+    down: Vector
+    up: Vector
+    gathered: Vector
+    whole: Vector
+    image: float
+    largest: float
+    halo_share: float
+
+
+def traffic(model: Model) -> Traffic:
+    count = len(model.layers)
+    down, up, gathered, whole = (np.zeros(count) for _ in range(4))
+    halo_share = 0.0
+    programs = lower(even_plan(model, ["above", "below"], source="above"), model)
+    for name, program in programs.items():
+        for step in program.steps:
+            if not isinstance(step, Send) or step.stage >= count:
+                continue
+            # A stage per layer: the number of the stage is the number of the layer.
+            for part in step.parts:
+                tensor = model.graph.tensors[program.patches[part.patch].tensor]
+                nbytes = tensor.region_nbytes(part.region)
+                if tensor.partial_extent:
+                    gathered[step.stage] += nbytes / 2
+                elif not model.layers[step.stage].splittable:
+                    whole[step.stage] += 2 * nbytes
+                elif tensor.name in model.graph.inputs:
+                    continue
+                else:
+                    (down if name == "above" else up)[step.stage] += nbytes
+                    halo_share = max(halo_share, part.region.rows.length / tensor.rows)
+    image = sum(t.region_nbytes(t.whole) for t in model.inputs)
+    for tensor in model.inputs:
+        consumers = [n.index for n in model.graph.nodes if tensor.name in n.inputs]
+        if consumers:
+            halo_share = max(halo_share, 1 / tensor.rows)
+    largest = max(cut.nbytes for cut in model.cuts)
+    return Traffic(down, up, gathered, whole, float(image), float(largest), halo_share)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """An optimum of the linear programme on some devices.
+
+    Attributes:
+        shares: by device, in the order of the strips; all devices of the subset.
+        cost: the objective.
+        seconds, joules: as the programme counts them.
+    """
+
+    shares: dict[str, float]
+    cost: float
+    seconds: float
+    joules: float
+
+
+def solve(
+    model: Model, profile: Profile, objective: Objective, names: tuple[str, ...], moved: Traffic
+) -> Solution | None:
+    """Problem P2 on a subset of the devices. None: infeasible."""
+    import cvxpy
+
+    alone = place_whole(model, profile, dict.fromkeys(names, 1 / len(names)))
+    seconds_per_share, fixed_seconds, joules_per_share, fixed_joules = _coefficients(
+        model, profile, names, moved, alone
+    )
+    count, layers = len(names), len(model.layers)
+    share = cvxpy.Variable(count, nonneg=True)
+    layer_seconds = cvxpy.Variable(layers, nonneg=True)
+    up_link = np.array(
+        [
+            0.0 if n == profile.source else moved.image / profile.link(profile.source, n).bytes_per_second
+            for n in names
+        ]
+    )
+    constraints = [
+        cvxpy.reshape(layer_seconds, (layers, 1), order="C") @ np.ones((1, count))
+        >= seconds_per_share @ cvxpy.diag(share) + fixed_seconds,
+        cvxpy.sum(share) == 1,
+        layer_seconds[0] >= up_link @ share,
+    ]
+    if objective.deadline_seconds is not None:
+        constraints.append(cvxpy.sum(layer_seconds) <= objective.deadline_seconds)
+    for index, name in enumerate(names):
+        limit = profile.by_name[name].memory_bytes
+        if limit is not None:
+            constraints.append(share[index] * moved.largest <= max(limit - model.weight_nbytes, 0))
+    joules = joules_per_share @ share + fixed_joules
+    total = cvxpy.sum(layer_seconds)
+    cost = joules if objective.goal == "energy" else total + objective.energy_weight * joules
+    problem = cvxpy.Problem(cvxpy.Minimize(cost), constraints)
+    problem.solve(solver=cvxpy.CLARABEL)
+    if problem.status not in ("optimal", "optimal_inaccurate"):
+        return None
+    # An interior-point solver leaves a hair where the optimum has none.
+    values = np.where(share.value < 1e-5, 0.0, share.value)
+    values = values / values.sum()
+    slowest = (seconds_per_share * values + fixed_seconds).max(axis=1)
+    slowest[0] = max(slowest[0], float(up_link @ values))
+    used = float(joules_per_share @ values + fixed_joules)
+    return Solution(
+        {name: float(value) for name, value in zip(names, values)},
+        objective.cost(float(slowest.sum()), used),
+        float(slowest.sum()),
+        used,
+    )
+
+
+def _coefficients(
+    model: Model, profile: Profile, names: tuple[str, ...], moved: Traffic, alone: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64], Vector, float]:
+    """Per layer and device, seconds = per_share * share + fixed; and the joules likewise, summed."""
+    count, layers = len(names), len(model.layers)
+    per_share, fixed = np.zeros((layers, count)), np.zeros((layers, count))
+    joules, fixed_joules = np.zeros(count), 0.0
+    for i, name in enumerate(names):
+        device, watts = profile.by_name[name], profile.by_name[name].power
+        for layer in model.layers:
+            time = device.layers[layer.index]
+            if layer.splittable:
+                per_share[layer.index, i] += time.seconds_per_row * layer.rows
+                fixed[layer.index, i] += time.fixed_seconds
+                joules[i] += watts.compute_watts * time.seconds_per_row * layer.rows
+                fixed_joules += watts.compute_watts * time.fixed_seconds
+            elif name != alone:
+                # Gathering on the device that runs this layer; nobody else computes.
+                link = profile.link(name, alone)
+                seconds = moved.whole[layer.index] / link.bytes_per_second
+                per_share[layer.index, i] += seconds
+                fixed[layer.index, i] += link.latency_seconds if seconds else 0.0
+                joules[i] += watts.transmit_watts * seconds
+        for other, nbytes in _arrivals(names, i, moved):
+            link, sender = profile.link(other, name), profile.by_name[other]
+            sending = nbytes / link.bytes_per_second
+            fixed[:, i] += sending + np.where(nbytes > 0, link.latency_seconds, 0.0)
+            fixed_joules += float(sending.sum()) * sender.power.transmit_watts
+        if name != profile.source:
+            link = profile.link(profile.source, name)
+            seconds = moved.image / link.bytes_per_second
+            per_share[0, i] += seconds
+            fixed[0, i] += link.latency_seconds
+            joules[i] += profile.by_name[profile.source].power.transmit_watts * seconds
+    for layer in model.layers:
+        if not layer.splittable:
+            seconds = profile.by_name[alone].layers[layer.index].seconds(layer.rows)
+            fixed[layer.index] += seconds
+            fixed_joules += profile.by_name[alone].power.compute_watts * seconds
+    return per_share, fixed, joules, fixed_joules
+
+
+def _arrivals(names: tuple[str, ...], index: int, moved: Traffic) -> list[tuple[str, Vector]]:
+    """Who sends to this device, and how many bytes at each layer: both neighbours, and shares from all."""
+    arrivals = []
+    for other, name in enumerate(names):
+        if other == index:
+            continue
+        nbytes = moved.gathered.copy()
+        if other == index - 1:
+            nbytes += moved.down
+        if other == index + 1:
+            nbytes += moved.up
+        arrivals.append((name, nbytes))
+    return arrivals
+
+
+def algorithm_1(
+    model: Model, profile: Profile, objective: Objective, moved: Traffic | None = None
+) -> Solution | None:
+    """The threshold recursion. None: no subset that it visits is feasible."""
+    moved = moved or traffic(model)
+    names = profile.names
+    while names:
+        solution = solve(model, profile, objective, names, moved)
+        if solution is None:
+            return None
+        used = {name: share for name, share in solution.shares.items() if share > 0}
+        if is_legal(model, profile, used, moved):
+            if len(used) == len(names):
+                return solution
+            # Who got nothing is nobody's neighbour: the halo terms are rebuilt without them.
+            names = tuple(used)
+            continue
+        smallest = min(used, key=lambda name: used[name])
+        names = tuple(name for name in used if name != smallest)
+    return None
+
+
+def is_legal(model: Model, profile: Profile, shares: dict[str, float], moved: Traffic) -> bool:
+    """The padding principle at every layer, rounding included: halos come from direct neighbours only."""
+    if len(shares) == 1:
+        return True
+    if min(shares.values()) < moved.halo_share:
+        return False
+    names = list(shares)
+    # A stage per splittable layer; what is gathered, and the image, may come from anywhere.
+    draft = even_plan(model, names, boundaries=_boundaries(model, shares), source=names[0])
+    for name, program in lower(draft, model).items():
+        for step in program.steps:
+            if not isinstance(step, Send) or step.stage >= len(model.layers):
+                continue
+            if (
+                not model.layers[step.stage].splittable
+                or abs(names.index(step.peer) - names.index(name)) == 1
+            ):
+                continue
+            for part in step.parts:
+                tensor = model.graph.tensors[program.patches[part.patch].tensor]
+                if tensor.spatial and not tensor.partial_extent and tensor.name not in model.graph.inputs:
+                    return False
+    return True
+
+
+def _boundaries(model: Model, shares: dict[str, float]) -> list[float]:
+    """Inner boundaries of the strips, rounded to rows of the image."""
+    rows = model.inputs[0].rows
+    edges = [rect.row_stop for rect in strips(shares).values()]
+    return [round(edge * rows) / rows for edge in edges[:-1]]
+
+
+def coedge(model: Model, profile: Profile, objective: Objective) -> Plan:
+    """The paper's plan: a stage per layer, rows by the linear programme, the rest on one device.
+
+    Raises:
+        PlanError: the profile is not of this model.
+    """
+    profile.check(model)
+    if not any(layer.splittable for layer in model.layers):
+        return local(model, profile, objective).model_copy(
+            update={"scheme": "coedge", "reason": "no layer of this model can be split"}
+        )
+    solution = algorithm_1(model, profile, objective)
+    if solution is None:
+        single = local(model, profile, Objective())
+        stages = single.stages
+        reason = "no split meets the constraints: the device of least latency takes everything"
+        return evaluate("coedge", model, profile, objective, stages, reason)
+    shares = solution.shares
+    if len(shares) == 1:
+        stages = (Stage(first=0, last=len(model.layers) - 1, regions={next(iter(shares)): UNIT}),)
+        return evaluate("coedge", model, profile, objective, stages)
+    regions = even_plan(model, list(shares), boundaries=_boundaries(model, shares)).stages
+    splittable = next(s.regions for s in regions if len(s.regions) > 1)
+    stages = stages_of(model, splittable, place_whole(model, profile, shares))
+    return evaluate("coedge", model, profile, objective, stages)

@@ -1,0 +1,15 @@
+"""`equal`: the same number of rows for everybody, a stage per layer."""
+
+from __future__ import annotations
+
+from coedge.model import Model
+from coedge.objective import Objective
+from coedge.plan import Plan, stages_of, strips
+from coedge.profile import Profile
+from orchestrator.schemes.scheme import evaluate, place_whole
+
+
+def equal(model: Model, profile: Profile, objective: Objective) -> Plan:
+    shares = dict.fromkeys(profile.names, 1 / len(profile.names))
+    stages = stages_of(model, strips(shares), place_whole(model, profile, shares))
+    return evaluate("equal", model, profile, objective, stages)

@@ -1,0 +1,93 @@
+"""What schemes share: turning stages into an evaluated plan, and placing what cannot be split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from coedge.lower import lower
+from coedge.memory import program_nbytes
+from coedge.model import Model
+from coedge.objective import Objective
+from coedge.plan import Plan, Stage
+from coedge.profile import Profile
+from coedge.program import Work
+from coedge.simulator import predict
+
+Scheme = Callable[[Model, Profile, Objective], Plan]
+
+
+def evaluate(
+    name: str,
+    model: Model,
+    profile: Profile,
+    objective: Objective,
+    stages: tuple[Stage, ...],
+    reason: str = "",
+) -> Plan:
+    """The plan of these stages with its prediction, marked infeasible where it breaks a constraint."""
+    draft = Plan(
+        scheme=name, model_name=model.name, model_hash=model.hash, devices=profile.names,
+        source=profile.source, sink=profile.source, stages=stages,
+    )  # fmt: skip
+    programs = lower(draft, model)
+    prediction = predict(draft, programs, profile, model)
+    problems = []
+    for device in profile.devices:
+        needed = program_nbytes(programs[device.name], model) if programs[device.name].steps else 0
+        if device.memory_bytes is not None and needed > device.memory_bytes:
+            problems.append(
+                f"{device.name} would need {needed / 1e6:.1f} MB, its limit is {device.memory_bytes / 1e6:.1f} MB"
+            )
+    if not objective.meets_deadline(prediction.latency_seconds):
+        problems.append(
+            f"predicted {prediction.latency_seconds * 1e3:.1f} ms, the deadline is {objective.deadline_ms:.1f} ms"
+        )
+    return draft.model_copy(
+        update={
+            "predicted": prediction,
+            "feasible": not problems,
+            "reason": "; ".join(problems) or reason,
+        }
+    )
+
+
+def best(plans: Iterable[Plan], objective: Objective) -> Plan:
+    """The feasible plan of least cost; if there is none, the one that needs the least time."""
+
+    def rank(plan: Plan) -> tuple[bool, float]:
+        assert plan.predicted is not None
+        latency, energy = plan.predicted.latency_seconds, plan.predicted.energy_joules
+        return (not plan.feasible, objective.cost(latency, energy) if plan.feasible else latency)
+
+    return min(plans, key=rank)
+
+
+def full_seconds(model: Model, profile: Profile, device: str, splittable: bool) -> float:
+    """Time of all layers that can be split (or all that cannot) on one device, a stage each."""
+    times = profile.by_name[device]
+    return sum(
+        times.layers[layer.index].seconds(layer.rows)
+        for layer in model.layers
+        if layer.splittable == splittable
+    )
+
+
+def place_whole(model: Model, profile: Profile, shares: Mapping[str, float]) -> str:
+    """The device for layers that cannot be split: least compute there plus gathering their inputs."""
+    whole = [layer for layer in model.layers if not layer.splittable]
+    if not whole:
+        return max(shares, key=lambda name: shares[name])
+    gathered = model.cuts[whole[0].index].nbytes
+
+    def seconds(name: str) -> float:
+        compute = profile.by_name[name].compute_seconds(Work(layer.index, layer.rows) for layer in whole)
+        arriving = sum(
+            share * gathered / profile.link(other, name).bytes_per_second
+            + profile.link(other, name).latency_seconds
+            for other, share in shares.items()
+            if other != name and share > 0
+        )
+        back = 0.0 if name == profile.source else profile.link(name, profile.source).latency_seconds
+        return compute + arriving + back
+
+    return min(profile.names, key=seconds)

@@ -1,0 +1,396 @@
+"""What the tests of splitting share: ONNX graphs written by hand, random plans, and the exact comparison."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from coedge.capture import capture
+from coedge.lower import lower
+from coedge.machine import Machine
+from coedge.model import Model
+from coedge.plan import Plan, Stage, check_plan, strips
+from coedge.program import Compute, Patch, Program, Tile
+from coedge.region import UNIT, UnitRect
+from workers.in_process import InProcess
+from workers.kernels import Kernels, session_options
+
+Array = NDArray[Any]
+
+TOLERANCE = 1e-5
+
+
+@dataclass
+class Tally:
+    """How exact the split was, over all comparisons of a test session."""
+
+    cases: int = 0
+    identical: int = 0
+    largest: float = 0.0
+
+    def add(self, identical: bool, difference: float) -> None:
+        self.cases += 1
+        self.identical += identical
+        self.largest = max(self.largest, difference)
+
+    def __str__(self) -> str:
+        share = self.identical / max(self.cases, 1)
+        return (
+            f"split == unsplit: {self.cases} cases, {share:.0%} bit-identical, "
+            f"largest difference {self.largest:.1e} of the largest value"
+        )
+
+
+TALLY = Tally()
+
+
+# ---------------------------------------------------------------- graphs written by hand
+
+
+class Net:
+    """An ONNX graph under construction; `op` returns the name of the (first) output."""
+
+    def __init__(self, opset: int = 20, seed: int = 0) -> None:
+        self.opset = opset
+        self.random = np.random.default_rng(seed)
+        self.nodes: list[onnx.NodeProto] = []
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self._count = 0
+
+    def fresh(self, prefix: str = "t") -> str:
+        self._count += 1
+        return f"{prefix}{self._count}"
+
+    def input(self, shape: Sequence[int | str], dtype: str = "float32", name: str = "x") -> str:
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        self.inputs.append(helper.make_tensor_value_info(name, kind, list(shape)))
+        return name
+
+    def const(self, value: Any, dtype: str = "float32") -> str:
+        name = self.fresh("c")
+        self.initializers.append(numpy_helper.from_array(np.array(value, dtype), name))
+        return name
+
+    def ints(self, *values: int) -> str:
+        return self.const(values, "int64")
+
+    def weight(self, *shape: int) -> str:
+        """Random, scaled so that a convolution keeps the size of its values."""
+        return self.const(self.random.standard_normal(shape) / np.sqrt(max(1, np.prod(shape[1:]))))
+
+    def vector(self, extent: int, low: float = -1.0, high: float = 1.0) -> str:
+        return self.const(self.random.uniform(low, high, extent))
+
+    def op(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> str:
+        return self.ops(kind, *inputs, outputs=outputs, **attributes)[0]
+
+    def ops(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> list[str]:
+        names = [self.fresh() for _ in range(outputs)]
+        self.add(kind, list(inputs), names, **attributes)
+        return names
+
+    def add(self, kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
+        given = {k: v for k, v in attributes.items() if v is not None}
+        self.nodes.append(helper.make_node(kind, inputs, outputs, name=f"{kind}_{len(self.nodes)}", **given))
+
+    # Operators whose axes moved from attribute to input as opsets went by.
+
+    def reduce(self, kind: str, x: str, axes: Sequence[int], keepdims: int = 1) -> str:
+        if self.opset >= (13 if kind == "ReduceSum" else 18):
+            return self.op(kind, x, self.ints(*axes), keepdims=keepdims)
+        return self.op(kind, x, axes=list(axes), keepdims=keepdims)
+
+    def squeeze(self, kind: str, x: str, axes: Sequence[int]) -> str:
+        if self.opset >= 13:
+            return self.op(kind, x, self.ints(*axes))
+        return self.op(kind, x, axes=list(axes))
+
+    def split(self, x: str, axis: int, sizes: Sequence[int]) -> list[str]:
+        if self.opset >= 13:
+            return self.ops("Split", x, self.ints(*sizes), outputs=len(sizes), axis=axis)
+        return self.ops("Split", x, outputs=len(sizes), axis=axis, split=list(sizes))
+
+    def slice(self, x: str, start: int, stop: int, axis: int, step: int = 1) -> str:
+        return self.op("Slice", x, self.ints(start), self.ints(stop), self.ints(axis), self.ints(step))
+
+    def resize(self, x: str, scales: Sequence[float], **attributes: Any) -> str:
+        roi = self.const(np.zeros(0)) if self.opset < 13 else ""
+        return self.op("Resize", x, roi, self.const(scales), **attributes)
+
+    def proto(self, *outputs: str) -> onnx.ModelProto:
+        graph = helper.make_graph(
+            self.nodes, "net", self.inputs, [onnx.ValueInfoProto(name=n) for n in outputs], self.initializers
+        )
+        # The checker wants output types, ONNX Runtime infers them: a first load fills them in.
+        imports = [helper.make_operatorsetid("", self.opset)]
+        proto = helper.make_model(graph, opset_imports=imports, ir_version=8 if self.opset < 19 else 10)
+        inferred = onnx.shape_inference.infer_shapes(proto)
+        types = {
+            i.name: i for i in (*inferred.graph.value_info, *inferred.graph.output, *inferred.graph.input)
+        }
+        for output in proto.graph.output:
+            if output.name in types:
+                output.CopyFrom(types[output.name])
+        return proto
+
+
+def session(proto: onnx.ModelProto | bytes) -> onnxruntime.InferenceSession:
+    data = proto if isinstance(proto, bytes) else proto.SerializeToString()
+    return onnxruntime.InferenceSession(data, session_options(1), providers=["CPUExecutionProvider"])
+
+
+def image(shape: Sequence[int], dtype: str = "float32", seed: int = 0) -> Array:
+    random = np.random.default_rng(seed)
+    if dtype == "uint8":
+        return random.integers(0, 256, shape, dtype=np.uint8)
+    return random.standard_normal(shape).astype(np.float32)
+
+
+# ---------------------------------------------------------------- split against unsplit
+
+
+def difference(got: Array, expected: Array, whole: Array | None = None) -> float:
+    """The largest difference, as a share of the largest value of the whole tensor. NaN equals NaN."""
+    assert got.shape == expected.shape, f"{got.shape} instead of {expected.shape}"
+    assert got.dtype == expected.dtype, f"{got.dtype} instead of {expected.dtype}"
+    floating = got.dtype.kind == "f"
+    if np.array_equal(got, expected, equal_nan=floating):
+        return 0.0
+    if not floating:
+        return float("inf")
+    seen, whole = np.isfinite(expected), expected if whole is None else whole
+    if not seen.any() or not np.array_equal(got[~seen], expected[~seen], equal_nan=True):
+        return float("inf")
+    largest = np.abs(whole[np.isfinite(whole)]).max()
+    apart = np.abs(got[seen].astype(np.float64) - expected[seen].astype(np.float64)).max()
+    return float(apart / max(largest, np.finfo(np.float32).tiny)) if np.isfinite(apart) else float("inf")
+
+
+@functools.lru_cache(maxsize=32)
+def _reference(reference: bytes) -> onnxruntime.InferenceSession:
+    return session(reference)
+
+
+def unsplit(model: Model, arrays: Sequence[Array]) -> list[Array]:
+    """ONNX Runtime on the network as it was before any rewrite."""
+    run = _reference(model.reference)
+    outputs: list[Array] = run.run(None, {i.name: a for i, a in zip(run.get_inputs(), arrays)})
+    return outputs
+
+
+def intermediates(model: Model, arrays: Sequence[Array]) -> dict[str, Array]:
+    """Every activation of the unsplit network that is not a partial sum, from one run of the captured graph."""
+    proto = onnx.load_model_from_string(model.skeleton)
+    for initializer in proto.graph.initializer:
+        if initializer.name in model.weights:
+            initializer.CopyFrom(numpy_helper.from_array(model.weights[initializer.name], initializer.name))
+    present = {o.name for o in proto.graph.output}
+    wanted = [i for i in proto.graph.value_info if not model.graph.tensors[i.name].partial_extent]
+    proto.graph.output.extend(i for i in wanted if i.name not in present)
+    run = session(proto)
+    values = run.run(None, {i.name: a for i, a in zip(run.get_inputs(), arrays)})
+    return dict(zip([o.name for o in run.get_outputs()], values))
+
+
+class _Keeping:
+    """Kernels that remember what they made last."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self.kernels = kernels
+        self.made: list[Array] = []
+
+    def run(self, tile: Tile, arrays: Sequence[Array]) -> list[Array]:
+        self.made = self.kernels.run(tile, arrays)
+        return self.made
+
+
+class Traced(InProcess):
+    """Runs programs in process and keeps every patch that a step computed, to be compared one by one."""
+
+    def __init__(self, model: Model, programs: Mapping[str, Program], kernels: Kernels) -> None:
+        self.keeping = _Keeping(kernels)
+        super().__init__(model, programs, self.keeping)  # type: ignore[arg-type]
+        self.made: list[tuple[str, Patch, Array]] = []
+
+    def _step(self, name: str, machine: Machine, index: int, mail: Any) -> list[Array] | None:
+        answer = super()._step(name, machine, index, mail)
+        step = machine.program.steps[index]
+        if isinstance(step, Compute):
+            patches = [machine.program.patches[i] for i in step.writes]
+            self.made += [(name, patch, value) for patch, value in zip(patches, self.keeping.made)]
+        return answer
+
+
+def check_split(
+    model: Model,
+    plan: Plan,
+    arrays: Sequence[Array],
+    expected: Sequence[Array] | None = None,
+    inside: Mapping[str, Array] | None = None,
+    tolerance: float = TOLERANCE,
+    kernels: Kernels | None = None,
+) -> list[Array]:
+    """The split output, after it was found equal to the unsplit one.
+
+    Args:
+        expected: the unsplit outputs; run here where left out.
+        inside: unsplit values of tensors on the way: every patch that a device computes is compared with its
+            part of them, so that a wrong halo shows even where later layers hide it.
+    """
+    runner = Traced(model, lower(plan, model), kernels or Kernels(model))
+    outputs = runner.run(model.check_inputs(arrays))
+    expected = unsplit(model, arrays) if expected is None else expected
+    assert len(outputs) == len(expected)
+    for tensor, got, wanted in zip(model.outputs, outputs, expected):
+        apart = difference(got, wanted)
+        assert apart <= tolerance, (
+            f"output {tensor.name!r} differs by {apart:.2e} of its largest value\n{plan}"
+        )
+        TALLY.add(apart == 0.0, apart)
+    for device, patch, value in runner.made:
+        whole = (inside or {}).get(patch.tensor)
+        if whole is None:
+            continue
+        tensor = model.graph.tensors[patch.tensor]
+        part = whole[tensor.slices(tensor.whole, patch.region)]
+        made = f"{device} made {patch.tensor!r}, {patch.region},"
+        assert value.shape == part.shape, f"{made} as {value.shape} instead of {part.shape}"
+        apart = difference(value, part, whole)
+        assert apart <= tolerance, f"{made} off by {apart:.2e} of the tensor's largest value\n{plan}"
+    return outputs
+
+
+# ---------------------------------------------------------------- plans
+
+
+def make_plan(
+    model: Model,
+    stages: Sequence[tuple[int, Mapping[str, UnitRect]]],
+    source: str,
+    sink: str | None = None,
+    devices: Sequence[str] | None = None,
+) -> Plan:
+    """A plan out of (number of layers, regions) for each stage."""
+    made, first = [], 0
+    for count, regions in stages:
+        made.append(Stage(first=first, last=first + count - 1, regions=dict(regions)))
+        first += count
+    named = dict.fromkeys([source, sink or source, *(n for s in made for n in s.regions)])
+    plan = Plan(
+        scheme="test", model_name=model.name, model_hash=model.hash, devices=tuple(devices or named),
+        source=source, sink=sink or source, stages=tuple(made),
+    )  # fmt: skip
+    check_plan(plan, model)
+    return plan
+
+
+def one_stage(model: Model, regions: Mapping[str, UnitRect], source: str, sink: str | None = None) -> Plan:
+    return make_plan(model, [(len(model.layers), regions)], source, sink)
+
+
+def mosaic(names: Sequence[str], choose: Callable[[int], int], rect: UnitRect = UNIT) -> dict[str, UnitRect]:
+    """Cuts a rectangle in two, again and again, at eighths: tilings that are neither strips nor a grid."""
+    if len(names) == 1:
+        return {names[0]: rect}
+    split, at, across = 1 + choose(len(names) - 1), choose(9) / 8, choose(2)
+    if across:
+        edge = rect.row_start + (rect.row_stop - rect.row_start) * at
+        upper, lower = rect._replace(row_stop=edge), rect._replace(row_start=edge)
+    else:
+        edge = rect.col_start + (rect.col_stop - rect.col_start) * at
+        upper, lower = rect._replace(col_stop=edge), rect._replace(col_start=edge)
+    return {**mosaic(names[:split], choose, upper), **mosaic(names[split:], choose, lower)}
+
+
+DEVICES = ("a", "b", "c", "d", "e")
+
+
+@st.composite
+def regions(draw: st.DrawFn) -> dict[str, UnitRect]:
+    """The regions of one stage: some devices in any order, on strips, a grid, a mosaic, or one alone."""
+    kind = draw(st.sampled_from(["strips", "strips", "uneven", "grid", "mosaic", "alone"]))
+    names = draw(st.permutations(DEVICES))[: draw(st.integers(1, len(DEVICES)))]
+    if kind == "alone":
+        return {names[0]: UNIT}
+    if kind == "strips":
+        return strips(dict.fromkeys(names, 1.0))
+    if kind == "uneven":
+        inner = sorted(
+            draw(st.lists(st.sampled_from(_EDGES), min_size=len(names) - 1, max_size=len(names) - 1))
+        )
+        edges = [0.0, *inner, 1.0]
+        return {name: UnitRect(a, b) for name, a, b in zip(names, edges, edges[1:])}
+    if kind == "grid":
+        rows, cols = sorted([0.0, *draw(st.lists(st.sampled_from(_EDGES), max_size=1)), 1.0]), [0.0, 0.5, 1.0]
+        cells = [(a, b, c, d) for a, b in zip(rows, rows[1:]) for c, d in zip(cols, cols[1:])]
+        return {name: UnitRect(*cell) for name, cell in zip(DEVICES, cells)}
+    return mosaic(names, lambda n: draw(st.integers(0, n - 1)))
+
+
+# With 0 and 1 among them: devices that get no row at all. 0.02 and 0.97 leave one row or none.
+_EDGES = [0.0, 0.02, 0.1, 0.25, 1 / 3, 0.4, 0.5, 0.55, 0.7, 0.85, 0.97, 1.0]
+
+
+@st.composite
+def plans(draw: st.DrawFn, model: Model) -> Plan:
+    """Any plan: random cuts, and for every stage its own devices and regions."""
+    left, stages = len(model.layers), []
+    while left:
+        count = draw(st.integers(1, left))
+        stages.append((count, draw(regions())))
+        left -= count
+    source, sink = draw(st.sampled_from(DEVICES)), draw(st.sampled_from(DEVICES))
+    return make_plan(model, stages, source, sink, DEVICES)
+
+
+# ---------------------------------------------------------------- captured once
+
+SMALL: dict[str, int | tuple[int, int]] = {
+    "alexnet": (97, 130), "vgg_f": (101, 97), "vgg16": 96, "unet": (69, 83),
+}  # fmt: skip
+
+
+@functools.cache
+def zoo_net(name: str) -> Any:
+    from coedge import zoo
+
+    options = {"image_size": zoo_size(name)} if name in ("alexnet", "vgg_f", "vgg16") else {}
+    return zoo.build(name, width=0.25, num_classes=10, **options)
+
+
+def zoo_size(name: str) -> int | tuple[int, int]:
+    return SMALL.get(name, (101, 135))
+
+
+def zoo_image(name: str, batch: int = 1) -> Any:
+    from coedge import zoo
+
+    return zoo.example(name, batch=batch, image_size=zoo_size(name))
+
+
+@functools.cache
+def zoo_model(name: str, batch: int = 1) -> Model:
+    """A quarter-width network of the zoo on a small, odd image, captured once per test session."""
+    return capture(zoo_net(name), zoo_image(name, batch), name)
+
+
+@functools.cache
+def zoo_kernels(name: str, batch: int = 1) -> Kernels:
+    return Kernels(zoo_model(name, batch))
+
+
+@functools.cache
+def zoo_values(name: str, batch: int = 1) -> tuple[list[Array], dict[str, Array]]:
+    """The unsplit outputs and all that lies between."""
+    model, x = zoo_model(name, batch), zoo_image(name, batch).numpy()
+    return unsplit(model, [x]), intermediates(model, [x])

@@ -1,0 +1,593 @@
+"""Messages, the transports that carry them, and the arithmetic of slow links. Loopback only."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import psutil
+import pytest
+import zmq
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from coedge.errors import ClusterError, ConfigError
+from coedge.link_clock import LinkClock
+from workers.message import Kind, MalformedMessage, Message, array_to_text, decode, encode, text_to_array
+from workers.paced_transport import LinkSpec, PacedTransport
+from workers.transport import Endpoint, InMemoryHub, InMemoryTransport, Transport
+from workers.zmq_transport import ZmqTransport
+
+SOON = 10.0  # seconds: longer than anything here takes, so that it fails rather than hangs
+
+dtypes = st.one_of(
+    hnp.boolean_dtypes(),
+    hnp.integer_dtypes(endianness="="),
+    hnp.unsigned_integer_dtypes(endianness="="),
+    hnp.floating_dtypes(endianness="=", sizes=(16, 32, 64)),
+)
+any_array = hnp.arrays(dtypes, hnp.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=4))
+messages = st.builds(
+    Message,
+    kind=st.sampled_from(Kind),
+    sender=st.integers(-1, 2**31 - 1),
+    epoch=st.integers(0, 2**32 - 1),
+    frame=st.integers(0, 2**64 - 1),
+    channel=st.integers(0, 2**32 - 1),
+    arrays=st.lists(any_array, max_size=4).map(tuple),
+)
+
+
+def data(*arrays: np.ndarray, sender: int = 0, frame: int = 0) -> Message:
+    return Message(Kind.DATA, sender, frame=frame, arrays=arrays)
+
+
+def wire(message: Message) -> tuple[bytes, list[bytes]]:
+    header, buffers = encode(message)
+    return header, [buffer.tobytes() for buffer in buffers]
+
+
+def assert_same(got: Message | None, sent: Message) -> None:
+    assert got is not None
+    for field in ("kind", "sender", "epoch", "frame", "channel"):
+        assert getattr(got, field) == getattr(sent, field)
+    assert len(got.arrays) == len(sent.arrays)
+    for a, b in zip(got.arrays, sent.arrays):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        np.testing.assert_array_equal(a, b)
+        assert not a.flags.writeable
+
+
+def take(transport: Transport) -> Message:
+    message = transport.receive(SOON)
+    assert message is not None
+    return message
+
+
+@contextmanager
+def zmq_pair(encrypted: bool) -> Iterator[tuple[ZmqTransport, ZmqTransport]]:
+    a, b = ZmqTransport(0, "a", encrypted=encrypted), ZmqTransport(1, "b", encrypted=encrypted)
+    try:
+        a.connect([b.endpoint])
+        b.connect([a.endpoint])
+        yield a, b
+    finally:
+        a.close()
+        b.close()
+
+
+encryption = pytest.mark.parametrize("encrypted", [True, False], ids=["encrypted", "plain"])
+
+
+class TestMessage:
+    @given(messages)
+    def test_round_trip(self, message: Message) -> None:
+        assert_same(decode(*wire(message)), message)
+
+    @given(messages)
+    def test_nbytes_is_the_encoded_size(self, message: Message) -> None:
+        header, buffers = wire(message)
+        assert message.nbytes == len(header) + sum(map(len, buffers))
+
+    @given(st.binary(max_size=200), st.lists(st.binary(max_size=20), max_size=3))
+    def test_random_bytes_are_malformed(self, header: bytes, buffers: list[bytes]) -> None:
+        with pytest.raises(MalformedMessage):
+            decode(header, buffers)
+
+    @given(messages, st.data())
+    def test_truncated_headers_are_malformed(self, message: Message, choose: st.DataObject) -> None:
+        header, buffers = wire(message)
+        end = choose.draw(st.integers(0, len(header) - 1))
+        with pytest.raises(MalformedMessage):
+            decode(header[:end], buffers)
+
+    @given(messages, st.data())
+    def test_flipped_bits_never_crash(self, message: Message, choose: st.DataObject) -> None:
+        header, buffers = wire(message)
+        flipped = bytearray(header)
+        for bit in choose.draw(st.lists(st.integers(0, 8 * len(header) - 1), min_size=1, max_size=8)):
+            flipped[bit // 8] ^= 1 << bit % 8
+        try:
+            got = decode(bytes(flipped), buffers)
+        except MalformedMessage:
+            return
+        assert [array.nbytes for array in got.arrays] == [len(buffer) for buffer in buffers]
+
+    @given(messages.filter(lambda message: message.arrays))
+    def test_a_missing_a_shorter_and_an_extra_part_are_malformed(self, message: Message) -> None:
+        header, buffers = wire(message)
+        for wrong in (buffers[:-1], [*buffers, b""], [*buffers[:-1], buffers[-1] + b"\0"]):
+            with pytest.raises(MalformedMessage):
+                decode(header, wrong)
+
+    def test_an_empty_array_of_uncountable_shape_is_malformed(self) -> None:
+        header, buffers = wire(data(np.zeros((0, 1), np.float32)))
+        with pytest.raises(MalformedMessage, match="shape"):
+            decode(header[:-8] + b"\xff" * 8, buffers)
+
+    def test_a_bool_that_is_neither_0_nor_1_is_malformed(self) -> None:
+        header, _ = wire(data(np.zeros(2, np.bool_)))
+        with pytest.raises(MalformedMessage, match="bool"):
+            decode(header, [b"\1\2"])
+
+    def test_another_version_says_what_to_do(self) -> None:
+        header, buffers = wire(data())
+        with pytest.raises(MalformedMessage, match="update the older device"):
+            decode(header[:4] + b"\x63" + header[5:], buffers)
+
+    def test_decoded_arrays_are_views_of_the_buffers(self) -> None:
+        header, _ = wire(data(np.zeros(4, np.int64)))
+        memory = bytearray(np.arange(4).tobytes())
+        (array,) = decode(header, [memoryview(memory)]).arrays
+        memory[0] = 9
+        np.testing.assert_array_equal(array, [9, 1, 2, 3])
+
+    def test_unaligned_bytes_become_aligned_arrays(self) -> None:
+        header, _ = wire(data(np.zeros(4, np.int64)))
+        (array,) = decode(header, [memoryview(b"." + np.arange(4).tobytes())[1:]]).arrays
+        assert array.flags.aligned
+        np.testing.assert_array_equal(array, np.arange(4))
+
+    def test_contiguous_arrays_are_encoded_as_views(self) -> None:
+        array = np.arange(4)
+        _, (buffer,) = encode(data(array))
+        assert np.shares_memory(np.asarray(buffer), array)
+
+    @pytest.mark.parametrize(
+        "array",
+        [
+            np.arange(12).reshape(3, 4).T,
+            np.arange(24)[::-3],
+            np.broadcast_to(np.float32(1), (2, 3)),
+            np.arange(5, dtype=">i4"),
+        ],
+        ids=["transposed", "strided", "broadcast", "big-endian"],
+    )
+    def test_any_layout_travels(self, array: np.ndarray) -> None:
+        (got,) = decode(*wire(data(array))).arrays
+        np.testing.assert_array_equal(got, array)
+
+    @pytest.mark.parametrize("array", [np.array([None]), np.array(["a"]), np.zeros(1, complex)])
+    def test_other_dtypes_are_refused(self, array: np.ndarray) -> None:
+        with pytest.raises(ValueError, match="cannot travel"):
+            encode(data(array))
+
+    @given(st.text())
+    def test_text(self, text: str) -> None:
+        (array,) = decode(*wire(data(text_to_array(text)))).arrays
+        assert array_to_text(array) == text
+
+    def test_text_that_is_not_utf8_is_replaced(self) -> None:
+        assert array_to_text(np.array([65, 255], np.uint8)) == "A\ufffd"
+
+
+class TestInMemoryTransport:
+    def test_in_order_and_read_only(self) -> None:
+        hub = InMemoryHub()
+        a, b = InMemoryTransport(0, "a", hub), InMemoryTransport(1, "b", hub)
+        a.connect([b.endpoint])
+        sent = [data(np.arange(3), frame=frame) for frame in range(5)]
+        for message in sent:
+            a.send(1, message)
+        for message in sent:
+            assert_same(b.receive(0), message)
+        assert b.receive(0) is None
+
+    def test_unknown_peer(self) -> None:
+        with pytest.raises(ClusterError, match="peer 7"):
+            InMemoryTransport(0, "a", InMemoryHub()).send(7, data())
+
+    def test_wake(self) -> None:
+        transport = InMemoryTransport(0, "a", InMemoryHub())
+        transport.wake()
+        assert transport.receive(SOON) is None
+
+    def test_a_closed_peer_loses_messages(self) -> None:
+        hub = InMemoryHub()
+        a, b = InMemoryTransport(0, "a", hub), InMemoryTransport(1, "b", hub)
+        a.connect([b.endpoint])
+        b.close()
+        a.send(1, data())
+
+
+class TestZmqTransport:
+    @encryption
+    def test_both_directions_in_order(self, encrypted: bool) -> None:
+        random = np.random.default_rng(0)
+        sizes = [1, 100, 5_000, 100_000, 131_071, 131_072, 4_000_000, 0, 1]
+        with zmq_pair(encrypted) as (a, b):
+            arrays = [(random.integers(0, 256, size, np.uint8), np.array(size)) for size in sizes]
+            there = [data(*arrays[frame], sender=0, frame=frame) for frame in range(len(sizes))]
+            back = [data(*arrays[frame], sender=1, frame=frame) for frame in range(len(sizes))]
+            for x, y in zip(there, back):
+                a.send(1, x)
+                b.send(0, y)
+            for x, y in zip(there, back):
+                assert_same(b.receive(SOON), x)
+                assert_same(a.receive(SOON), y)
+
+    def test_a_received_array_can_be_sent_on(self) -> None:
+        with zmq_pair(encrypted=True) as (a, b):
+            message = data(np.arange(100_000), np.arange(3))
+            a.send(1, message)
+            b.send(0, take(b))
+            assert_same(a.receive(SOON), message)
+
+    def test_a_peer_may_send_before_it_is_known(self) -> None:
+        early, late = ZmqTransport(0, "early"), ZmqTransport(1, "late")
+        try:
+            early.connect([late.endpoint])
+            early.send(1, data(frame=1))
+            assert late.receive(0.2) is None  # the handshake has begun, and waits
+            late.connect([early.endpoint])
+            assert take(late).frame == 1
+        finally:
+            early.close()
+            late.close()
+
+    def test_a_stranger_gets_nothing_through(self) -> None:
+        stranger = ZmqTransport(2, "stranger")
+        try:
+            with zmq_pair(encrypted=True) as (a, b):
+                stranger.connect([b.endpoint])
+                stranger.send(1, data(sender=2))
+                a.send(1, data(sender=0))
+                assert take(b).sender == 0
+                assert b.receive(0.5) is None
+        finally:
+            stranger.close()
+
+    def test_a_stranger_without_encryption_gets_nothing_through(self) -> None:
+        with zmq_pair(encrypted=True) as (_, b), zmq.Context() as context:
+            push = context.socket(zmq.PUSH)
+            push.linger = 0
+            push.connect(b.endpoint.address)
+            push.send(encode(data())[0])
+            assert b.receive(0.5) is None
+            push.close()
+
+    def test_a_key_that_was_replaced_is_a_stranger_s(self) -> None:
+        with zmq_pair(encrypted=True) as (a, b):
+            b.connect([replace(a.endpoint, public_key=zmq.curve_keypair()[0].decode())])
+            a.connect([replace(b.endpoint, name="b, connected anew")])
+            a.send(1, data())
+            assert b.receive(0.5) is None
+
+    def test_an_unknown_peer_is_named_with_those_known(self) -> None:
+        with zmq_pair(encrypted=False) as (a, _), pytest.raises(ClusterError, match=r"peer 9.*1 \(b\)"):
+            a.send(9, data())
+
+    def test_unlike_encryption_is_refused(self) -> None:
+        with zmq_pair(encrypted=True) as (a, _), pytest.raises(ClusterError, match="same encryption"):
+            a.connect([Endpoint(5, "bare", "tcp://127.0.0.1:9")])
+
+    def test_a_restarted_peer_is_reached_at_its_new_address(self) -> None:
+        with zmq_pair(encrypted=True) as (a, b):
+            a.send(1, data())
+            take(b)
+            b.close()
+            restarted = ZmqTransport(1, "b")
+            try:
+                restarted.connect([a.endpoint])
+                a.connect([restarted.endpoint])
+                a.connect([restarted.endpoint])  # again: nothing changes
+                a.send(1, data(frame=2))
+                assert take(restarted).frame == 2
+                restarted.send(0, data(frame=3))
+                assert take(a).frame == 3
+                assert addresses(a) == {restarted.endpoint.address}
+            finally:
+                restarted.close()
+
+    def test_receive_times_out(self) -> None:
+        with zmq_pair(encrypted=False) as (a, _):
+            assert a.receive(0) is None
+            assert a.receive(-1) is None
+            assert a.receive(0.01) is None
+
+    @encryption
+    def test_wake_from_another_thread(self, encrypted: bool) -> None:
+        with zmq_pair(encrypted) as (a, b):
+            got: list[Message | None] = []
+            thread = threading.Thread(target=lambda: got.append(b.receive(3600)))
+            thread.start()
+            b.wake()
+            thread.join(SOON)
+            assert got == [None]
+            a.send(1, data(frame=4))
+            assert take(b).frame == 4
+
+    def test_malformed_messages_are_dropped_counted_and_logged_once(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with zmq_pair(encrypted=False) as (_, b), zmq.Context() as context:
+            push = context.socket(zmq.PUSH)
+            push.linger = 0
+            push.connect(b.endpoint.address)
+            header, _ = encode(data(np.zeros(3)))
+            with caplog.at_level(logging.WARNING):
+                for parts in ([b""], [b"rubbish"], [header], [header, b"short"], [encode(data(frame=5))[0]]):
+                    push.send_multipart(parts)
+                assert take(b).frame == 5
+            assert b.dropped == 4
+            assert len(caplog.records) == 1
+            push.close()
+
+    def test_a_taken_port_is_named(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            with pytest.raises(ClusterError, match=str(port)):
+                ZmqTransport(0, "a", port=port)
+
+    def test_a_chosen_port_is_used(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        transport = ZmqTransport(0, "a", port=port)
+        transport.close()
+        assert transport.endpoint.address == f"tcp://127.0.0.1:{port}"
+
+    def test_ipv6(self) -> None:
+        try:
+            a, b = ZmqTransport(0, "a", host="::1"), ZmqTransport(1, "b")
+        except ClusterError:
+            pytest.skip("this machine has no IPv6 loopback")
+        b.connect([a.endpoint])
+        a.connect([b.endpoint])
+        b.send(0, data())
+        take(a)
+        a.close()
+        b.close()
+
+    @pytest.mark.parametrize("host", ["0.0.0.0", "*", "::", ""])
+    def test_a_host_that_peers_cannot_reach_is_refused(self, host: str) -> None:
+        with pytest.raises(ConfigError, match="peers"):
+            ZmqTransport(0, "a", host=host)
+
+    def test_a_closed_transport_says_so(self) -> None:
+        transport = ZmqTransport(0, "a")
+        transport.close()
+        transport.close()
+        transport.wake()
+        with pytest.raises(ClusterError, match="closed"):
+            transport.receive(0)
+        with pytest.raises(ClusterError, match="closed"):
+            transport.send(1, data())
+
+    @encryption
+    def test_close_leaves_no_thread_and_no_port(self, encrypted: bool) -> None:
+        me = psutil.Process()
+
+        def use() -> set[int]:
+            with zmq_pair(encrypted) as (a, b):
+                a.send(1, data(np.zeros(100_000)))  # 800 kB: not copied
+                take(b)
+                ports = {port_of(a), port_of(b)}
+                assert ports <= listening(me)
+                return ports
+
+        use()  # pyzmq's own thread, which frees sent arrays, starts once and stays
+        before = me.num_threads()
+        ports = use()
+        assert me.num_threads() == before
+        assert not ports & listening(me)
+
+
+class TestPacedTransport:
+    def test_order_and_lower_bounds(self) -> None:
+        slow = LinkSpec(bytes_per_second=10e6, latency_seconds=0.01)
+        with paced_pair(slow, slow) as (a, b):
+            started = time.monotonic()
+            a.send(1, data(np.zeros(1_000_000, np.uint8), frame=1))
+            a.send(1, data(frame=2))
+            a.send(1, data(np.zeros(500_000, np.uint8), frame=3))
+            assert take(b).frame == 1
+            assert time.monotonic() - started >= 0.12
+            assert take(b).frame == 2
+            assert take(b).frame == 3
+            assert time.monotonic() - started >= 0.17
+
+    def test_two_senders_share_the_receiver_s_down_link(self) -> None:
+        hub = InMemoryHub()
+        fast, slow = LinkSpec(100e6), LinkSpec(10e6)
+        links = {0: fast, 1: fast, 2: slow}
+        transports = [
+            PacedTransport(InMemoryTransport(index, str(index), hub), link, links)
+            for index, link in links.items()
+        ]
+        endpoints = [transport.endpoint for transport in transports]
+        try:
+            started = time.monotonic()
+            for index in (0, 1):
+                transports[index].connect(endpoints)
+                transports[index].send(2, data(np.zeros(500_000, np.uint8), sender=index))
+            assert {take(transports[2]).sender, take(transports[2]).sender} == {0, 1}
+            assert time.monotonic() - started >= 0.1
+        finally:
+            for transport in transports:
+                transport.close()
+
+    def test_unpaced_peers_overtake_paced_ones(self) -> None:
+        hub = InMemoryHub()
+        crawl = LinkSpec(bytes_per_second=1.0)
+        a = PacedTransport(InMemoryTransport(0, "a", hub), crawl, {1: crawl})
+        b, client = InMemoryTransport(1, "b", hub), InMemoryTransport(2, "client", hub)
+        try:
+            a.connect([b.endpoint, client.endpoint])
+            a.send(1, data(frame=1))
+            a.send(2, data(frame=2))
+            assert take(client).frame == 2
+            assert b.receive(0) is None
+        finally:
+            a.close()
+
+    def test_over_an_encrypted_transport_both_ways(self) -> None:
+        with paced_zmq_pair(LinkSpec(50e6, 0.001)) as (a, b):
+            for frame in range(20):
+                a.send(1, data(np.full(10_000, frame), sender=0, frame=frame))
+                b.send(0, data(np.full(100, frame), sender=1, frame=frame))
+            for frame in range(20):
+                assert_same(take(b), data(np.full(10_000, frame), sender=0, frame=frame))
+                assert_same(take(a), data(np.full(100, frame), sender=1, frame=frame))
+
+    def test_an_unknown_peer_is_reported_by_the_next_call(self) -> None:
+        with paced_pair(LinkSpec(), LinkSpec()) as (a, _):
+            a.send(9, data())
+            with pytest.raises(ClusterError, match="peer 9"):
+                a.receive(SOON)
+
+    def test_times_out_and_wakes(self) -> None:
+        with paced_pair(LinkSpec(), LinkSpec()) as (a, _):
+            assert a.receive(0) is None
+            assert a.receive(0.01) is None
+            got: list[Message | None] = []
+            thread = threading.Thread(target=lambda: got.append(a.receive(3600)))
+            thread.start()
+            a.wake()
+            thread.join(SOON)
+            assert got == [None]
+
+    def test_close_sends_what_is_due_soon_and_leaves_no_thread(self) -> None:
+        threads = set(threading.enumerate())
+        hub = InMemoryHub()
+        a = PacedTransport(InMemoryTransport(0, "a", hub), LinkSpec(latency_seconds=0.05), {1: LinkSpec()})
+        b = InMemoryTransport(1, "b", hub)
+        a.connect([b.endpoint])
+        a.send(1, data(frame=1))
+        a.close()
+        a.close()
+        assert set(threading.enumerate()) == threads
+        assert take(b).frame == 1
+
+    def test_close_does_not_wait_for_what_is_due_late(self) -> None:
+        hub = InMemoryHub()
+        a = PacedTransport(InMemoryTransport(0, "a", hub), LinkSpec(bytes_per_second=0.001), {1: LinkSpec()})
+        b = InMemoryTransport(1, "b", hub)
+        a.connect([b.endpoint])
+        a.send(1, data())
+        a.close()
+        assert b.receive(0) is None
+
+    @pytest.mark.parametrize("fields", [(0.0, 0.0), (-1.0, 0.0), (1.0, -1.0), (None, float("nan"))])
+    def test_impossible_links_are_refused(self, fields: tuple[float | None, float]) -> None:
+        with pytest.raises(ValueError):
+            LinkSpec(*fields)
+
+
+class TestLinkClock:
+    def test_transfers_queue(self) -> None:
+        link = LinkClock(100.0)
+        assert [link.occupy(0.0, 100), link.occupy(0.5, 200), link.occupy(10.0, 50)] == [1.0, 3.0, 10.5]
+
+    def test_an_unlimited_link_takes_no_time(self) -> None:
+        link = LinkClock(None)
+        assert [link.occupy(1.0, 10**9), link.occupy(2.0, 10**9)] == [1.0, 2.0]
+        assert link.deliver(3.0, 10**9, None) == 3.0
+
+    @pytest.mark.parametrize(
+        ("sender_rate", "delivered"),
+        [(None, 2.0), (200.0, 1.5), (100.0, 1.0), (50.0, 1.0)],
+        ids=["at once", "faster", "alike", "slower"],
+    )
+    def test_the_slower_end_sets_the_pace(self, sender_rate: float | None, delivered: float) -> None:
+        """100 bytes, the last of which arrives at 1 s."""
+        assert LinkClock(100.0).deliver(1.0, 100, sender_rate) == delivered
+
+    def test_two_senders_at_once_share_the_down_link(self) -> None:
+        """Both sent 100 bytes in [0, 1] s: 200 bytes need 2 s here."""
+        link = LinkClock(100.0)
+        assert [link.deliver(1.0, 100, 100.0), link.deliver(1.0, 100, 100.0)] == [1.0, 2.0]
+
+    def test_two_slow_senders_waste_nothing(self) -> None:
+        """Both sent 60 bytes in [0, 1] s, so 120 bytes were on their way during [0, 1.2] s."""
+        link = LinkClock(100.0)
+        assert [link.deliver(1.0, 60, 60.0), link.deliver(1.0, 60, 60.0)] == pytest.approx([1.0, 1.2])
+
+    @given(
+        st.lists(st.tuples(st.floats(0, 5), st.integers(0, 1000), st.sampled_from([None, 50.0, 5000.0]))),
+        st.sampled_from([None, 10.0, 1000.0]),
+    )
+    def test_deliveries_keep_their_order_and_the_rate(
+        self, steps: list[tuple[float, int, float | None]], rate: float | None
+    ) -> None:
+        link = LinkClock(rate)
+        arrived = last = 0.0
+        for gap, nbytes, sender_rate in steps:
+            arrived += gap
+            delivered = link.deliver(arrived, nbytes, sender_rate)
+            assert delivered >= max(arrived, last)
+            last = delivered
+        if rate and steps:
+            first_start = min(0.0, *(-n / r for _, n, r in steps if r)) if any(r for *_, r in steps) else 0.0
+            assert last >= first_start + sum(n for _, n, _ in steps) / rate - 1e-6
+
+    @pytest.mark.parametrize("rate", [0.0, -1.0, float("nan")])
+    def test_a_link_that_carries_nothing_is_refused(self, rate: float) -> None:
+        with pytest.raises(ValueError, match="carries nothing"):
+            LinkClock(rate)
+
+
+@contextmanager
+def paced_pair(link_a: LinkSpec, link_b: LinkSpec) -> Iterator[tuple[PacedTransport, PacedTransport]]:
+    hub = InMemoryHub()
+    links = {0: link_a, 1: link_b}
+    a, b = (PacedTransport(InMemoryTransport(i, "ab"[i], hub), link, links) for i, link in links.items())
+    try:
+        a.connect([b.endpoint])
+        b.connect([a.endpoint])
+        yield a, b
+    finally:
+        a.close()
+        b.close()
+
+
+@contextmanager
+def paced_zmq_pair(link: LinkSpec) -> Iterator[tuple[PacedTransport, PacedTransport]]:
+    links = {0: link, 1: link}
+    a, b = (PacedTransport(ZmqTransport(i, "ab"[i]), link, links) for i in links)
+    try:
+        a.connect([b.endpoint])
+        b.connect([a.endpoint])
+        yield a, b
+    finally:
+        a.close()
+        b.close()
+
+
+def port_of(transport: ZmqTransport) -> int:
+    return int(transport.endpoint.address.rsplit(":", 1)[1])
+
+
+def listening(process: psutil.Process) -> set[int]:
+    return {c.laddr.port for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+
+
+def addresses(transport: ZmqTransport) -> set[str]:
+    """Where the transport's open PUSH sockets lead."""
+    return {push.get_string(zmq.LAST_ENDPOINT).rstrip("\0") for push in transport._sockets.values()}

@@ -1,0 +1,59 @@
+"""What a worker is told about itself, and what it tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from workers.paced_transport import LinkSpec
+from workers.transport import Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """One device, as its worker is to play it.
+
+    Attributes:
+        host: address of the interface that peers reach.
+        speed: emulated fraction of the real speed. None: not emulated.
+        link: emulated network interface. None: not emulated.
+        threads: per kernel. None: 1 if emulated, else all physical cores.
+    """
+
+    index: int
+    name: str
+    host: str
+    encrypted: bool
+    speed: float | None = None
+    link: LinkSpec | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """Who answered.
+
+    Attributes:
+        fingerprint: names the hardware and software that kernel times depend on.
+        clock_seconds: the worker's monotonic clock, when it answered.
+    """
+
+    endpoint: Endpoint
+    host: str
+    pid: int
+    version: str
+    threads: int
+    fingerprint: str
+    clock_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """What a worker is doing.
+
+    Attributes:
+        running: (epoch, frame, index of the step, seconds so far), or None.
+        waiting: per (epoch, frame), the channels whose messages have not come.
+    """
+
+    running: tuple[int, int, int, float] | None
+    waiting: dict[tuple[int, int], tuple[int, ...]]
