@@ -14,10 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orchestrator.cluster import Cluster, connect
-    from orchestrator.job import Job
-
-    from coedge.capture import capture
+    from coedge.capturing import capture
     from coedge.config import ClusterConfig, DeviceConfig, LinkConfig, PowerConfig, load_config
     from coedge.errors import (
         Cancelled,
@@ -32,7 +29,7 @@ if TYPE_CHECKING:
         PlanError,
         StepFailed,
     )
-    from coedge.lower import lower
+    from coedge.lowering import lower
     from coedge.model import Model
     from coedge.normalise import with_normalisation
     from coedge.objective import Objective
@@ -42,11 +39,13 @@ if TYPE_CHECKING:
     from coedge.region import UnitRect
     from coedge.simulator import simulate
     from coedge.timeline import Timeline
+    from orchestrator.cluster import Cluster, connect
+    from orchestrator.job import Job
     from orchestrator.planner import make_plan
     from workers.in_process import run_in_process
 
 _HOMES = {
-    "capture": "coedge.capture",
+    "capture": "coedge.capturing",
     "ClusterConfig": "coedge.config",
     "DeviceConfig": "coedge.config",
     "LinkConfig": "coedge.config",
@@ -63,7 +62,7 @@ _HOMES = {
     "InputError": "coedge.errors",
     "PlanError": "coedge.errors",
     "StepFailed": "coedge.errors",
-    "lower": "coedge.lower",
+    "lower": "coedge.lowering",
     "Model": "coedge.model",
     "with_normalisation": "coedge.normalise",
     "Objective": "coedge.objective",

@@ -90,7 +90,8 @@ class Model:
     @cached_property
     def skeleton(self) -> bytes:
         """The graph as ONNX without the values of its large weights: what a worker needs to build tiles."""
-        return _skeleton(self).SerializeToString(deterministic=True)
+        text: bytes = _skeleton(self).SerializeToString(deterministic=True)
+        return text
 
     @cached_property
     def weights(self) -> Mapping[str, np.ndarray]:
@@ -140,7 +141,7 @@ class Model:
 
     def describe(self) -> str:
         """What can be split and how, and which nodes cannot, with the reason."""
-        kinds = Counter(rule.kind for rule in self.rules)
+        kinds: Counter[str] = Counter(rule.kind for rule in self.rules)
         words = {
             "local": "row-local", "window": "window (halo rows)", "partial": "reduction, each device its share",
             "combine": "reduction, combined", "dense": "without rows (dense)", "whole": "not splittable",
@@ -279,7 +280,8 @@ def _value(initializer: TensorProto, weights: Mapping[str, np.ndarray]) -> np.nd
     if initializer.data_location == TensorProto.EXTERNAL:
         dtype = helper.tensor_dtype_to_np_dtype(initializer.data_type)
         return np.broadcast_to(np.zeros((), dtype), tuple(initializer.dims))
-    return numpy_helper.to_array(initializer)
+    array: np.ndarray = numpy_helper.to_array(initializer)
+    return array
 
 
 def _skeleton(model: Model) -> onnx.ModelProto:

@@ -37,7 +37,7 @@ class Stage(BaseModel):
 
 
 class Plan(BaseModel):
-    """A list of stages. Transfers are not planned, they follow from the regions (see `coedge.lower`).
+    """A list of stages. Transfers are not planned, they follow from the regions (see `coedge.lowering`).
 
     Attributes:
         source: the device where the input starts.
@@ -89,7 +89,7 @@ class Plan(BaseModel):
             )
         if not self.feasible:
             lines.append(f"  infeasible: {self.reason}")
-        for start, stop, stage in _runs(self.stages):
+        for start, stop, stage in stage_runs(self.stages):
             count = stop - start
             label = f"stage {start}" if count == 1 else f"stages {start}-{stop - 1}"
             layers = f"layers {self.stages[start].first}-{self.stages[stop - 1].last}"
@@ -111,7 +111,7 @@ def _share(rect: UnitRect) -> str:
     return f"{rect.row_start:.0%}..{rect.row_stop:.0%} x {rect.col_start:.0%}..{rect.col_stop:.0%}"
 
 
-def _runs(stages: Sequence[Stage]) -> list[tuple[int, int, Stage]]:
+def stage_runs(stages: Sequence[Stage]) -> list[tuple[int, int, Stage]]:
     """Consecutive stages with the same regions, as (start, stop, stage)."""
     runs: list[tuple[int, int, Stage]] = []
     for index, stage in enumerate(stages):

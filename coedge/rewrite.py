@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -108,7 +109,8 @@ def expand(node: Node, tensors: Mapping[str, Tensor], draft: Draft) -> list[onnx
     if tensor.dtype not in _FLOATS or not constant_rest:
         return None
     epsilon = float(attributes.get("epsilon", 1e-5))
-    if node.op == "InstanceNormalization" and (tensor.row_axis, tensor.col_axis) == (2, 3):
+    channels_first = rank == 4 and (tensor.row_axis, tensor.col_axis) == (2, 3)
+    if node.op == "InstanceNormalization" and channels_first:
         shape = (tensor.shape[1], 1, 1)
         scale, bias = (draft.constants[n].reshape(shape) for n in node.inputs[1:3])
         return _normalise(node.inputs[0], node.outputs[0], tensor.shape, [2, 3], epsilon, scale, bias, draft)
@@ -124,7 +126,7 @@ def expand(node: Node, tensors: Mapping[str, Tensor], draft: Draft) -> list[onnx
                 return _normalise(
                     node.inputs[0], node.outputs[0], tensor.shape, axes, epsilon, scale, bias, draft
                 )
-    if node.op == "GroupNormalization" and (tensor.row_axis, tensor.col_axis) == (2, 3):
+    if node.op == "GroupNormalization" and channels_first:
         groups = int(attributes["num_groups"])
         return _group_norm(
             node.inputs[0], node.outputs[0], tensor, groups, epsilon,
@@ -145,14 +147,14 @@ def _varies(scale: np.ndarray, bias: np.ndarray, tensor: Tensor, axis: int) -> b
     return False
 
 
-def _pools_everything(attributes: Mapping[str, object], tensor: Tensor) -> bool:
+def _pools_everything(attributes: Mapping[str, Any], tensor: Tensor) -> bool:
     kernel = attributes.get("kernel_shape")
     return (
         (tensor.row_axis, tensor.col_axis) == (2, 3)
-        and list(kernel or []) == [tensor.rows, tensor.cols]  # type: ignore[call-overload]
-        and not any(attributes.get("pads") or [])  # type: ignore[call-overload]
+        and list(kernel or []) == [tensor.rows, tensor.cols]
+        and not any(attributes.get("pads") or [])
         and attributes.get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
-        and all(d == 1 for d in attributes.get("dilations") or [1])  # type: ignore[attr-defined]
+        and all(d == 1 for d in attributes.get("dilations") or [1])
     )
 
 

@@ -49,6 +49,9 @@ def _info(tensor: Tensor, fixed_cols: bool) -> onnx.ValueInfoProto:
     shape: list[int | str] = list(tensor.shape)
     if tensor.partial_extent:
         shape[0] = "shares"
+    elif tensor.row_axis is None and tensor.col_axis is None:
+        # The captured shape is the one of an image of zeros: of a NonZero it says nothing.
+        shape = [f"axis {axis} of {tensor.name}" for axis in range(len(shape))]
     else:
         if tensor.row_axis is not None:
             shape[tensor.row_axis] = f"rows of {tensor.name}"

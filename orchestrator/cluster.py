@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from coedge.capture import as_arrays
+from coedge.capturing import as_arrays
 from coedge.config import ClusterConfig, load_config
 from coedge.errors import ClusterError, CoEdgeError, DeviceLost, FrameTimeout, InfeasibleError, PlanError
-from coedge.lower import lower
+from coedge.lowering import lower
 from coedge.memory import program_nbytes
 from coedge.model import Model
 from coedge.objective import Objective

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from coedge.capture import capture
-from coedge.lower import lower
+from coedge.capturing import capture
+from coedge.lowering import lower
 from coedge.machine import Machine
 from coedge.model import Model
 from coedge.plan import Plan, Stage, check_plan, strips

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coedge.capture import as_arrays
+from coedge.capturing import as_arrays
 from coedge.errors import PlanError
-from coedge.lower import lower
+from coedge.lowering import lower
 from coedge.machine import Machine
 from coedge.model import Model
 from coedge.plan import Plan
@@ -94,8 +94,9 @@ class InProcess:
                 parts.append(take(part, tensors[patch.tensor], patch.region, values[part.patch]))
             mail.append((step.peer, step.channel, parts))
         elif isinstance(step, Answer):
+            # Not np.ascontiguousarray, which makes a vector of a scalar.
             answer = [
-                np.ascontiguousarray(assemble(read, tensors[read.tensor], program.patches, values))
+                np.asarray(assemble(read, tensors[read.tensor], program.patches, values), order="C")
                 for read in step.reads
             ]
         machine.done(self._frame, index, written)

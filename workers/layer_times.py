@@ -1,24 +1,34 @@
-"""Measures a model's layers on this machine: seconds at several row counts, each layer a tile of its own."""
+"""Measures a model's layers on this machine: seconds at several row counts, each layer a tile of its own.
+
+Layer after layer, as they run for a frame, rather than one layer over and over: its weights and rows are then
+as cold as they will be, and what a worker does around the kernel (putting the rows and the halo together) is
+measured with it.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from coedge.layers import Layer
-from coedge.lower import tile_of
+from coedge.lowering import tile_of
 from coedge.model import Model
 from coedge.profile import LayerTime, fit
-from coedge.program import Tile
+from coedge.program import Part, Patch, Read, Tile
 from coedge.region import UNIT, Region, UnitRect
-from workers.kernels import Kernels
+from workers.kernels import Kernels, assemble
+
+Array = NDArray[Any]
 
 FRACTIONS = (1.0, 0.5, 0.25, 0.125)
-LEAST_RUNS, MOST_RUNS = 3, 25
-SECONDS_PER_POINT = 0.02
+LEAST_SWEEPS, MOST_SWEEPS = 3, 9
+# An emulated device sleeps after every kernel, and so should the measurement: waking up costs cache lines.
+REST_SECONDS = 0.0005
 
 
 def measure_layers(
@@ -27,33 +37,103 @@ def measure_layers(
     """The affine time of every layer, and the fused ratio (see `coedge.profile`). Weights are made up.
 
     Args:
-        cpu_time: count the CPU time of this thread instead of wall time (for emulated devices, one thread).
-        budget_seconds: about how long it may take; the fewer runs are left for each point.
+        cpu_time: for emulated devices of one thread: CPU time of this thread instead of wall time, with rests.
+        budget_seconds: about how long it may take, preparation not counted.
     """
-    clock = time.thread_time if cpu_time and threads == 1 else time.perf_counter
+    emulated = cpu_time and threads == 1
+    clock = time.thread_time if emulated else time.perf_counter
     kernels = Kernels(model, threads)
     kernels.add_weights(made_up_weights(model))
-    seen: dict[object, LayerTime] = {}
-    times: list[LayerTime] = []
-    started = time.monotonic()
+    points = [
+        point
+        for layer in model.layers
+        for fraction in (FRACTIONS if layer.splittable else (1.0,))
+        if (point := _point(model, layer.first, layer.stop, fraction, layer.index)) is not None
+    ]
+    whole = _point(model, 0, len(model.graph.nodes), 1.0, -1)
+    assert whole is not None
+    for point in (*points, whole):
+        point.run(model, kernels)  # builds the session
+    begun = time.monotonic()
+    for sweep in range(MOST_SWEEPS):
+        if sweep >= LEAST_SWEEPS and time.monotonic() - begun > budget_seconds * sweep / (sweep + 1):
+            break
+        for fraction in FRACTIONS:
+            for point in points:
+                if point.fraction == fraction:
+                    point.time(model, kernels, clock, emulated)
+        whole.time(model, kernels, clock, emulated)
+    times = []
     for layer in model.layers:
-        key = _signature(model, layer)
-        if key not in seen:
-            left = budget_seconds - (time.monotonic() - started)
-            points = []
-            for fraction in FRACTIONS if layer.splittable else (1.0,):
-                rect = UnitRect(row_stop=fraction)
-                rows = rect.of_extent(layer.rows, layer.cols).rows.length
-                if rows and rows not in {r for r, _ in points}:
-                    seconds = _time(model, kernels, layer.first, layer.stop, rect, clock, left > 0)
-                    if seconds is not None:
-                        points.append((rows, seconds))
-            seen[key] = fit((float(r), s) for r, s in points)
-        times.append(seen[key])
-    whole = _time(model, kernels, 0, len(model.graph.nodes), UNIT, clock, True)
+        mine = [p for p in points if p.layer == layer.index]
+        rows = {
+            p.fraction: UnitRect(row_stop=p.fraction).of_extent(layer.rows, layer.cols).rows.length
+            for p in mine
+        }
+        times.append(fit((float(max(rows[p.fraction], 1)), statistics.median(p.samples)) for p in mine))
     total = sum(t.seconds(layer.rows) for t, layer in zip(times, model.layers))
-    ratio = whole / total if whole and total > 0 else 1.0
+    ratio = statistics.median(whole.samples) / total if total > 0 else 1.0
     return times, min(max(ratio, 0.05), 1.5)
+
+
+@dataclass
+class _Point:
+    """One layer at one share of its rows, with made-up inputs."""
+
+    layer: int
+    fraction: float
+    tile: Tile
+    reads: list[tuple[Read, list[Patch], dict[int, Array]]]
+    samples: list[float]
+
+    def run(self, model: Model, kernels: Kernels) -> None:
+        tensors = model.graph.tensors
+        feeds = [assemble(read, tensors[read.tensor], patches, held) for read, patches, held in self.reads]
+        kernels.run(self.tile, feeds)
+
+    def time(self, model: Model, kernels: Kernels, clock: Callable[[], float], rest: bool) -> None:
+        if rest:
+            time.sleep(REST_SECONDS)
+        start = clock()
+        self.run(model, kernels)
+        self.samples.append(clock() - start)
+
+
+def _point(model: Model, first: int, stop: int, fraction: float, layer: int) -> _Point | None:
+    """None where so small a share has no rows."""
+    rect = UNIT if fraction == 1.0 else UnitRect(row_stop=fraction)
+    made = [name for node in model.graph.nodes[first:stop] for name in node.outputs if name]
+    later = {n for node in model.graph.nodes[stop:] for n in model.graph.activations(node)}
+    later |= set(model.graph.outputs)
+    wanted = {}
+    for name in made:
+        tensor = model.graph.tensors[name]
+        region = rect.of_extent(tensor.rows, tensor.cols)
+        if name in later and not region.empty:
+            wanted[name] = region
+    if not wanted:
+        return None
+    tile, need = tile_of(model, first, stop, wanted)
+    return _Point(layer, fraction, tile, [_read(model, name, need[name], rect) for name in tile.inputs], [])
+
+
+def _read(
+    model: Model, name: str, need: Region, rect: UnitRect
+) -> tuple[Read, list[Patch], dict[int, Array]]:
+    """Rows that the device owns itself, and the halo below them as a patch of its own."""
+    tensor = model.graph.tensors[name]
+    generator = np.random.default_rng(0)
+    own = rect.of_extent(tensor.rows, tensor.cols).intersection(need)
+    regions = [need] if own.empty or tensor.partial_extent else [own, *need.minus(own)]
+    held: dict[int, Array] = {}
+    for index, region in enumerate(regions):
+        shape, dtype = tensor.region_shape(region), np.dtype(tensor.dtype)
+        if dtype.kind == "f":
+            held[index] = generator.standard_normal(shape, np.float32).astype(dtype, copy=False)
+        else:
+            held[index] = generator.integers(0, 2 if dtype.kind == "b" else 100, shape).astype(dtype)
+    parts = tuple(Part(index, region) for index, region in enumerate(regions))
+    return Read(name, need, parts), [Patch(name, region) for region in regions], held
 
 
 def measure_gflops(threads: int, cpu_time: bool) -> float:
@@ -74,7 +154,7 @@ def measure_gflops(threads: int, cpu_time: bool) -> float:
     run = session(proto.SerializeToString(), threads)
     feeds = {"x": np.full(shape, 0.5, np.float32)}
     clock = time.thread_time if cpu_time and threads == 1 else time.perf_counter
-    seconds = _median(lambda: run.run(None, feeds), clock, True)
+    seconds = _median(lambda: run.run(None, feeds), clock)
     return 2 * 64 * 64 * 9 * 56 * 56 / seconds / 1e9
 
 
@@ -90,67 +170,10 @@ def made_up_weights(model: Model) -> dict[str, np.ndarray]:
     return made
 
 
-def _signature(model: Model, layer: Layer) -> object:
-    """Layers with equal signatures take equal time: same operators, attributes and shapes."""
-    parts: list[object] = []
-    for node in model.graph.nodes[layer.first : layer.stop]:
-        attributes = tuple(sorted(a.SerializeToString(deterministic=True) for a in node.proto.attribute))
-        shapes = tuple(
-            model.graph.constants[n].shape if n in model.graph.constants else model.graph.tensors[n].shape
-            for n in (*node.inputs, *node.captured)
-            if n
-        )
-        parts.append((node.op, attributes, shapes))
-    return tuple(parts)
-
-
-def _time(
-    model: Model,
-    kernels: Kernels,
-    first: int,
-    stop: int,
-    rect: UnitRect,
-    clock: Callable[[], float],
-    thorough: bool,
-) -> float | None:
-    tile_and_regions = _tile(model, first, stop, rect)
-    if tile_and_regions is None:
-        return None
-    tile, need = tile_and_regions
-    generator = np.random.default_rng(0)
-    arrays = []
-    for name in tile.inputs:
-        tensor = model.graph.tensors[name]
-        shape = tensor.region_shape(need[name])
-        dtype = np.dtype(tensor.dtype)
-        if dtype.kind == "f":
-            arrays.append(generator.standard_normal(shape).astype(dtype))
-        else:
-            arrays.append(generator.integers(0, 2 if dtype.kind == "b" else 100, shape).astype(dtype))
-    return _median(lambda: kernels.run(tile, arrays), clock, thorough)
-
-
-def _tile(model: Model, first: int, stop: int, rect: UnitRect) -> tuple[Tile, dict[str, Region]] | None:
-    made = {name for node in model.graph.nodes[first:stop] for name in node.outputs if name}
-    later = {n for node in model.graph.nodes[stop:] for n in model.graph.activations(node)} | set(
-        model.graph.outputs
-    )
-    wanted = {}
-    for name in made & later:
-        tensor = model.graph.tensors[name]
-        region = rect.of_extent(tensor.rows, tensor.cols)
-        if not region.empty:
-            wanted[name] = region
-    return tile_of(model, first, stop, wanted) if wanted else None
-
-
-def _median(function: Callable[[], object], clock: Callable[[], float], thorough: bool) -> float:
+def _median(function: Callable[[], object], clock: Callable[[], float], count: int = 15) -> float:
     function()
-    samples: list[float] = []
-    begun = time.monotonic()
-    while len(samples) < LEAST_RUNS or (
-        thorough and len(samples) < MOST_RUNS and time.monotonic() - begun < SECONDS_PER_POINT
-    ):
+    samples = []
+    for _ in range(count):
         start = clock()
         function()
         samples.append(clock() - start)

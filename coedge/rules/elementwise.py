@@ -167,12 +167,10 @@ def along_one_axis(node: Node, context: Context) -> Rule | str:
             return "its axis flows"
         axes = {int(value) % len(tensor.shape)}
     else:
-        axis = int(node.attributes.get("axis", -1)) % len(tensor.shape)
-        axes = (
-            set(range(axis, len(tensor.shape)))
-            if context.opset < 13 and node.op != "LpNormalization"
-            else {axis}
-        )
+        # Before opset 13 the softmax family flattened everything from its axis on, which was 1 by default.
+        flattens = context.opset < 13 and node.op != "LpNormalization"
+        axis = int(node.attributes.get("axis", 1 if flattens else -1)) % len(tensor.shape)
+        axes = set(range(axis, len(tensor.shape))) if flattens else {axis}
     crossed = _extended(tensor, axes)
     if crossed:
         return f"normalises along the {crossed}"
@@ -195,6 +193,8 @@ def layer_norm(node: Node, context: Context) -> Rule | str:
 @register("ArgMax", "ArgMin", "TopK")
 def select(node: Node, context: Context) -> Rule | str:
     name = node.inputs[0]
+    if any(n and not context.is_constant(n) for n in node.inputs[1:]):
+        return "how many it selects flows"
     tensor = context.tensors[name]
     axis = int(node.attributes.get("axis", -1 if node.op == "TopK" else 0)) % len(tensor.shape)
     crossed = _extended(tensor, {axis})
@@ -203,7 +203,9 @@ def select(node: Node, context: Context) -> Rule | str:
     keeps = node.op == "TopK" or bool(node.attributes.get("keepdims", 1))
 
     def moved(old: int | None) -> int | None:
-        return old if old is None or keeps or old < axis else old - 1
+        if old is None or keeps or old < axis:
+            return old
+        return None if old == axis else old - 1
 
     return Plain("local", {name: (Same(), Same())}, (moved(tensor.row_axis), moved(tensor.col_axis)))
 

@@ -38,9 +38,11 @@ class EnlargeRule(Rule):
             for axis, factor in ((tensor.row_axis, self.factors[0]), (tensor.col_axis, self.factors[1])):
                 if axis is not None:
                     scales[axis] = factor
+            # Nobody reads the region of interest, but before opset 13 it may not be left out.
+            roi = tile.constant(np.zeros(0, np.float32)) if tile.opset < 13 else ""
             tile.copy(
                 node,
-                [inputs[0], "", tile.constant(scales)],
+                [inputs[0], roi, tile.constant(scales)],
                 [whole],
                 axes=None,
                 keep_aspect_ratio_policy=None,
@@ -67,17 +69,19 @@ def resize(node: Node, context: Context) -> Rule | str:
     rounding = attributes.get("nearest_mode", b"round_prefer_floor").decode()
     if attributes.get("antialias", 0) or attributes.get("exclude_outside", 0):
         return "is anti-aliased or excludes the outside"
+    if where == "tf_crop_and_resize" or attributes.get("keep_aspect_ratio_policy", b"stretch") != b"stretch":
+        return "crops, or keeps the aspect ratio"
+    scales = _scales(node, context, tensor.shape, out_shape)
     factors: list[int] = []
     maps: list[AxisMap] = []
-    for axis, extent in enumerate(tensor.shape):
-        if axis not in (tensor.row_axis, tensor.col_axis) and out_shape[axis] != extent:
+    for index, scale in enumerate(scales):
+        if index not in (tensor.row_axis, tensor.col_axis) and scale != 1:
             return "resizes an axis that is neither rows nor columns"
     for axis in (tensor.row_axis, tensor.col_axis):
         extent = 1 if axis is None else tensor.shape[axis]
-        larger = 1 if axis is None else out_shape[axis]
-        if larger % extent:
-            return f"scales by {larger}/{extent}, which is not an integer"
-        factor = larger // extent
+        factor = 1 if axis is None else int(scales[axis])
+        if axis is not None and factor != scales[axis]:
+            return f"scales by {scales[axis]:.4g}, which is not an integer"
         factors.append(factor)
         if factor == 1:
             maps.append(Same())
@@ -104,6 +108,17 @@ def resize(node: Node, context: Context) -> Rule | str:
         "window", {source: (maps[0], maps[1])}, (tensor.row_axis, tensor.col_axis),
         source=source, factors=(factors[0], factors[1]),
     )  # fmt: skip
+
+
+def _scales(node: Node, context: Context, shape: tuple[int, ...], out_shape: tuple[int, ...]) -> list[float]:
+    """The scale of every axis. Extents do not tell: a scale of 2.1 makes 6 rows of 3, other ones than 2 does."""
+    given = context.constant(node, 2)
+    if given is None or not given.size:
+        return [larger / extent for extent, larger in zip(shape, out_shape)]
+    scales = [1.0] * len(shape)
+    for axis, scale in zip(node.attributes.get("axes", range(len(shape))), given):
+        scales[axis] = float(scale)
+    return scales
 
 
 @register("DepthToSpace")

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import onnx
 
-from coedge.axis_map import AxisMap, Same, Whole
+from coedge.axis_map import AxisMap, Whole
 from coedge.graph import Node, Tensor
-from coedge.region import Interval, Region
+from coedge.region import Region
 
 Adjust = tuple[int, ...]
 Kind = Literal["local", "window", "partial", "combine", "dense", "whole"]
@@ -172,8 +171,9 @@ def whole_rule(node: Node, context: Context, why: str, restores_rows: bool) -> R
     return WholeRule("whole", maps, layout, why)
 
 
-def same_maps(names: list[str], context: Context) -> dict[str, tuple[AxisMap, AxisMap]]:
-    return {n: (Same(), Same()) for n in names}
+def local_kind(tensor: Tensor) -> Kind:
+    """`local` where there are rows to be local to, `dense` on a single pixel."""
+    return "local" if tensor.spatial else "dense"
 
 
 def crop_of(held: Region, wanted: Region) -> tuple[int, int, int, int]:
@@ -184,21 +184,3 @@ def crop_of(held: Region, wanted: Region) -> tuple[int, int, int, int]:
         wanted.col_start - held.col_start,
         held.col_stop - wanted.col_stop,
     )
-
-
-__all__ = [
-    "Adjust",
-    "Context",
-    "Emitter",
-    "Interval",
-    "Plain",
-    "Rule",
-    "WholeRule",
-    "crop_of",
-    "field",
-    "onnx",
-    "register",
-    "rule_for",
-    "same_maps",
-    "whole_rule",
-]

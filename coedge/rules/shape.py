@@ -12,7 +12,7 @@ from coedge.axis_map import AxisMap, Same, Window
 from coedge.graph import Node, Tensor
 from coedge.region import Region
 from coedge.rules.reduce import SHARE
-from coedge.rules.rule import Adjust, Context, Emitter, Plain, Rule, register
+from coedge.rules.rule import Adjust, Context, Emitter, Plain, Rule, local_kind, register
 
 _INT64_MAX = np.iinfo(np.int64).max
 
@@ -49,10 +49,11 @@ class ReshapeRule(Rule):
 
     def emit(self, tile: Emitter, node: Node, inputs: list[str], adjust: Adjust) -> None:
         before, after = tile.tensors[node.inputs[0]], tile.tensors[node.outputs[0]]
-        shape: list[int] = list(after.shape)
         if after.row_axis is None and after.col_axis is None:
-            pass
-        elif after.col_axis is None or adjust[0]:
+            tile.copy(node, inputs)
+            return
+        shape: list[int] = list(after.shape)
+        if after.col_axis is None or adjust[0]:
             if after.row_axis is not None:
                 shape[after.row_axis] = -1
         elif after.row_axis is None:
@@ -91,8 +92,9 @@ def reshape(node: Node, context: Context) -> Rule | str:
     layout = _follow(tensor, out_shape)
     if isinstance(layout, str):
         return layout
-    kind = "local" if tensor.spatial else "dense"
-    return ReshapeRule(kind, {source: (Same(), Same())}, layout, source=source, cols=tensor.cols)  # type: ignore[arg-type]
+    return ReshapeRule(
+        local_kind(tensor), {source: (Same(), Same())}, layout, source=source, cols=tensor.cols
+    )
 
 
 @register("Squeeze", "Unsqueeze")
@@ -122,11 +124,13 @@ def squeeze(node: Node, context: Context) -> Rule | str:
         kept = [i for i in range(rank) if i not in axes]
         return kept[old]
 
-    kind = "local" if tensor.spatial else "dense"
     # Without explicit axes a tile of one row would lose its row axis as well.
     return SqueezeRule(
-        kind, {source: (Same(), Same())}, (moved(tensor.row_axis), moved(tensor.col_axis)), axes=tuple(axes)
-    )  # type: ignore[arg-type]
+        local_kind(tensor),
+        {source: (Same(), Same())},
+        (moved(tensor.row_axis), moved(tensor.col_axis)),
+        axes=tuple(axes),
+    )
 
 
 @dataclass(frozen=True)
@@ -151,8 +155,9 @@ def transpose(node: Node, context: Context) -> Rule | str:
     def moved(old: int | None) -> int | None:
         return None if old is None else order.index(old)
 
-    kind = "local" if tensor.spatial else "dense"
-    return Plain(kind, {source: (Same(), Same())}, (moved(tensor.row_axis), moved(tensor.col_axis)))  # type: ignore[arg-type]
+    return Plain(
+        local_kind(tensor), {source: (Same(), Same())}, (moved(tensor.row_axis), moved(tensor.col_axis))
+    )
 
 
 @register("Concat")
@@ -170,8 +175,7 @@ def concat(node: Node, context: Context) -> Rule | str:
         return "joins along the rows"
     if len(flowing) < len(dict.fromkeys(node.inputs)) and tensors[0].spatial:
         return "joins a constant that has rows"
-    kind = "local" if tensors[0].spatial else "dense"
-    return Plain(kind, {n: (Same(), Same()) for n in flowing}, layout)  # type: ignore[arg-type]
+    return Plain(local_kind(tensors[0]), {n: (Same(), Same()) for n in flowing}, layout)
 
 
 @register("Split")
@@ -182,8 +186,7 @@ def split(node: Node, context: Context) -> Rule | str:
         return "its sizes flow"
     if int(node.attributes.get("axis", 0)) % len(tensor.shape) in (tensor.row_axis, tensor.col_axis):
         return "splits along the rows"
-    kind = "local" if tensor.spatial else "dense"
-    return Plain(kind, {source: (Same(), Same())}, (tensor.row_axis, tensor.col_axis))  # type: ignore[arg-type]
+    return Plain(local_kind(tensor), {source: (Same(), Same())}, (tensor.row_axis, tensor.col_axis))
 
 
 @dataclass(frozen=True)
@@ -230,11 +233,9 @@ def slice_(node: Node, context: Context) -> Rule | str:
         extent = tensor.shape[axis]
         start = slice(start, stop, step).indices(extent)[0]
         maps.append(Window(extent, stride=step, pad=-start))
-    kind = "local" if tensor.spatial else "dense"
-    return SliceRule(
-        kind, {source: (maps[0], maps[1])}, (tensor.row_axis, tensor.col_axis),
+    return SliceRule(local_kind(tensor), {source: (maps[0], maps[1])}, (tensor.row_axis, tensor.col_axis),
         starts=tuple(starts), stops=tuple(stops), axes=tuple(axes), steps=tuple(steps),
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
 
 
 @register("Gather")
@@ -251,8 +252,9 @@ def gather(node: Node, context: Context) -> Rule | str:
     def moved(old: int | None) -> int | None:
         return old if old is None or old < axis else old + indices.ndim - 1
 
-    kind = "local" if tensor.spatial else "dense"
-    return Plain(kind, {source: (Same(), Same())}, (moved(tensor.row_axis), moved(tensor.col_axis)))  # type: ignore[arg-type]
+    return Plain(
+        local_kind(tensor), {source: (Same(), Same())}, (moved(tensor.row_axis), moved(tensor.col_axis))
+    )
 
 
 @register("Expand")

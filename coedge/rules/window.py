@@ -42,10 +42,11 @@ class WindowRule(Rule):
         return (before[0], before[1], after[0], after[1], int(over))
 
     def emit(self, tile: Emitter, node: Node, inputs: list[str], adjust: Adjust) -> None:
-        changed: dict[str, object] = {"pads": list(adjust[:4]), "auto_pad": None}
+        pads = list(adjust[:4])
         if self.ceil:
-            changed["ceil_mode"] = adjust[4]
-        tile.copy(node, inputs, **changed)
+            tile.copy(node, inputs, pads=pads, auto_pad=None, ceil_mode=adjust[4])
+        else:
+            tile.copy(node, inputs, pads=pads, auto_pad=None)
 
 
 def _spatial_lists(node: Node, kernel: tuple[int, ...]) -> tuple[list[int], list[int]]:
@@ -96,6 +97,8 @@ def window(node: Node, context: Context) -> Rule | str:
         kernel = tuple(node.attributes["kernel_shape"])
     strides, dilations = _spatial_lists(node, kernel)
     before, after = _padding(node, tensor.shape, kernel, strides, dilations)
+    if any(d > 1 for d in dilations) and node.attributes.get("auto_pad", b"NOTSET").startswith(b"SAME"):
+        return "is dilated, and its padding is left to the operator"
     if not tensor.spatial:
         axes = {source: (Same() if context.out_shape(node)[2] == 1 else Whole(1), Same())}
         if context.out_shape(node)[2:] == (1, 1):
@@ -172,8 +175,8 @@ def pad(node: Node, context: Context) -> Rule | str:
     axes_value = context.constant(node, 3)
     axes = [int(a) % rank for a in axes_value] if axes_value is not None else list(range(rank))
     pads = [0] * (2 * rank)
-    for position, axis in enumerate(axes):
-        pads[axis], pads[rank + axis] = int(given[position]), int(given[len(axes) + position])
+    for position, padded in enumerate(axes):
+        pads[padded], pads[rank + padded] = int(given[position]), int(given[len(axes) + position])
     mode = node.attributes.get("mode", b"constant").decode()
     if mode not in ("constant", "reflect", "edge"):
         return f"pads in mode {mode!r}"
@@ -233,6 +236,8 @@ def spread(node: Node, context: Context) -> Rule | str:
     weight = context.constant(node, 1)
     if context.is_constant(source) or weight is None:
         return "its weights flow"
+    if any(n and not context.is_constant(n) for n in node.inputs[2:]):
+        return "its bias flows"
     tensor = context.tensors[source]
     if len(tensor.shape) != 4 or (tensor.row_axis, tensor.col_axis) != (2, 3):
         return "its rows are not on the axis it slides along"
@@ -247,7 +252,8 @@ def spread(node: Node, context: Context) -> Rule | str:
             pads = list(node.attributes.get("pads") or [0] * 4)
             first = pads[side]
         else:
-            total = max(0, natural - out_shape[2 + side])
+            added = (node.attributes.get("output_padding") or [0, 0])[side]
+            total = max(0, natural + added - out_shape[2 + side])
             first = total // 2 if mode != "SAME_LOWER" else total - total // 2
         most = max(strides[side], dilations[side])
         # An adjusted tile may need to add up to stride - 1 rows; the operator allows no more than that.

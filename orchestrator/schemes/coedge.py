@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coedge.lower import lower
+from coedge.lowering import lower
 from coedge.model import Model
 from coedge.objective import Objective
 from coedge.plan import Plan, Stage, even_plan, stages_of, strips

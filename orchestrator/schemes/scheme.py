@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from coedge.lower import lower
+from coedge.lowering import lower
 from coedge.memory import program_nbytes
 from coedge.model import Model
 from coedge.objective import Objective

@@ -271,10 +271,21 @@ def _simplify(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[
         simplified = onnx.shape_inference.infer_shapes(simplified)
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: dict[str, str] = {}
-    unknown = _without_shape(simplified)
+    if any(_inferred_wrongly(node) for node in simplified.graph.node):
+        unknown = [o for node in simplified.graph.node for o in node.output if o]
+    else:
+        unknown = _without_shape(simplified)
     if unknown:
         shapes, dtypes = _observe(simplified, unknown)
     return simplified, shapes, dtypes
+
+
+def _inferred_wrongly(node: onnx.NodeProto) -> bool:
+    """Pooling where inference and kernel disagree: windows that begin beyond the end, dilation under SAME."""
+    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    dilated = any(d > 1 for d in given.get("dilations", ()))
+    same = given.get("auto_pad", b"NOTSET").startswith(b"SAME")
+    return node.op_type.endswith("Pool") and bool(given.get("ceil_mode", 0) or (dilated and same))
 
 
 def _without_shape(proto: onnx.ModelProto) -> list[str]:

@@ -196,6 +196,11 @@ class _Lowering:
 
     def _take(self, device: _Device, tensor: str, region: Region) -> tuple[list[Part], list[Region]]:
         """What the device holds of a region, as disjoint parts, and what is missing."""
+        if self.graph.tensors[tensor].partial_extent:
+            # A share is one sum over its region: it is taken whole, however ragged what is missing may be.
+            shares = {device.patches[patch].region: patch for patch in device.held.get(tensor, ())}
+            others = [o.region for o in self.owners[tensor] if o.region not in shares]
+            return [Part(patch, share) for share, patch in shares.items()], others
         parts: list[Part] = []
         missing = [region]
         for patch in device.held.get(tensor, ()):

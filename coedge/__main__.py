@@ -1,0 +1,5 @@
+"""`python -m coedge`."""
+
+from coedge.cli import main
+
+main()

@@ -1,0 +1,145 @@
+"""What MODEL and IMAGE on the command line mean."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coedge import zoo
+from coedge.capturing import capture
+from coedge.errors import CaptureError, InputError
+from coedge.model import Model
+
+# Of ImageNet, channel by channel, for images scaled to 0..1.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+MODEL_HELP = "A zoo name (such as resnet18), a .onnx or .pt2 file, or package.module:factory."
+
+
+def photograph() -> Path:
+    """The photograph that comes with the package."""
+    return Path(__file__).resolve().parent.parent / "data" / "flower.jpg"
+
+
+def load_model(spec: str, size: int = 224) -> Model:
+    """The model that the user means, captured for one image.
+
+    A module (from the zoo or a factory) gets normalisation in front, so that it takes uint8 pixels.
+
+    Raises:
+        CaptureError: there is no such model, or it does not export.
+    """
+    if spec.endswith((".onnx", ".pt2")):
+        return _load_file(spec, size)
+    if ":" in spec:
+        module, name = _from_factory(spec), spec.rsplit(":", 1)[1]
+    elif spec in zoo.NAMES:
+        options: dict[str, Any] = {"image_size": size} if spec in ("alexnet", "vgg_f", "vgg16") else {}
+        module, name = zoo.build(spec, **options), spec
+    else:
+        try:
+            zoo.build(spec)
+        except ValueError as error:
+            raise CaptureError(f"{error}; or give a .onnx / .pt2 file, or package.module:factory") from None
+        raise CaptureError(f"there is no model {spec!r}")
+    import torch
+
+    from coedge.normalise import with_normalisation
+
+    example = torch.zeros(1, 3, size, size, dtype=torch.uint8)
+    return capture(with_normalisation(module, MEAN, STD), example, name=name)
+
+
+def _load_file(spec: str, size: int) -> Model:
+    try:
+        return capture(spec)
+    except CaptureError as error:
+        if "dynamic dimension" not in str(error):
+            raise
+    failures: CaptureError | None = None
+    for dtype in (np.float32, np.uint8):
+        try:
+            return capture(spec, np.zeros((1, 3, size, size), dtype))
+        except CaptureError as error:
+            failures = failures or error
+    assert failures is not None
+    raise failures
+
+
+def _from_factory(spec: str) -> Any:
+    module_name, _, attribute = spec.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except ImportError as error:
+        raise CaptureError(f"cannot import {module_name!r} of {spec!r}: {error}") from error
+    except AttributeError:
+        raise CaptureError(f"{module_name} has no {attribute!r}; MODEL is package.module:factory") from None
+    import torch
+
+    made = found if isinstance(found, torch.nn.Module) else found()
+    if not isinstance(made, torch.nn.Module):
+        raise CaptureError(f"{spec} made a {type(made).__name__}, not a torch.nn.Module")
+    return made
+
+
+def load_image(path: str | Path, model: Model) -> np.ndarray:
+    """The image, resized to the model's input: uint8 pixels, or normalised float32 for a model of those.
+
+    Raises:
+        InputError: not an image, or the model takes something else than one RGB image.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if len(model.inputs) != 1:
+        raise InputError(f"{model.name} takes {len(model.inputs)} inputs, not one image; use the Python API")
+    tensor = model.inputs[0]
+    channels_last = tensor.col_axis == 2
+    channels = tensor.shape[3] if channels_last else tensor.shape[1]
+    if tensor.shape[0] != 1 or channels not in (1, 3):
+        raise InputError(f"{model.name} takes {list(tensor.shape)}, not one image of 1 or 3 channels")
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("L" if channels == 1 else "RGB").resize((tensor.cols, tensor.rows))
+    except FileNotFoundError:
+        raise InputError(f"there is no image {path}") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{path} cannot be read as an image: {error}") from None
+    pixels = np.asarray(image).reshape(tensor.rows, tensor.cols, channels)
+    if tensor.dtype != "uint8":
+        mean, std = (np.array(MEAN), np.array(STD)) if channels == 3 else (np.array(0.5), np.array(0.25))
+        pixels = ((pixels.astype(np.float32) / 255) - mean) / std
+    if not channels_last:
+        pixels = pixels.transpose(2, 0, 1)
+    return np.ascontiguousarray(pixels[None]).astype(tensor.dtype, copy=False)
+
+
+def unsplit(model: Model, array: np.ndarray) -> list[np.ndarray]:
+    """The outputs of the network before any rewrite, in one piece on this machine."""
+    from workers.kernels import session
+
+    outputs: list[np.ndarray] = session(model.reference, 1).run(None, {model.inputs[0].name: array})
+    return outputs
+
+
+def difference(got: Any, expected: list[np.ndarray]) -> float:
+    """Largest |split - unsplit| over the largest |unsplit|, over all outputs."""
+    flat = _leaves(got)
+    worst = 0.0
+    for a, b in zip(flat, expected, strict=True):
+        scale = float(np.abs(b).max(initial=0)) or 1.0
+        worst = max(
+            worst, float(np.abs(np.asarray(a, np.float64) - b.astype(np.float64)).max(initial=0)) / scale
+        )
+    return worst
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [leaf for item in value.values() for leaf in _leaves(item)]
+    if isinstance(value, (list, tuple)):
+        return [leaf for item in value for leaf in _leaves(item)]
+    return [value]
