@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -13,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from coedge.errors import CaptureError
 from coedge.model import Model, model_from_proto
 
 _DTYPES = ("float32", "uint8")
+LARGE_ELEMENTS = 1_000_000
 
 
 def capture(model: Any, example: Any = None, name: str | None = None) -> Model:
@@ -74,8 +76,9 @@ def capture_proto(
     """A model from ONNX: shapes fixed to the example's, simplified by ONNX Runtime, analysed."""
     proto = _with_shapes(proto, example)
     _check_inputs(proto)
-    reference = proto.SerializeToString()
-    simplified, shapes, dtypes = _simplify(proto)
+    light, heavy = _without_dense_weights(proto)
+    simplified, shapes, dtypes = _simplify(light)
+    weights = _put_back(simplified, heavy)
     if not simplified.graph.node:
         raise CaptureError(f"{name}: nothing is computed from the inputs")
     constant = {i.name for i in simplified.graph.initializer}
@@ -83,7 +86,7 @@ def capture_proto(
         if output.name in constant:
             raise CaptureError(f"{name}: output {output.name!r} does not depend on the inputs; leave it out")
     return model_from_proto(
-        simplified, name, shapes=shapes, dtypes=dtypes, structure=structure, reference=reference
+        simplified, name, weights=weights, shapes=shapes, dtypes=dtypes, structure=structure, original=proto
     )
 
 
@@ -278,6 +281,57 @@ def _simplify(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[
     if unknown:
         shapes, dtypes = _observe(simplified, unknown)
     return simplified, shapes, dtypes
+
+
+def _without_dense_weights(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
+    """The model with the large weights of dense layers as inputs, and those weights.
+
+    There is nothing to simplify in them, and passing hundreds of megabytes back and forth takes seconds.
+    """
+    read_by: dict[str, set[str]] = {}
+    for node in proto.graph.node:
+        for name in node.input:
+            read_by.setdefault(name, set()).add(node.op_type)
+    returned = {o.name for o in proto.graph.output} | {i.name for i in proto.graph.input}
+    heavy = [
+        i
+        for i in proto.graph.initializer
+        if read_by.get(i.name, set()) <= {"Gemm", "MatMul"}
+        and i.name not in returned
+        and math.prod(i.dims) > LARGE_ELEMENTS
+    ]
+    if not heavy:
+        return proto, []
+    names = {i.name for i in heavy}
+    light = onnx.ModelProto()
+    for field, value in proto.ListFields():
+        if field.name == "graph":
+            for inner, part in value.ListFields():
+                if inner.name == "initializer":
+                    light.graph.initializer.extend(i for i in part if i.name not in names)
+                elif inner.is_repeated:
+                    getattr(light.graph, inner.name).extend(part)
+                else:
+                    setattr(light.graph, inner.name, part)
+        elif field.is_repeated:
+            getattr(light, field.name).extend(value)
+        else:
+            setattr(light, field.name, value)
+    light.graph.input.extend(helper.make_tensor_value_info(i.name, i.data_type, list(i.dims)) for i in heavy)
+    return light, heavy
+
+
+def _put_back(proto: onnx.ModelProto, heavy: list[onnx.TensorProto]) -> dict[str, np.ndarray]:
+    """Makes the inputs constants again; their values, which stay outside of the proto."""
+    names = {i.name for i in heavy}
+    inputs = [i for i in proto.graph.input if i.name not in names]
+    del proto.graph.input[:]
+    proto.graph.input.extend(inputs)
+    for tensor in heavy:
+        stub = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        stub.data_location = onnx.TensorProto.EXTERNAL
+        proto.graph.initializer.append(stub)
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in heavy}
 
 
 def _inferred_wrongly(node: onnx.NodeProto) -> bool:

@@ -47,7 +47,7 @@ class Model:
         opset: of the standard operators.
         opset_imports: (domain, version) of every operator set.
         structure: how the flat outputs make up what the module returns; JSON of torch's tree specification.
-        reference: the network before any rewrite, as serialised ONNX; empty on workers.
+        original: the network before any rewrite; None on workers.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Model:
     opset_imports: tuple[tuple[str, int], ...]
     ir_version: int
     structure: str | None = None
-    reference: bytes = field(default=b"", repr=False)
+    original: onnx.ModelProto | None = field(default=None, repr=False)
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -86,6 +86,16 @@ class Model:
                 digest.update(name.encode())
                 digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
+
+    @property
+    def reference(self) -> bytes:
+        """The network before any rewrite, as serialised ONNX: what split output is compared with."""
+        if self.original is None:
+            raise CaptureError(
+                f"{self.name} was not captured here, so the network before its rewrite is not known"
+            )
+        text: bytes = self.original.SerializeToString()
+        return text
 
     @cached_property
     def skeleton(self) -> bytes:
@@ -168,7 +178,7 @@ def model_from_proto(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     dtypes: Mapping[str, str] | None = None,
     structure: str | None = None,
-    reference: bytes = b"",
+    original: onnx.ModelProto | None = None,
 ) -> Model:
     """Works out layouts and rules, node by node, expanding what `coedge.rewrite` can make splittable.
 
@@ -239,7 +249,7 @@ def model_from_proto(
     imports = tuple((o.domain, o.version) for o in proto.opset_import)
     return Model(
         name or proto.graph.name or "model", graph, tuple(rules), draft.opset, imports, proto.ir_version,
-        structure, reference,
+        structure, original,
     )  # fmt: skip
 
 

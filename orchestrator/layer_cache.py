@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from coedge.profile import LayerTime
 
@@ -19,7 +20,7 @@ class LayerTimes(BaseModel):
     fingerprint: str
     model_hash: str
     layers: tuple[LayerTime, ...]
-    fused_ratio: float
+    fused_ratio: float = Field(gt=0)
 
     def scaled(self, speed: float | None) -> tuple[LayerTime, ...]:
         """At a fraction of the speed."""
@@ -34,7 +35,7 @@ def load_times(folder: Path, model_hash: str, fingerprint: str) -> LayerTimes | 
     """What was measured before; None: nothing, or nothing that can be read."""
     try:
         found = LayerTimes.model_validate_json(_path(folder, model_hash, fingerprint).read_text("utf-8"))
-    except (OSError, ValidationError):
+    except (OSError, ValueError):  # not there, not text, or not valid
         return None
     return found if (found.model_hash, found.fingerprint) == (model_hash, fingerprint) else None
 
@@ -48,7 +49,8 @@ def store_times(folder: Path, times: LayerTimes) -> None:
         draft.write_text(times.model_dump_json(), encoding="utf-8")
         draft.replace(path)
     except OSError:
-        return
+        with contextlib.suppress(OSError):
+            draft.unlink()
 
 
 def _path(folder: Path, model_hash: str, fingerprint: str) -> Path:

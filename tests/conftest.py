@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from hypothesis import HealthCheck, settings
-from nets import TALLY
+from nets import EFFORT, TALLY
 
-# Deterministic and modest unless asked otherwise: HYPOTHESIS_PROFILE=long looks for new counterexamples.
+# The same examples every time, unless more are asked for (see EFFORT): then new ones are looked for.
 _QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-settings.register_profile("ci", deadline=None, derandomize=True, database=None, suppress_health_check=_QUIET)
-settings.register_profile("long", deadline=None, max_examples=3000, suppress_health_check=_QUIET)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+settings.register_profile(
+    "coedge", deadline=None, derandomize=EFFORT == 1, database=None, suppress_health_check=_QUIET
+)
+settings.load_profile("coedge")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from hypothesis import settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
@@ -23,10 +25,18 @@ from coedge.program import Compute, Patch, Program, Tile
 from coedge.region import UNIT, UnitRect
 from workers.in_process import InProcess
 from workers.kernels import Kernels, session_options
+import itertools
 
 Array = NDArray[Any]
 
 TOLERANCE = 1e-5
+
+# TEST_EFFORT=50 pytest tests/test_exact_random.py tries fifty times as many random networks, new ones each time.
+EFFORT = int(os.environ.get("TEST_EFFORT", "1"))
+
+
+def examples(count: int) -> settings:
+    return settings(max_examples=count * EFFORT)
 
 
 @dataclass
@@ -332,7 +342,7 @@ def regions(draw: st.DrawFn) -> dict[str, UnitRect]:
         return {name: UnitRect(a, b) for name, a, b in zip(names, edges, edges[1:])}
     if kind == "grid":
         rows, cols = sorted([0.0, *draw(st.lists(st.sampled_from(_EDGES), max_size=1)), 1.0]), [0.0, 0.5, 1.0]
-        cells = [(a, b, c, d) for a, b in zip(rows, rows[1:]) for c, d in zip(cols, cols[1:])]
+        cells = [(a, b, c, d) for a, b in itertools.pairwise(rows) for c, d in itertools.pairwise(cols)]
         return {name: UnitRect(*cell) for name, cell in zip(DEVICES, cells)}
     return mosaic(names, lambda n: draw(st.integers(0, n - 1)))
 

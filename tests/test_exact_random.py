@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnx.printer
 import pytest
-from hypothesis import given, note, reject, settings
+from hypothesis import given, note, reject
 from hypothesis import strategies as st
 from nets import Net, check_split, image, intermediates, plans, session
 from nets import unsplit as run_unsplit
@@ -97,7 +97,7 @@ def conv(flow: Flow) -> Any:
 
 @block()
 def max_pool(flow: Flow) -> Any:
-    n, c, h, w = flow.shape
+    n, c, _h, _w = flow.shape
     attributes, _, out = _window(flow, pooling=True)
     attributes.pop("dilations", None)
     if "auto_pad" not in attributes:
@@ -126,7 +126,7 @@ def lp_pool(flow: Flow) -> Any:
 
 @block()
 def pool_of_everything(flow: Flow) -> Any:
-    n, c, h, w = flow.shape
+    _n, _c, h, w = flow.shape
     kind = flow.pick("MaxPool", "AveragePool")
     pooled = flow.net.op(kind, flow.x, kernel_shape=[h, w], strides=[flow.number(1, 2)] * 2)
     return flow.net.op("Add", flow.x, pooled), flow.shape
@@ -251,7 +251,7 @@ def batch_norm(flow: Flow) -> Any:
 @block()
 def with_a_constant(flow: Flow) -> Any:
     """Scalar, per channel, per column, or a whole map, as a learned position is."""
-    n, c, h, w = flow.shape
+    _n, c, h, w = flow.shape
     shape = flow.pick((), (c, 1, 1), (1, c, 1, 1), (w,), (h, 1), (1, c, h, w))
     return flow.net.op(
         flow.pick("Add", "Mul", "Sub"), flow.x, flow.net.const(flow.net.random.uniform(0.5, 2, shape))
@@ -260,7 +260,7 @@ def with_a_constant(flow: Flow) -> Any:
 
 @block()
 def residual(flow: Flow) -> Any:
-    n, c, h, w = flow.shape
+    _n, c, _h, _w = flow.shape
     inner = flow.net.op("Relu", flow.conv(flow.x, c, c, 3, pads=[1, 1, 1, 1]))
     return flow.net.op("Add", flow.x, flow.conv(inner, c, c, 3, pads=[1, 1, 1, 1])), flow.shape
 
@@ -300,7 +300,7 @@ def unet_skip(flow: Flow) -> Any:
 
 @block()
 def squeeze_excite(flow: Flow) -> Any:
-    n, c, h, w = flow.shape
+    _n, c, _h, _w = flow.shape
     kind = flow.pick(
         "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "ReduceSum", "ReduceMin"
     )
@@ -313,7 +313,7 @@ def squeeze_excite(flow: Flow) -> Any:
 @block()
 def dense_excite(flow: Flow) -> Any:
     """Squeeze-and-excite through dense layers: the pixel loses its axes and gets them back."""
-    n, c, h, w = flow.shape
+    _n, c, _h, _w = flow.shape
     pooled = flow.net.reduce("ReduceMean", flow.x, [2, 3], keepdims=0)
     gate = flow.net.op("Gemm", pooled, flow.net.weight(c, c), flow.net.vector(c))
     gate = flow.net.squeeze("Unsqueeze", flow.net.op("Sigmoid", gate), [2, 3])
@@ -348,7 +348,7 @@ def reduction(flow: Flow) -> Any:
 
 @block()
 def instance_norm(flow: Flow) -> Any:
-    n, c, h, w = flow.shape
+    _n, c, h, w = flow.shape
     if h * w < 6:
         reject()
     values = [flow.net.vector(c, 0.5, 2), flow.net.vector(c)]
@@ -373,7 +373,7 @@ def group_norm(flow: Flow) -> Any:
 
 @block(17)
 def layer_norm(flow: Flow) -> Any:
-    n, c, h, w = flow.shape
+    _n, c, h, w = flow.shape
     where = flow.pick("channels last", "all", "all but varying", "columns")
     if where == "channels last":
         if c < 3:
@@ -452,7 +452,7 @@ def shuffle(flow: Flow) -> Any:
 @block()
 def five_axes(flow: Flow) -> Any:
     """Through [N, C, H, W, 1] or [N, 1, C, H, W] and back, normalised or reduced there."""
-    n, c, h, w = flow.shape
+    _n, c, h, w = flow.shape
     if h * w < 6:
         reject()
     last = flow.number(0, 1)
@@ -515,7 +515,7 @@ def split_channels(flow: Flow) -> Any:
 
 @block()
 def split_rows(flow: Flow) -> Any:
-    n, c, h, w = flow.shape
+    _n, _c, h, _w = flow.shape
     if h < 2:
         reject()
     one, two = flow.net.split(flow.x, 2, [h // 2, h - h // 2])
@@ -679,12 +679,12 @@ def exact_under_random_plans(proto: onnx.ModelProto, data: st.DataObject, count:
 
 @pytest.mark.parametrize("name", BLOCKS)
 @given(data=st.data())
-@settings(max_examples=20)
+@examples(60)
 def test_every_operator_alone(name: str, data: st.DataObject) -> None:
     exact_under_random_plans(data.draw(nets((name,), longest=1)), data)
 
 
 @given(proto=nets(), data=st.data())
-@settings(max_examples=300)
+@examples(400)
 def test_chains(proto: onnx.ModelProto, data: st.DataObject) -> None:
     exact_under_random_plans(proto, data)

@@ -59,15 +59,22 @@ def _spatial_lists(node: Node, kernel: tuple[int, ...]) -> tuple[list[int], list
 
 def _padding(
     node: Node, shape: tuple[int, ...], kernel: tuple[int, ...], strides: list[int], dilations: list[int]
-) -> tuple[list[int], list[int]]:
-    """Explicit (before, after) per spatial axis, `auto_pad` resolved against the static shape."""
+) -> tuple[list[int], list[int]] | None:
+    """Explicit (before, after) per spatial axis, `auto_pad` resolved against the static shape.
+
+    None where the standard and ONNX Runtime's kernels, or these among each other, do not agree: SAME with
+    a dilation, and SAME where the stride leaves two or more rows unread, so that the padding is negative.
+    """
     mode = node.attributes.get("auto_pad", b"NOTSET")
     mode = mode.decode() if isinstance(mode, bytes) else str(mode)
     count = len(kernel)
     if mode in ("SAME_UPPER", "SAME_LOWER"):
         before, after = [], []
         for extent, k, s, d in zip(shape[-count:], kernel, strides, dilations):
-            total = max(0, (-(-extent // s) - 1) * s + d * (k - 1) + 1 - extent)
+            total = (-(-extent // s) - 1) * s + d * (k - 1) + 1 - extent
+            if d > 1 or total < -1:
+                return None
+            total = max(0, total)
             small, large = total // 2, total - total // 2
             before.append(small if mode == "SAME_UPPER" else large)
             after.append(large if mode == "SAME_UPPER" else small)
@@ -96,9 +103,10 @@ def window(node: Node, context: Context) -> Rule | str:
     else:
         kernel = tuple(node.attributes["kernel_shape"])
     strides, dilations = _spatial_lists(node, kernel)
-    before, after = _padding(node, tensor.shape, kernel, strides, dilations)
-    if any(d > 1 for d in dilations) and node.attributes.get("auto_pad", b"NOTSET").startswith(b"SAME"):
-        return "is dilated, and its padding is left to the operator"
+    padding = _padding(node, tensor.shape, kernel, strides, dilations)
+    if padding is None:
+        return "is dilated, or skips rows, and leaves its padding to the runtime"
+    before, after = padding
     if not tensor.spatial:
         axes = {source: (Same() if context.out_shape(node)[2] == 1 else Whole(1), Same())}
         if context.out_shape(node)[2:] == (1, 1):
@@ -254,7 +262,7 @@ def spread(node: Node, context: Context) -> Rule | str:
         else:
             added = (node.attributes.get("output_padding") or [0, 0])[side]
             total = max(0, natural + added - out_shape[2 + side])
-            first = total // 2 if mode != "SAME_LOWER" else total - total // 2
+            first = total // 2 if mode == "SAME_UPPER" else total - total // 2
         most = max(strides[side], dilations[side])
         # An adjusted tile may need to add up to stride - 1 rows; the operator allows no more than that.
         if out_shape[2 + side] - (natural - first) >= most:
