@@ -52,9 +52,7 @@ class Window:
 
     def unclipped(self, out: Interval) -> Interval:
         start = out.start * self.stride - self.pad
-        return Interval(
-            start, (out.stop - 1) * self.stride - self.pad + self.dilation * (self.kernel - 1) + 1
-        )
+        return Interval(start, (out.stop - 1) * self.stride - self.pad + self.dilation * (self.kernel - 1) + 1)
 
     def needs(self, out: Interval) -> Interval:
         inside = self.unclipped(out).clip(self.extent)

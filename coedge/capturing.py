@@ -48,9 +48,7 @@ def capture(model: Any, example: Any = None, name: str | None = None) -> Model:
         elif path.suffix == ".pt2":
             proto, structure = _export_program(_load_program(path))
         else:
-            raise CaptureError(
-                f"{path}: expected a .onnx or .pt2 file, not {path.suffix or 'one without a suffix'}"
-            )
+            raise CaptureError(f"{path}: expected a .onnx or .pt2 file, not {path.suffix or 'one without a suffix'}")
     else:
         torch = _torch()
         if isinstance(model, torch.nn.Module):
@@ -264,9 +262,7 @@ def _simplify(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[
         target = Path(folder) / "simplified.onnx"
         options.optimized_model_filepath = str(target)
         try:
-            onnxruntime.InferenceSession(
-                proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
+            onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise CaptureError(f"ONNX Runtime does not take the model: {_cause(error)}") from error
         simplified = onnx.load(str(target))
@@ -362,9 +358,7 @@ def _observe(proto: onnx.ModelProto, names: list[str]) -> tuple[dict[str, tuple[
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
     kinds = {"tensor(uint8)": np.uint8}
     feeds = {i.name: np.zeros(i.shape, kinds.get(i.type, np.float32)) for i in session.get_inputs()}
     values = dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds)))

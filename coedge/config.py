@@ -100,12 +100,8 @@ class ClusterConfig(_Section):
         default=None, min_length=1, description="Device that inputs come from. Null: the one that asks."
     )
     encryption: bool = Field(default=True, description="Encrypt what devices send each other.")
-    connect_timeout_seconds: float = Field(
-        default=60.0, gt=0, description="Seconds to wait for all devices to join."
-    )
-    frame_timeout_seconds: float = Field(
-        default=30.0, gt=0, description="Seconds to wait for the answer to one frame."
-    )
+    connect_timeout_seconds: float = Field(default=60.0, gt=0, description="Seconds to wait for all devices to join.")
+    frame_timeout_seconds: float = Field(default=30.0, gt=0, description="Seconds to wait for the answer to one frame.")
     cache_dir: str | None = Field(
         default=None,
         min_length=1,

@@ -82,8 +82,7 @@ def make_layers(graph: Graph, rules: tuple[Rule, ...]) -> tuple[Layer, ...]:
         costs_already = True
     bounds = [*starts, len(graph.nodes)]
     return tuple(
-        _layer(index, first, stop, graph, rules)
-        for index, (first, stop) in enumerate(zip(bounds, bounds[1:]))
+        _layer(index, first, stop, graph, rules) for index, (first, stop) in enumerate(zip(bounds, bounds[1:]))
     )
 
 

@@ -96,9 +96,7 @@ class _Lowering:
         programs = {}
         for device in self.devices.values():
             ordered = [step for _, step in sorted(device.steps, key=lambda item: item[0])]
-            programs[device.name] = Program(
-                device.name, self.model.hash, tuple(device.patches), tuple(ordered)
-            )
+            programs[device.name] = Program(device.name, self.model.hash, tuple(device.patches), tuple(ordered))
         return programs
 
     def _inputs(self) -> None:
@@ -135,9 +133,7 @@ class _Lowering:
                 wanted[device_name] = mine
         # All needs first, then all fetches: what a device makes in this stage is nobody's input in it.
         tiles = {name: tile_of(self.model, first, stop, mine) for name, mine in wanted.items()}
-        reads = self._fetch(
-            index, {name: {i: need[i] for i in tile.inputs} for name, (tile, need) in tiles.items()}
-        )
+        reads = self._fetch(index, {name: {i: need[i] for i in tile.inputs} for name, (tile, need) in tiles.items()})
         for name, (tile, need) in tiles.items():
             device = self.devices[name]
             writes = []
@@ -170,9 +166,7 @@ class _Lowering:
                             messages[owner.stage, owner.device, name].append((owner, piece))
                 covered = sum(p.region.area for p in parts) + sum(piece.area for _, piece in fetched)
                 if covered != region.area:
-                    raise PlanError(
-                        f"nobody owns a part of {tensor!r}, {region}: this is a defect of the planner"
-                    )
+                    raise PlanError(f"nobody owns a part of {tensor!r}, {region}: this is a defect of the planner")
                 pending.append((name, tensor, region, parts, fetched))
         arrived: dict[tuple[str, str, Region], int] = {}
         for (made, sender, receiver), items in sorted(messages.items(), key=lambda item: item[0]):
@@ -253,9 +247,7 @@ def tile_of(model: Model, first: int, stop: int, wanted: dict[str, Region]) -> t
     # Only now is it known how much of each tensor the tile holds.
     for index, out, ins in reversed(plans):
         rule = model.rules[index]
-        crops = tuple(
-            (name, crop_of(need[name], region)) for name, region in ins.items() if need[name] != region
-        )
+        crops = tuple((name, crop_of(need[name], region)) for name, region in ins.items() if need[name] != region)
         nodes.append(TileNode(index, rule.adjust(out, ins), crops))
     inputs = tuple(name for name in need if name not in made)
     fixed = tuple(n for n in inputs if need[n].cols.length == model.graph.tensors[n].cols)

@@ -68,9 +68,7 @@ class Machine:
             return
         state = _Frame(list(self._wait_counts), list(self._reader_counts), len(self.program.steps))
         # Steps that read nothing but receive: they wait for their message.
-        state.ready = [
-            i for i, s in enumerate(self.program.steps) if not self._reads[i] and not isinstance(s, Receive)
-        ]
+        state.ready = [i for i, s in enumerate(self.program.steps) if not self._reads[i] and not isinstance(s, Receive)]
         self._frames[frame] = state
         heapq.heappush(self._order, frame)
 

@@ -91,9 +91,7 @@ class Model:
     def reference(self) -> bytes:
         """The network before any rewrite, as serialised ONNX: what split output is compared with."""
         if self.original is None:
-            raise CaptureError(
-                f"{self.name} was not captured here, so the network before its rewrite is not known"
-            )
+            raise CaptureError(f"{self.name} was not captured here, so the network before its rewrite is not known")
         text: bytes = self.original.SerializeToString()
         return text
 
@@ -193,9 +191,7 @@ def model_from_proto(
     draft.dtypes.update({n: str(v.dtype) for n, v in constants.items()})
     for info in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         kind = info.type.tensor_type
-        draft.dtypes[info.name] = (
-            str(helper.tensor_dtype_to_np_dtype(kind.elem_type)) if kind.elem_type else ""
-        )
+        draft.dtypes[info.name] = str(helper.tensor_dtype_to_np_dtype(kind.elem_type)) if kind.elem_type else ""
         dims = [d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim]
         if kind.HasField("shape") and all(d >= 0 for d in dims):
             draft.shapes[info.name] = tuple(dims)
@@ -271,12 +267,8 @@ def _node(index: int, proto: onnx.NodeProto) -> Node:
     captured: list[str] = []
     for attribute in proto.attribute:
         for inner in [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs:
-            made = {o for n in inner.node for o in n.output} | {
-                i.name for i in (*inner.input, *inner.initializer)
-            }
-            captured += [
-                i for n in inner.node for i in (*n.input, *_node(0, n).captured) if i and i not in made
-            ]
+            made = {o for n in inner.node for o in n.output} | {i.name for i in (*inner.input, *inner.initializer)}
+            captured += [i for n in inner.node for i in (*n.input, *_node(0, n).captured) if i and i not in made]
     return Node(index, proto, tuple(proto.input), tuple(proto.output), tuple(dict.fromkeys(captured)))
 
 
@@ -300,15 +292,11 @@ def _skeleton(model: Model) -> onnx.ModelProto:
     for name in sorted(graph.constants):
         value = graph.constants[name]
         if value.nbytes > SMALL_NBYTES:
-            left_out = TensorProto(
-                name=name, data_type=helper.np_dtype_to_tensor_dtype(value.dtype), dims=value.shape
-            )
+            left_out = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(value.dtype), dims=value.shape)
             left_out.data_location = TensorProto.EXTERNAL
             initializers.append(left_out)
         else:
-            initializers.append(
-                numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
-            )
+            initializers.append(numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name))
 
     def info(name: str) -> onnx.ValueInfoProto:
         tensor = graph.tensors[name]

@@ -22,9 +22,7 @@ def with_normalisation(module: Any, mean: Sequence[float], std: Sequence[float],
     import torch
 
     if len(mean) != len(std) or not mean:
-        raise ValueError(
-            f"mean has {len(mean)} channels and std {len(std)}; give one number of each per channel"
-        )
+        raise ValueError(f"mean has {len(mean)} channels and std {len(std)}; give one number of each per channel")
     if any(value == 0 for value in std):
         raise ValueError("a standard deviation of zero would divide by zero")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -59,6 +61,12 @@ class Plan(BaseModel):
     reason: str = ""
     predicted: Prediction | None = None
 
+    @cached_property
+    def digest(self) -> str:
+        """Identifies what is to be done (not what it is predicted to cost)."""
+        done = self.model_dump_json(exclude={"predicted", "reason", "feasible", "scheme"})
+        return hashlib.blake2b(done.encode(), digest_size=8).hexdigest()
+
     def save(self, path: str | Path) -> None:
         Path(path).write_text(self.model_dump_json(indent=1), encoding="utf-8")
 
@@ -94,9 +102,7 @@ class Plan(BaseModel):
             label = f"stage {start}" if count == 1 else f"stages {start}-{stop - 1}"
             layers = f"layers {self.stages[start].first}-{self.stages[stop - 1].last}"
             shares = ", ".join(
-                f"{name} {share}"
-                for name, share in ((n, _share(r)) for n, r in stage.regions.items())
-                if share
+                f"{name} {share}" for name, share in ((n, _share(r)) for n, r in stage.regions.items()) if share
             )
             lines.append(f"  {label:14s} {layers:16s} {shares}")
         return "\n".join(lines)
@@ -137,9 +143,7 @@ def check_plan(plan: Plan, model: Model) -> None:
         raise PlanError(f"the plan names a device twice: {', '.join(plan.devices)}")
     for role, name in (("source", plan.source), ("sink", plan.sink)):
         if name not in plan.devices:
-            raise PlanError(
-                f"the {role} {name!r} is not one of the plan's devices: {', '.join(plan.devices)}"
-            )
+            raise PlanError(f"the {role} {name!r} is not one of the plan's devices: {', '.join(plan.devices)}")
     expected = 0
     for position, stage in enumerate(plan.stages):
         if stage.first != expected or stage.last < stage.first:
@@ -169,15 +173,10 @@ def strips(shares: Mapping[str, float]) -> dict[str, UnitRect]:
         edges.append(passed / total)
     edges[-1] = 1.0
     # Devices behind the last one with a share meet at the end exactly.
-    return {
-        name: UnitRect(row_start=min(a, 1.0), row_stop=min(b, 1.0))
-        for name, a, b in zip(shares, edges, edges[1:])
-    }
+    return {name: UnitRect(row_start=min(a, 1.0), row_stop=min(b, 1.0)) for name, a, b in zip(shares, edges, edges[1:])}
 
 
-def stages_of(
-    model: Model, regions: Mapping[str, UnitRect], alone: str, stage_layers: int = 1
-) -> tuple[Stage, ...]:
+def stages_of(model: Model, regions: Mapping[str, UnitRect], alone: str, stage_layers: int = 1) -> tuple[Stage, ...]:
     """Stages of so many layers each; layers that cannot be split go to the device `alone`."""
     stages: list[Stage] = []
     first = 0
@@ -229,9 +228,7 @@ def even_plan(
         if high < 1 or wide < 1 or high * wide != len(names):
             raise PlanError(f"a grid of {high} x {wide} does not fit {len(names)} devices")
         regions = {
-            name: UnitRect(
-                (i // wide) / high, (i // wide + 1) / high, (i % wide) / wide, (i % wide + 1) / wide
-            )
+            name: UnitRect((i // wide) / high, (i // wide + 1) / high, (i % wide) / wide, (i % wide + 1) / wide)
             for i, name in enumerate(names)
         }
     elif boundaries is None:

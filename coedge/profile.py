@@ -96,9 +96,7 @@ class Profile(BaseModel):
         """
         found = self._links.get((sender, receiver))
         if found is None:
-            raise PlanError(
-                f"the profile has no link from {sender!r} to {receiver!r}; measure the cluster again"
-            )
+            raise PlanError(f"the profile has no link from {sender!r} to {receiver!r}; measure the cluster again")
         return found
 
     def check(self, model: Model) -> None:
@@ -109,9 +107,7 @@ class Profile(BaseModel):
                 f"not of {model.name!r} ({model.hash}); measure this one: cluster.profile(model)"
             )
         if self.source not in self.by_name:
-            raise PlanError(
-                f"the source {self.source!r} is not one of the profile's devices: {', '.join(self.names)}"
-            )
+            raise PlanError(f"the source {self.source!r} is not one of the profile's devices: {', '.join(self.names)}")
         for device in self.devices:
             if len(device.layers) != len(model.layers):
                 raise PlanError(
@@ -158,8 +154,6 @@ def fit(points: Iterable[tuple[float, float]]) -> LayerTime:
         return LayerTime(fixed_seconds=max(mean_seconds, 0), seconds_per_row=0)
     fixed = mean_seconds - slope * mean_rows
     if fixed < 0:
-        slope = sum(w * r * s for w, (r, s) in zip(weights, data)) / sum(
-            w * r * r for w, (r, _) in zip(weights, data)
-        )
+        slope = sum(w * r * s for w, (r, s) in zip(weights, data)) / sum(w * r * r for w, (r, _) in zip(weights, data))
         fixed = 0.0
     return LayerTime(fixed_seconds=fixed, seconds_per_row=slope)

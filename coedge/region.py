@@ -131,10 +131,7 @@ def check_cover(rects: Iterable[UnitRect]) -> None:
     for top, bottom in zip(row_edges, row_edges[1:]):
         for left, right in zip(col_edges, col_edges[1:]):
             owners = sum(
-                rect.row_start <= top
-                and bottom <= rect.row_stop
-                and rect.col_start <= left
-                and right <= rect.col_stop
+                rect.row_start <= top and bottom <= rect.row_stop and rect.col_start <= left and right <= rect.col_stop
                 for rect in rects
             )
             if owners != 1:

@@ -123,9 +123,7 @@ def expand(node: Node, tensors: Mapping[str, Tensor], draft: Draft) -> list[onnx
             bias = draft.constants[node.inputs[2]] if has_bias else np.zeros((), tensor.dtype)
             # A scale that differs from row to row is a constant with rows, which a tile cannot hold.
             if scale.size == 1 or not _varies(scale, bias, tensor, axis):
-                return _normalise(
-                    node.inputs[0], node.outputs[0], tensor.shape, axes, epsilon, scale, bias, draft
-                )
+                return _normalise(node.inputs[0], node.outputs[0], tensor.shape, axes, epsilon, scale, bias, draft)
     if node.op == "GroupNormalization" and channels_first:
         groups = int(attributes["num_groups"])
         return _group_norm(
@@ -274,11 +272,7 @@ def group_norm_pattern(
     if uses.get(norm.output[0]) != 1 or any(n not in draft.constants for n in norm.input[1:]):
         return None
     last = [i for i in range(following[0] + 1, len(nodes)) if norm.output[0] in nodes[i].input]
-    if (
-        not last
-        or nodes[last[0]].op_type != "Reshape"
-        or draft.shapes[nodes[last[0]].output[0]] != tensor.shape
-    ):
+    if not last or nodes[last[0]].op_type != "Reshape" or draft.shapes[nodes[last[0]].output[0]] != tensor.shape:
         return None
     epsilon = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
     scale, bias = (draft.constants[n] for n in norm.input[1:3])

@@ -108,9 +108,7 @@ def simulate(
         time, _, name, frame, channel, index = heapq.heappop(run.events)
         device = run.devices[name]
         if channel >= 0:
-            receive = next(
-                s for s in device.machine.program.steps if isinstance(s, Receive) and s.channel == channel
-            )
+            receive = next(s for s in device.machine.program.steps if isinstance(s, Receive) and s.channel == channel)
             device.machine.arrived(frame, channel, (None,) * len(receive.patches))
         else:
             device.busy = False

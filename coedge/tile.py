@@ -57,9 +57,7 @@ def _info(tensor: Tensor, fixed_cols: bool) -> onnx.ValueInfoProto:
             shape[tensor.row_axis] = f"rows of {tensor.name}"
         if tensor.col_axis is not None and not fixed_cols:
             shape[tensor.col_axis] = f"columns of {tensor.name}"
-    return helper.make_tensor_value_info(
-        tensor.name, helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)), shape
-    )
+    return helper.make_tensor_value_info(tensor.name, helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)), shape)
 
 
 class _Writer(Emitter):
@@ -106,9 +104,7 @@ class _Writer(Emitter):
         given = {k: v for k, v in attributes.items() if v is not None}
         self.nodes.append(helper.make_node(op, inputs, outputs, name=f"{op}.{len(self.nodes)}", **given))
 
-    def copy(
-        self, node: Node, inputs: list[str], outputs: list[str] | None = None, **changed: object
-    ) -> None:
+    def copy(self, node: Node, inputs: list[str], outputs: list[str] | None = None, **changed: object) -> None:
         proto = onnx.NodeProto()
         proto.CopyFrom(node.proto)
         del proto.input[:]
@@ -123,9 +119,7 @@ class _Writer(Emitter):
             proto.attribute.extend(helper.make_attribute(k, v) for k, v in changed.items() if v is not None)
         self.nodes.append(proto)
 
-    def crop(
-        self, name: str, tensor: Tensor, crop: tuple[int, int, int, int], output: str | None = None
-    ) -> str:
+    def crop(self, name: str, tensor: Tensor, crop: tuple[int, int, int, int], output: str | None = None) -> str:
         above, below, left, right = crop
         axes, starts, stops = [], [], []
         for axis, first, last in ((tensor.row_axis, above, below), (tensor.col_axis, left, right)):

@@ -84,8 +84,7 @@ class Timeline:
     def energy_joules(self, profile: Profile) -> float:
         """Joules per frame of computing and transmitting, from the profile's watts: modelled, not metered."""
         joules = sum(
-            seconds * profile.by_name[device].power.compute_watts
-            for device, seconds in self.compute_seconds().items()
+            seconds * profile.by_name[device].power.compute_watts for device, seconds in self.compute_seconds().items()
         )
         for (sender, receiver), nbytes in self.sent_nbytes().items():
             rate = profile.link(sender, receiver).bytes_per_second
@@ -99,9 +98,7 @@ class Timeline:
         for index, name in enumerate(devices):
             events.append({"ph": "M", "name": "process_name", "pid": index, "args": {"name": name}})
             for thread, label in enumerate(("compute", "send")):
-                events.append(
-                    {"ph": "M", "name": "thread_name", "pid": index, "tid": thread, "args": {"name": label}}
-                )
+                events.append({"ph": "M", "name": "thread_name", "pid": index, "tid": thread, "args": {"name": label}})
         for span in self.spans:
             events.append(
                 {

@@ -101,9 +101,7 @@ def read_yaml(path: str | Path) -> Settings:
         raise ConfigError(f"{path}:{line}: this is not UTF-8.\n    Next: save it as UTF-8 text") from None
     except (OSError, ValueError, RuntimeError) as error:  # ValueError: a NUL; RuntimeError: no such ~user
         reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(
-            f"{path}: cannot be read: {reason}.\n    Next: give the path of a YAML file"
-        ) from None
+        raise ConfigError(f"{path}: cannot be read: {reason}.\n    Next: give the path of a YAML file") from None
     settings = parse_yaml(text, lambda line: f"{path}:{line}")
     if not isinstance(settings.value, dict):
         kinds = {list: "a list", type(None): "nothing"}
@@ -225,9 +223,7 @@ class _Walk:
             if not isinstance(key, yaml.ScalarNode):
                 self.refuse(key, f"a key of `{dotted(path) or 'the file'}` is not text", "write a plain key")
             elif key.value in first:
-                fact = (
-                    f"`{dotted((*path, key.value))}` is given twice, first at {self.where(first[key.value])}"
-                )
+                fact = f"`{dotted((*path, key.value))}` is given twice, first at {self.where(first[key.value])}"
                 self.refuse(key, fact, "keep one of them")
             elif key.tag not in (_TEXT, _MERGE):
                 fact = f"YAML reads the key `{dotted((*path, key.value))}` as {key.tag[18:]}, not as text"

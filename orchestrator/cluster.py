@@ -16,7 +16,15 @@ import numpy as np
 
 from coedge.capturing import as_arrays
 from coedge.config import ClusterConfig, load_config
-from coedge.errors import ClusterError, CoEdgeError, DeviceLost, FrameTimeout, InfeasibleError, PlanError
+from coedge.errors import (
+    ClusterError,
+    CoEdgeError,
+    ConfigError,
+    DeviceLost,
+    FrameTimeout,
+    InfeasibleError,
+    PlanError,
+)
 from coedge.lowering import lower
 from coedge.memory import program_nbytes
 from coedge.model import Model
@@ -78,27 +86,25 @@ def connect(
     """
     settings = load_config(config, overrides)
     check_scheme(settings.scheme)
-    owns_ray = ray_control.start_or_join(settings)
+    ray_control.enter(settings)
     try:
-        return Cluster(settings, owns_ray)
+        return Cluster(settings)
     except BaseException:
-        if owns_ray:
-            _shut_ray_down()
+        ray_control.leave()
         raise
 
 
 class Cluster:
     """Made by `connect`. Close it, or use it as a context manager; it also closes when the process ends."""
 
-    def __init__(self, config: ClusterConfig, owns_ray: bool) -> None:
+    def __init__(self, config: ClusterConfig) -> None:
         self.config = config
-        self._owns_ray = owns_ray
         self._closed = threading.Event()
         self._lock = threading.RLock()
         self._lost: dict[str, str] = {}
         self._profiles: dict[str, Profile] = {}
         self._plans: dict[tuple[str, str, str], Plan] = {}
-        self._loaded: OrderedDict[tuple[str, str], LoadedPlan] = OrderedDict()
+        self._loaded: OrderedDict[tuple[str, str | None, str], LoadedPlan] = OrderedDict()
         self._epoch = 0
         self._actors: dict[str, Any] = {}
         try:
@@ -108,7 +114,7 @@ class Cluster:
             raise
         atexit.register(self.close)
 
-    # --- joining ---------------------------------------------------------------------------------------------
+    # Joining.
 
     def _join(self) -> None:
         config, timeout = self.config, self.config.connect_timeout_seconds
@@ -196,7 +202,7 @@ class Cluster:
             return 0.0, 0.0  # one host has one monotonic clock
         return best
 
-    # --- what people ask for ---------------------------------------------------------------------------------
+    # What people ask for.
 
     def devices(self) -> list[DeviceInfo]:
         """Every device: who it is, whether it is there, how fast it and its links were measured."""
@@ -261,13 +267,21 @@ class Cluster:
 
         Raises:
             InputError: the input does not fit the model.
+            ConfigError: the timeout is not positive.
             InfeasibleError: no plan meets the objective, or a device's memory limit is too small.
             PlanError: the plan does not fit the model or the cluster.
             DeviceLost: a device of the plan is not there any more.
         """
+        seconds = self.config.frame_timeout_seconds if timeout is None else timeout
+        if not seconds > 0:
+            raise ConfigError(f"a timeout of {timeout} s leaves no time for the frame; give more than 0")
         arrays = tuple(np.array(a, order="C") for a in model.check_inputs(as_arrays(x)))
         loaded = self._prepare(model, plan, objective, scheme)
-        return self._dispatcher.submit(loaded, arrays, x, timeout or self.config.frame_timeout_seconds)
+        job = self._dispatcher.submit(loaded, arrays, x, seconds)
+        for name in loaded.devices:
+            if name in self._lost:  # since `_prepare` looked
+                self._fail_frames_of(name)
+        return job
 
     def stream(
         self,
@@ -286,9 +300,7 @@ class Cluster:
         jobs: deque[Job] = deque()
         try:
             for x in frames:
-                jobs.append(
-                    self.submit(model, x, plan=plan, objective=objective, scheme=scheme, timeout=timeout)
-                )
+                jobs.append(self.submit(model, x, plan=plan, objective=objective, scheme=scheme, timeout=timeout))
                 if len(jobs) >= self._dispatcher.credits:
                     yield jobs.popleft().result()
             while jobs:
@@ -298,17 +310,18 @@ class Cluster:
                 job.cancel()
 
     def close(self) -> None:
-        """Ends the workers, and Ray if it was started here. Frames under way fail. Safe to call twice."""
+        """Ends the workers, and Ray if it was started here and no other cluster of this process is open.
+
+        Frames under way fail. Safe to call twice.
+        """
         if self._closed.is_set():
             return
         self._closed.set()
         atexit.unregister(self.close)
-        self._dispatcher.fail(lambda job, loaded: ClusterError("the cluster was closed"))
         self._dispatcher.close()
         ray_control.stop_actors(list(self._actors.values()))
         self._watcher.join(timeout=2.0)
-        if self._owns_ray:
-            _shut_ray_down()
+        ray_control.leave()
 
     def __enter__(self) -> Cluster:
         return self
@@ -316,11 +329,9 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # --- plans -----------------------------------------------------------------------------------------------
+    # Plans.
 
-    def _prepare(
-        self, model: Model, plan: Plan | None, objective: Objective | None, scheme: str | None
-    ) -> LoadedPlan:
+    def _prepare(self, model: Model, plan: Plan | None, objective: Objective | None, scheme: str | None) -> LoadedPlan:
         self._check_open()
         if plan is None:
             plan = self.plan(model, objective, scheme)
@@ -329,20 +340,22 @@ class Cluster:
                     f"no plan of scheme {plan.scheme!r} meets the objective: {plan.reason}. Loosen it, or run the "
                     "nearest plan all the same: cluster.submit(model, x, plan=cluster.plan(model))"
                 )
-        key = (model.hash, plan.model_dump_json())
+        key = (model.hash, model.structure, plan.digest)
         with self._lock:
             loaded = self._loaded.get(key)
             if loaded is None:
                 loaded = self._loaded[key] = self._load(model, plan)
                 self._unload_old()
             self._loaded.move_to_end(key)
+        self._check_there(loaded)
+        return loaded
+
+    def _check_there(self, loaded: LoadedPlan) -> None:
         for name in loaded.devices:
             if name in self._lost:
                 raise DeviceLost(
-                    f"{name} is part of the plan, but it is lost: {self._lost[name]}. "
-                    "Connect again, or plan without it"
+                    f"{name} is part of the plan, but it is lost: {self._lost[name]}. Connect again, or plan without it"
                 )
-        return loaded
 
     def _load(self, model: Model, plan: Plan) -> LoadedPlan:
         unknown = [name for name in plan.devices if name not in self._members]
@@ -361,6 +374,7 @@ class Cluster:
                 )
         self._epoch += 1
         loaded = LoadedPlan(self._epoch, model, plan, programs)
+        self._check_there(loaded)
         self._ship(loaded)
         return loaded
 
@@ -402,27 +416,32 @@ class Cluster:
                     with contextlib.suppress(Exception):
                         self._actors[name].unload.remote(old.epoch)
 
-    # --- when something goes wrong ---------------------------------------------------------------------------
+    # When something goes wrong.
 
     def _died(self, name: str, reason: str) -> None:
         if self._closed.is_set():
             return
         self._lost[name] = reason
+        self._fail_frames_of(name)
+
+    def _fail_frames_of(self, name: str) -> None:
+        """Fails the frames under way on a lost device."""
         pid = self._members[name].facts.pid
+        statuses = self._statuses((other for other in self._members if other != name), STATUS_SECONDS)
 
         def error(job: Job, loaded: LoadedPlan) -> CoEdgeError:
             return DeviceLost(
-                f"{name} (pid {pid}) was lost during frame {job.frame}, {self._where(job, loaded, name)}: {reason}. "
+                f"{name} (pid {pid}) was lost during frame {job.frame}, "
+                f"{self._where(job, loaded, name, statuses)}: {self._lost[name]}. "
                 "Connect again, or plan without it"
             )
 
         self._dispatcher.fail(error, device=name)
 
-    def _why_late(self, job: Job, loaded: LoadedPlan, deadline: float) -> CoEdgeError:
+    def _why_late(self, job: Job, loaded: LoadedPlan, deadline: float, timeout: float) -> CoEdgeError:
         """Who holds a frame up: a device that does not answer, one that computes, or one that nobody sends to."""
         seconds = max(0.05, min(STATUS_SECONDS, deadline - time.monotonic()))
         statuses = self._statuses(loaded.devices, seconds)
-        timeout = self.config.frame_timeout_seconds
         silent = [name for name in loaded.devices if name not in statuses]
         if silent:
             name = silent[0]
@@ -436,22 +455,17 @@ class Cluster:
                 step = loaded.programs[name].steps[running[2]]
                 return FrameTimeout(
                     f"frame {job.frame} was not answered in time: {name} has been in "
-                    f"{describe_step(step, loaded.model)} for {running[3]:.1f} s. Raise frame_timeout_seconds "
-                    f"(now {timeout:g}) or plan with less for {name}"
+                    f"{describe_step(step, loaded.model)} for {running[3]:.1f} s. Raise the timeout "
+                    f"(frame_timeout_seconds, now {timeout:g}) or plan with less for {name}"
                 )
         waits = self._waits(job, loaded, statuses)
         return FrameTimeout(
             f"frame {job.frame} was not answered in time: {waits or 'no device has begun it'}. "
-            f"Raise frame_timeout_seconds (now {timeout:g}), or send fewer frames at a time"
+            f"Raise the timeout (frame_timeout_seconds, now {timeout:g}), or send fewer frames at a time"
         )
 
-    def _where(
-        self, job: Job, loaded: LoadedPlan, lost: str, statuses: Mapping[str, Any] | None = None
-    ) -> str:
+    def _where(self, job: Job, loaded: LoadedPlan, lost: str, statuses: Mapping[str, Any]) -> str:
         """In which step a device was, as far as those that wait for it can tell."""
-        others = tuple(name for name in loaded.devices if name != lost)
-        if statuses is None:
-            statuses = self._statuses(others, STATUS_SECONDS)
         for name, status in statuses.items():
             for channel in status.waiting.get((loaded.epoch, job.frame), ()):
                 receive = _receive(loaded, name, channel)
@@ -524,9 +538,3 @@ def _own_host() -> str:
     import platform
 
     return platform.node()
-
-
-def _shut_ray_down() -> None:
-    import ray
-
-    ray.shutdown()

@@ -7,6 +7,8 @@ A frame is answered once or fails with a reason. At most `credits` frames are un
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 import time
 from collections import OrderedDict, deque
@@ -16,7 +18,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from coedge.errors import CoEdgeError, StepFailed
+from coedge.errors import ClusterError, CoEdgeError, FrameTimeout, StepFailed
 from coedge.model import Model
 from coedge.plan import Plan
 from coedge.program import CLIENT, Answer, Compute, Program, Receive, Send, Step
@@ -26,8 +28,11 @@ from orchestrator.job import Job
 from workers.message import Kind, Message, array_to_text
 from workers.transport import Transport
 
+log = logging.getLogger(__name__)
+
 POLL_SECONDS = 0.05
 REMEMBERED_JOBS = 256
+CLOSED = "the cluster was closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,8 @@ class Dispatcher:
     Args:
         index_of: of every device on the wire.
         clocks: per device, (its clock minus ours, uncertainty), seconds.
-        on_late: called, on a thread of its own, shortly before a frame's deadline passes; returns the error.
+        on_late: called, on a thread of its own, shortly before a frame's deadline passes, with the deadline
+            and the seconds that the frame was given; returns the error.
     """
 
     def __init__(
@@ -75,7 +81,7 @@ class Dispatcher:
         index_of: Mapping[str, int],
         clocks: Mapping[str, tuple[float, float]],
         credits: int,
-        on_late: Callable[[Job, LoadedPlan, float], CoEdgeError],
+        on_late: Callable[[Job, LoadedPlan, float, float], CoEdgeError],
     ) -> None:
         self._transport, self._index_of, self._clocks = transport, dict(index_of), dict(clocks)
         self._name_of = {index: name for name, index in index_of.items()}
@@ -93,13 +99,14 @@ class Dispatcher:
     def credits(self) -> int:
         return self._credits
 
-    def submit(
-        self, loaded: LoadedPlan, arrays: tuple[NDArray[Any], ...], given: Any, timeout_seconds: float
-    ) -> Job:
+    def submit(self, loaded: LoadedPlan, arrays: tuple[NDArray[Any], ...], given: Any, timeout_seconds: float) -> Job:
         with self._lock:
             self._frames += 1
             job = Job(self._frames, loaded.model, loaded.plan, given, frozenset(loaded.devices))
             job.on_cancel = self._cancelled
+            if self._closing.is_set():
+                job.fail(ClusterError(CLOSED))
+                return job
             self._queue.append(_Flight(job, loaded, arrays, timeout_seconds))
             self._dispatch()
         return job
@@ -120,7 +127,10 @@ class Dispatcher:
                 self._drop(flight)
 
     def close(self) -> None:
-        self._closing.set()
+        """Fails all frames under way, and those that are submitted from now on."""
+        with self._lock:
+            self._closing.set()
+        self.fail(lambda job, loaded: ClusterError(CLOSED))
         self._transport.wake()
         self._thread.join()
         self._transport.close()
@@ -160,27 +170,33 @@ class Dispatcher:
                 self._traced.pop(key, None)
                 message = Message(Kind.CANCEL, self._transport.endpoint.index, *key)
                 for name in flight.loaded.devices:
-                    self._transport.send(self._index_of[name], message)
+                    with contextlib.suppress(CoEdgeError):  # it is gone, and so is the frame there
+                        self._transport.send(self._index_of[name], message)
             self._dispatch()
 
     def _run(self) -> None:
         while not self._closing.is_set():
             message = self._transport.receive(POLL_SECONDS)
             if message is not None:
-                self._handle(message)
+                try:
+                    self._handle(message)
+                except Exception:  # deadlines are kept here, whatever the network brings
+                    log.warning("a message from device %d made no sense", message.sender, exc_info=True)
             self._check_deadlines()
 
     def _handle(self, message: Message) -> None:
         key = (message.epoch, message.frame)
-        device = self._name_of.get(message.sender, "?")
+        device = self._name_of.get(message.sender)
+        if device is None:
+            return  # a stranger
         if message.kind is Kind.TRACE:
             self._trace(key, device, message)
             return
         with self._lock:
             flight = self._flying.get(key)
-        if flight is None:
+        if flight is None or device not in flight.loaded.programs:
             return
-        if message.kind is Kind.ANSWER:
+        if message.kind is Kind.ANSWER and device == flight.loaded.plan.sink:
             flight.job.answer(list(message.arrays))
             with self._lock:
                 self._flying.pop(key, None)
@@ -208,9 +224,7 @@ class Dispatcher:
         spans = []
         for index, (start, stop) in zip(message.arrays[0].tolist(), message.arrays[1].tolist()):
             step = program.steps[index]
-            kind: SpanKind = (
-                "compute" if isinstance(step, Compute) else "send" if isinstance(step, Send) else "answer"
-            )
+            kind: SpanKind = "compute" if isinstance(step, Compute) else "send" if isinstance(step, Send) else "answer"
             spans.append(
                 Span(
                     device, job.frame, kind, step_label(step, loaded.model),
@@ -228,9 +242,7 @@ class Dispatcher:
         now = time.monotonic()
         with self._lock:
             late = [
-                f
-                for f in self._flying.values()
-                if not f.late and now > f.deadline - min(1.0, f.timeout_seconds / 4)
+                f for f in self._flying.values() if not f.late and now > f.deadline - min(1.0, f.timeout_seconds / 4)
             ]
             for flight in late:
                 flight.late = True
@@ -238,7 +250,10 @@ class Dispatcher:
             threading.Thread(target=self._expire, args=(flight,), daemon=True).start()
 
     def _expire(self, flight: _Flight) -> None:
-        error = self._on_late(flight.job, flight.loaded, flight.deadline)
+        try:
+            error = self._on_late(flight.job, flight.loaded, flight.deadline, flight.timeout_seconds)
+        except BaseException as problem:  # Ray exits a thread that asks it when it is gone
+            error = FrameTimeout(f"frame {flight.job.frame} was not answered in time ({problem!r})")
         rest = flight.deadline - time.monotonic()
         if rest > 0:
             self._closing.wait(rest)

@@ -62,9 +62,7 @@ class Job:
         except TimeoutError as error:
             if isinstance(error, FrameTimeout):
                 raise
-            raise FrameTimeout(
-                f"frame {self.frame} was not answered within {timeout} s; it goes on"
-            ) from None
+            raise FrameTimeout(f"frame {self.frame} was not answered within {timeout} s; it goes on") from None
         return restore(self.model.structure, [as_like(self._given, np.array(o)) for o in outputs])
 
     def cancel(self) -> bool:

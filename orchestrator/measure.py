@@ -86,9 +86,7 @@ def measure_model(
     """The profile of a cluster on a model. Devices of one kind on one host are measured once."""
     kinds: dict[str, list[Member]] = {}
     for member in members.values():
-        kinds.setdefault(f"{member.facts.fingerprint}|{'cpu' if member.emulated else 'wall'}", []).append(
-            member
-        )
+        kinds.setdefault(f"{member.facts.fingerprint}|{'cpu' if member.emulated else 'wall'}", []).append(member)
     times: dict[str, LayerTimes] = {}
     missing: dict[str, Member] = {}
     for kind, alike in kinds.items():

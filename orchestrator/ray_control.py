@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from coedge.config import ClusterConfig, DeviceConfig
@@ -15,18 +17,74 @@ from coedge.errors import ClusterError
 REACH_SECONDS = 3.0
 
 
-def start_or_join(config: ClusterConfig) -> bool:
-    """Makes sure that this process is connected to Ray; True: Ray was started for us and is ours to stop.
+@dataclass
+class _Session:
+    """This process's connection to Ray, of which there is at most one.
+
+    Attributes:
+        clusters: how many of ours use it.
+        ours: whether we made it; if our caller did, it is our caller's to end.
+    """
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    clusters: int = 0
+    ours: bool = False
+
+
+_session = _Session()
+
+
+def enter(config: ClusterConfig) -> None:
+    """Makes sure that this process is connected to Ray, until as many calls of `leave` as of this.
 
     Raises:
-        ClusterError: nobody answers at the address.
+        ClusterError: nobody answers at the address, or this process is connected to another one.
     """
+    import ray
+
+    with _session.lock:
+        if ray.is_initialized():
+            _check_same(config.ray.address, ray.get_runtime_context().gcs_address)
+        else:
+            _start_or_join(config)
+            _session.ours = True
+        _session.clusters += 1
+
+
+def leave() -> None:
+    """Ends the connection (and Ray itself, if it was started here) when no cluster uses it any more."""
+    import ray
+
+    with _session.lock:
+        _session.clusters -= 1
+        if _session.ours and not _session.clusters:
+            ray.shutdown()
+            _session.ours = False
+
+
+def _check_same(wanted: str | None, joined: str) -> None:
+    if wanted is None or wanted == "auto":
+        return
+
+    def resolve(address: str) -> tuple[str, str]:
+        host, _, port = address.rpartition(":")
+        try:
+            return socket.gethostbyname(host.strip("[]")), port
+        except OSError:
+            return host, port
+
+    if resolve(wanted) != resolve(joined):
+        raise ClusterError(
+            f"this process is connected to Ray at {joined}, it cannot join {wanted} at the same time; close the "
+            "other cluster first (or call ray.shutdown())"
+        )
+
+
+def _start_or_join(config: ClusterConfig) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    if ray.is_initialized():
-        return False
     address = config.ray.address
     common: dict[str, Any] = {
         "namespace": config.ray.namespace,
@@ -35,7 +93,7 @@ def start_or_join(config: ClusterConfig) -> bool:
     }
     if address is None:
         ray.init(address="local", include_dashboard=False, **common)
-        return True
+        return
     if address != "auto":
         host, _, port = address.rpartition(":")
         try:
@@ -53,7 +111,6 @@ def start_or_join(config: ClusterConfig) -> bool:
             f"cannot join Ray at {address}: {first}. Start one with `ray start --head`, or leave out "
             "ray.address to start a local cluster"
         ) from error
-    return False
 
 
 def alive_nodes() -> list[dict[str, Any]]:
@@ -78,10 +135,7 @@ def place_devices(config: ClusterConfig) -> list[tuple[DeviceConfig, dict[str, A
         names: dict[str, int] = {}
         placed = []
         for node in nodes:
-            base = (
-                "".join(c if c.isalnum() or c in "._-" else "-" for c in node["NodeManagerHostname"])[:56]
-                or "node"
-            )
+            base = "".join(c if c.isalnum() or c in "._-" else "-" for c in node["NodeManagerHostname"])[:56] or "node"
             names[base] = names.get(base, 0) + 1
             name = base if names[base] == 1 else f"{base}-{names[base]}"
             placed.append((DeviceConfig(name=name), node))
@@ -92,9 +146,7 @@ def place_devices(config: ClusterConfig) -> list[tuple[DeviceConfig, dict[str, A
             placed.append((device, local))
             continue
         wanted = (device.node,)
-        found = [
-            n for n in nodes if {n["NodeManagerAddress"], n["NodeManagerHostname"], n["NodeID"]} & set(wanted)
-        ]
+        found = [n for n in nodes if {n["NodeManagerAddress"], n["NodeManagerHostname"], n["NodeID"]} & set(wanted)]
         if not found:
             known = ", ".join(f"{n['NodeManagerAddress']} ({n['NodeManagerHostname']})" for n in nodes)
             raise ClusterError(
@@ -112,9 +164,7 @@ def create_actor(spec: Any, node_id: str) -> Any:
     from workers.actor import WorkerActor
 
     strategy = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
-    actor = ray.remote(WorkerActor).options(
-        num_cpus=0, max_concurrency=8, max_restarts=0, scheduling_strategy=strategy
-    )
+    actor = ray.remote(WorkerActor).options(num_cpus=0, max_concurrency=8, max_restarts=0, scheduling_strategy=strategy)
     return actor.remote(spec)
 
 
@@ -150,14 +200,8 @@ def explain(error: BaseException) -> str:
 
     if isinstance(error, ray.exceptions.RayTaskError):
         cause = getattr(error, "cause", None)
-        text = (
-            f"{type(cause).__name__}: {cause}" if cause is not None else str(error).strip().splitlines()[-1]
-        )
-        return (
-            text
-            if "No module named" not in text
-            else f"{text} (is coedge installed there? pip install coedge)"
-        )
+        text = f"{type(cause).__name__}: {cause}" if cause is not None else str(error).strip().splitlines()[-1]
+        return text if "No module named" not in text else f"{text} (is coedge installed there? pip install coedge)"
     if isinstance(error, ray.exceptions.ActorDiedError):
         text = str(error)
         if "No module named" in text:
@@ -168,9 +212,7 @@ def explain(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def watch(
-    references: Mapping[str, Any], stopped: Callable[[], bool], on_death: Callable[[str, str], None]
-) -> None:
+def watch(references: Mapping[str, Any], stopped: Callable[[], bool], on_death: Callable[[str, str], None]) -> None:
     """Returns when `stopped`; calls `on_death(device, reason)` for every worker whose `serve` ends before."""
     import ray
 
@@ -178,7 +220,7 @@ def watch(
     while names and not stopped():
         try:
             ready, _ = ray.wait(list(names), num_returns=1, timeout=0.25)
-        except Exception:  # Ray itself was shut down under us
+        except (Exception, SystemExit):  # Ray itself was shut down under us
             return
         for reference in ready:
             name = names.pop(reference)
@@ -195,6 +237,8 @@ def stop_actors(actors: Sequence[Any], timeout_seconds: float = 2.0) -> None:
     """Asks the workers to end, then makes sure."""
     import ray
 
+    if not ray.is_initialized():  # shut down under us: to ask it for anything would start it anew
+        return
     pending = []
     for actor in actors:
         try:

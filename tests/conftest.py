@@ -1,4 +1,4 @@
-"""Shared by all tests: the Hypothesis profiles, captured zoo models, and the tally of split against unsplit."""
+"""Shared by all tests: Hypothesis settings, and the tally of split against unsplit output."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from nets import EFFORT, TALLY
 
 # The same examples every time, unless more are asked for (see EFFORT): then new ones are looked for.
 _QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-settings.register_profile(
-    "coedge", deadline=None, derandomize=EFFORT == 1, database=None, suppress_health_check=_QUIET
-)
+settings.register_profile("coedge", deadline=None, derandomize=EFFORT == 1, database=None, suppress_health_check=_QUIET)
 settings.load_profile("coedge")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,13 +26,12 @@ from coedge.program import Compute, Patch, Program, Tile
 from coedge.region import UNIT, UnitRect
 from workers.in_process import InProcess
 from workers.kernels import Kernels, session_options
-import itertools
 
 Array = NDArray[Any]
 
 TOLERANCE = 1e-5
 
-# TEST_EFFORT=50 pytest tests/test_exact_random.py tries fifty times as many random networks, new ones each time.
+# TEST_EFFORT=50 tries fifty times as many random networks and plans, new ones each time.
 EFFORT = int(os.environ.get("TEST_EFFORT", "1"))
 
 
@@ -145,9 +145,7 @@ class Net:
         imports = [helper.make_operatorsetid("", self.opset)]
         proto = helper.make_model(graph, opset_imports=imports, ir_version=8 if self.opset < 19 else 10)
         inferred = onnx.shape_inference.infer_shapes(proto)
-        types = {
-            i.name: i for i in (*inferred.graph.value_info, *inferred.graph.output, *inferred.graph.input)
-        }
+        types = {i.name: i for i in (*inferred.graph.value_info, *inferred.graph.output, *inferred.graph.input)}
         for output in proto.graph.output:
             if output.name in types:
                 output.CopyFrom(types[output.name])
@@ -199,7 +197,7 @@ def unsplit(model: Model, arrays: Sequence[Array]) -> list[Array]:
 
 
 def intermediates(model: Model, arrays: Sequence[Array]) -> dict[str, Array]:
-    """Every activation of the unsplit network that is not a partial sum, from one run of the captured graph."""
+    """Every activation of the unsplit network, but for partial sums, from one run of the captured graph."""
     proto = onnx.load_model_from_string(model.skeleton)
     for initializer in proto.graph.initializer:
         if initializer.name in model.weights:
@@ -263,9 +261,7 @@ def check_split(
     assert len(outputs) == len(expected)
     for tensor, got, wanted in zip(model.outputs, outputs, expected):
         apart = difference(got, wanted)
-        assert apart <= tolerance, (
-            f"output {tensor.name!r} differs by {apart:.2e} of its largest value\n{plan}"
-        )
+        assert apart <= tolerance, f"output {tensor.name!r} differs by {apart:.2e} of its largest value\n{plan}"
         TALLY.add(apart == 0.0, apart)
     for device, patch, value in runner.made:
         whole = (inside or {}).get(patch.tensor)
@@ -335,9 +331,7 @@ def regions(draw: st.DrawFn) -> dict[str, UnitRect]:
     if kind == "strips":
         return strips(dict.fromkeys(names, 1.0))
     if kind == "uneven":
-        inner = sorted(
-            draw(st.lists(st.sampled_from(_EDGES), min_size=len(names) - 1, max_size=len(names) - 1))
-        )
+        inner = sorted(draw(st.lists(st.sampled_from(_EDGES), min_size=len(names) - 1, max_size=len(names) - 1)))
         edges = [0.0, *inner, 1.0]
         return {name: UnitRect(a, b) for name, a, b in zip(names, edges, edges[1:])}
     if kind == "grid":

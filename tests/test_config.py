@@ -142,9 +142,7 @@ clusters = st.lists(devices, max_size=4, unique_by=lambda device: device.name).f
     lambda chosen: st.builds(
         ClusterConfig,
         devices=st.just(tuple(chosen)),
-        ray=st.builds(
-            RayConfig, address=st.sampled_from([None, "auto", "h:1", "[::1]:6379"]), namespace=words
-        ),
+        ray=st.builds(RayConfig, address=st.sampled_from([None, "auto", "h:1", "[::1]:6379"]), namespace=words),
         source=st.none() | (st.sampled_from([device.name for device in chosen]) if chosen else words),
         encryption=st.booleans(),
         connect_timeout_seconds=positive,
@@ -301,9 +299,7 @@ def test_a_date_in_a_name(refusal: Callable[..., str]) -> None:
     assert 'quote it: "2026-99-99"' in refusal("devices: [{name: 2026-99-99}]")
 
 
-@pytest.mark.parametrize(
-    ("written", "better"), [("1e3", "1000"), ('"0.5"', "0.5"), ("'4'", "4"), ("1e-9", "1.0e-09")]
-)
+@pytest.mark.parametrize(("written", "better"), [("1e3", "1000"), ('"0.5"', "0.5"), ("'4'", "4"), ("1e-9", "1.0e-09")])
 def test_a_number_that_yaml_reads_as_text(refusal: Callable[..., str], written: str, better: str) -> None:
     assert f"YAML reads it as text; write {better} without" in refusal(f"frame_timeout_seconds: {written}")
 
@@ -400,9 +396,7 @@ def test_a_key_that_yaml_does_not_read_as_text_is_refused(refusal: Callable[...,
         ("\nhello\n", "cluster.yaml:2: the file must have keys and values at its top level; it has a single"),
     ],
 )
-def test_what_is_not_yaml_keys_and_values_is_refused(
-    refusal: Callable[..., str], text: str, start: str
-) -> None:
+def test_what_is_not_yaml_keys_and_values_is_refused(refusal: Callable[..., str], text: str, start: str) -> None:
     message = refusal(text)
     assert message.startswith(start)
     assert "\n    Next: " in message
@@ -452,9 +446,7 @@ def test_neither_path_nor_mapping_is_refused() -> None:
         ("devices.1.name=pi-1", "devices.1.name: is also the name of devices.0 (pi-1)"),
     ],
 )
-def test_a_bad_override_is_named_instead_of_the_file(
-    refusal: Callable[..., str], override: str, part: str
-) -> None:
+def test_a_bad_override_is_named_instead_of_the_file(refusal: Callable[..., str], override: str, part: str) -> None:
     message = refusal("scheme: auto\n" + TWO_DEVICES, [override])
     assert message.startswith(f"override {override!r}: ")
     assert part in message

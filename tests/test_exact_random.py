@@ -16,7 +16,7 @@ import onnx.printer
 import pytest
 from hypothesis import given, note, reject
 from hypothesis import strategies as st
-from nets import Net, check_split, image, intermediates, plans, session
+from nets import Net, check_split, examples, image, intermediates, plans, session
 from nets import unsplit as run_unsplit
 
 from coedge.capturing import capture
@@ -230,9 +230,7 @@ def space_to_depth(flow: Flow) -> Any:
 
 @block()
 def activation(flow: Flow) -> Any:
-    kind = flow.pick(
-        "Relu", "Sigmoid", "Tanh", "LeakyRelu", "Softplus", "Elu", "HardSigmoid", "Abs", "Clip", "PRelu"
-    )
+    kind = flow.pick("Relu", "Sigmoid", "Tanh", "LeakyRelu", "Softplus", "Elu", "HardSigmoid", "Abs", "Clip", "PRelu")
     inputs = [flow.x]
     if kind == "Clip":
         inputs += [flow.net.const(-0.5), flow.net.const(2.0)]
@@ -301,9 +299,7 @@ def unet_skip(flow: Flow) -> Any:
 @block()
 def squeeze_excite(flow: Flow) -> Any:
     _n, c, _h, _w = flow.shape
-    kind = flow.pick(
-        "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "ReduceSum", "ReduceMin"
-    )
+    kind = flow.pick("GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "ReduceSum", "ReduceMin")
     pooled = flow.net.op(kind, flow.x) if kind.startswith("G") else flow.net.reduce(kind, flow.x, [2, 3])
     gate = flow.net.op("Relu", flow.conv(pooled, c, 2))
     gate = flow.net.op("Sigmoid", flow.conv(gate, 2, c))
@@ -389,9 +385,7 @@ def layer_norm(flow: Flow) -> Any:
     full = (w,) if where == "columns" else (c, h, w)
     scale = np.broadcast_to(flow.net.random.uniform(0.5, 2, shape), full)
     axis = -1 if where == "columns" else 1
-    return flow.net.op(
-        "LayerNormalization", flow.x, flow.net.const(scale), axis=axis, epsilon=1e-3
-    ), flow.shape
+    return flow.net.op("LayerNormalization", flow.x, flow.net.const(scale), axis=axis, epsilon=1e-3), flow.shape
 
 
 @block()
@@ -590,9 +584,7 @@ def scatter_of_places(flow: Flow) -> Any:
     if flow.number(0, 1):
         places = flow.net.op("Reshape", places, flow.net.ints(1, -1))
     count = flow.net.reduce("ReduceSum", places, [0, 1], 0)
-    return flow.net.op(
-        "Add", flow.x, flow.net.op("Tanh", flow.net.op("Mul", count, flow.net.const(1e-3)))
-    ), flow.shape
+    return flow.net.op("Add", flow.x, flow.net.op("Tanh", flow.net.op("Mul", count, flow.net.const(1e-3)))), flow.shape
 
 
 def _end(flow: Flow) -> str:
@@ -612,9 +604,7 @@ def _end(flow: Flow) -> str:
         net.add("LSTM", [rows, net.weight(1, 8, c * w), net.weight(1, 8, 2)], ["", last], hidden_size=2)
         return last
     if kind == "argmax":
-        return (
-            net.op("Cast", net.op("Sign", flow.x), to=onnx.TensorProto.INT32) if flow.number(0, 1) else flow.x
-        )
+        return net.op("Cast", net.op("Sign", flow.x), to=onnx.TensorProto.INT32) if flow.number(0, 1) else flow.x
     if kind == "mean of all":
         return net.reduce("ReduceMean", flow.x, [0, 1, 2, 3], keepdims=flow.number(0, 1))
     return flow.x
@@ -658,10 +648,7 @@ def captured(proto: onnx.ModelProto) -> Model:
         run = session(proto)
         run.run(
             None,
-            {
-                i.name: np.zeros(i.shape, np.uint8 if "uint8" in i.type else np.float32)
-                for i in run.get_inputs()
-            },
+            {i.name: np.zeros(i.shape, np.uint8 if "uint8" in i.type else np.float32) for i in run.get_inputs()},
         )
     except Exception:
         reject()

@@ -73,9 +73,7 @@ def test_no_rows_take_no_time() -> None:
 
 
 def test_layers_of_one_stage_share_their_borders() -> None:
-    device = DeviceProfile(
-        name="a", layers=(LayerTime(fixed_seconds=1.0, seconds_per_row=0.5),) * 2, fused_ratio=0.5
-    )
+    device = DeviceProfile(name="a", layers=(LayerTime(fixed_seconds=1.0, seconds_per_row=0.5),) * 2, fused_ratio=0.5)
     assert device.compute_seconds([Work(0, 4)]) == 3.0
     assert device.compute_seconds([Work(0, 4), Work(1, 4)]) == 3.0
     assert device.compute_seconds([]) == 0.0

@@ -75,11 +75,7 @@ def cluster(
                 name=name,
                 fused_ratio=fused_ratio,
                 power=power or PowerConfig(),
-                layers=(
-                    LayerTime(
-                        fixed_seconds=fixed_seconds, seconds_per_row=(seconds_per_row or {}).get(name, 1.0)
-                    ),
-                )
+                layers=(LayerTime(fixed_seconds=fixed_seconds, seconds_per_row=(seconds_per_row or {}).get(name, 1.0)),)
                 * len(model.layers),
             )
             for name in names
@@ -326,9 +322,7 @@ def test_every_schedule_keeps_its_bounds(case: tuple[Plan, Profile], frames: int
     for name in programs:
         for kind in ("compute", "send"):
             spans = sorted(
-                (s.start_seconds, s.stop_seconds)
-                for s in timeline.spans
-                if s.device == name and s.kind == kind
+                (s.start_seconds, s.stop_seconds) for s in timeline.spans if s.device == name and s.kind == kind
             )
             assert all(earlier[1] <= later[0] + slack for earlier, later in itertools.pairwise(spans))
 

@@ -324,9 +324,7 @@ class TestZmqTransport:
             a.send(1, data(frame=4))
             assert take(b).frame == 4
 
-    def test_malformed_messages_are_dropped_counted_and_logged_once(
-        self, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_malformed_messages_are_dropped_counted_and_logged_once(self, caplog: pytest.LogCaptureFixture) -> None:
         with zmq_pair(encrypted=False) as (_, b), zmq.Context() as context:
             push = context.socket(zmq.PUSH)
             push.linger = 0
@@ -418,8 +416,7 @@ class TestPacedTransport:
         fast, slow = LinkSpec(100e6), LinkSpec(10e6)
         links = {0: fast, 1: fast, 2: slow}
         transports = [
-            PacedTransport(InMemoryTransport(index, str(index), hub), link, links)
-            for index, link in links.items()
+            PacedTransport(InMemoryTransport(index, str(index), hub), link, links) for index, link in links.items()
         ]
         endpoints = [transport.endpoint for transport in transports]
         try:

@@ -153,8 +153,6 @@ def test_naming_the_networks_does_not_import_torch() -> None:
     code = "import sys; from coedge import zoo; assert zoo.NAMES; sys.exit('torch' in sys.modules)"
     environment_path = [path for path in sys.path if path]
     assert (
-        subprocess.run(
-            [sys.executable, "-c", f"import sys; sys.path[:] = {environment_path!r}; {code}"]
-        ).returncode
+        subprocess.run([sys.executable, "-c", f"import sys; sys.path[:] = {environment_path!r}; {code}"]).returncode
         == 0
     )

@@ -72,9 +72,7 @@ class InProcess:
                     answer = result if result is not None else answer
         if answer is None or any(not machine.idle for machine in machines.values()):
             stuck = [name for name, machine in machines.items() if not machine.idle]
-            raise PlanError(
-                f"the programs do not end: {', '.join(stuck)} wait for messages that nobody sends"
-            )
+            raise PlanError(f"the programs do not end: {', '.join(stuck)} wait for messages that nobody sends")
         return answer
 
     def _step(

@@ -27,9 +27,7 @@ class Kernels:
         providers: ONNX Runtime's execution providers, in order of preference.
     """
 
-    def __init__(
-        self, model: Model, threads: int = 1, providers: Sequence[str] = ("CPUExecutionProvider",)
-    ) -> None:
+    def __init__(self, model: Model, threads: int = 1, providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:
         self.model = model
         self.threads = threads
         self.providers = list(providers)

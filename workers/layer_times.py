@@ -66,10 +66,7 @@ def measure_layers(
     times = []
     for layer in model.layers:
         mine = [p for p in points if p.layer == layer.index]
-        rows = {
-            p.fraction: UnitRect(row_stop=p.fraction).of_extent(layer.rows, layer.cols).rows.length
-            for p in mine
-        }
+        rows = {p.fraction: UnitRect(row_stop=p.fraction).of_extent(layer.rows, layer.cols).rows.length for p in mine}
         times.append(fit((float(max(rows[p.fraction], 1)), statistics.median(p.samples)) for p in mine))
     total = sum(t.seconds(layer.rows) for t, layer in zip(times, model.layers))
     ratio = statistics.median(whole.samples) / total if total > 0 else 1.0
@@ -117,9 +114,7 @@ def _point(model: Model, first: int, stop: int, fraction: float, layer: int) -> 
     return _Point(layer, fraction, tile, [_read(model, name, need[name], rect) for name in tile.inputs], [])
 
 
-def _read(
-    model: Model, name: str, need: Region, rect: UnitRect
-) -> tuple[Read, list[Patch], dict[int, Array]]:
+def _read(model: Model, name: str, need: Region, rect: UnitRect) -> tuple[Read, list[Patch], dict[int, Array]]:
     """Rows that the device owns itself, and the halo below them as a patch of its own."""
     tensor = model.graph.tensors[name]
     generator = np.random.default_rng(0)

@@ -69,7 +69,7 @@ class Worker:
         self._echoes: set[int] = set()
         self._probe_count = 0
 
-    # --- from any thread -------------------------------------------------------------------------------------
+    # From any thread.
 
     def facts(self) -> WorkerFacts:
         import coedge.version
@@ -97,9 +97,7 @@ class Worker:
             self._transport = PacedTransport(self._transport, own, others)
         self._transport.connect(peers)
 
-    def load(
-        self, epoch: int, program: Program, skeleton: bytes | None, weights: Mapping[str, Array]
-    ) -> None:
+    def load(self, epoch: int, program: Program, skeleton: bytes | None, weights: Mapping[str, Array]) -> None:
         """Makes a program ready: builds its sessions.
 
         Args:
@@ -152,7 +150,7 @@ class Worker:
         self._stopping.set()
         self._transport.wake()
 
-    # --- the loop --------------------------------------------------------------------------------------------
+    # The loop.
 
     def serve(self) -> None:
         """Runs until `stop`."""
@@ -178,7 +176,10 @@ class Worker:
 
     def _fire(self) -> bool:
         """Runs the first step whose inputs are here, of the oldest frame; False: there is none."""
-        for epoch in list(self._loaded):
+        busy = [
+            (loaded.machine.frames[0], epoch) for epoch, loaded in list(self._loaded.items()) if not loaded.machine.idle
+        ]
+        for _, epoch in sorted(busy):
             loaded = self._loaded.get(epoch)
             ready = loaded.machine.next() if loaded else None
             if loaded is not None and ready is not None:
@@ -222,9 +223,7 @@ class Worker:
             self._send(CLIENT, Kind.ANSWER, epoch, frame, outputs)
         return []
 
-    def _send(
-        self, peer: str, kind: Kind, epoch: int, frame: int, arrays: Iterable[Array], channel: int = 0
-    ) -> None:
+    def _send(self, peer: str, kind: Kind, epoch: int, frame: int, arrays: Iterable[Array], channel: int = 0) -> None:
         message = Message(kind, self.spec.index, epoch, frame, channel, tuple(arrays))
         self._transport.send(self._index_of[peer], message)
 
@@ -249,7 +248,9 @@ class Worker:
 
     def _handle(self, message: Message) -> None:
         if message.kind is Kind.PROBE:
-            self._transport.send(message.sender, Message(Kind.ECHO, self.spec.index, channel=message.channel))
+            if message.sender in self._index_of.values():  # a stranger has no address to answer to
+                echo = Message(Kind.ECHO, self.spec.index, channel=message.channel)
+                self._transport.send(message.sender, echo)
         elif message.kind is Kind.ECHO:
             self._echoes.add(message.channel)
         loaded = self._loaded.get(message.epoch)
@@ -261,7 +262,9 @@ class Worker:
             loaded.machine.begin(message.frame)
             problem = self._mismatch(loaded, message)
             if problem:
-                self._fail(message.epoch, loaded, message.frame, 0, ValueError(problem))
+                steps, receive = loaded.machine.program.steps, loaded.machine.receive_of(message.channel)
+                index = steps.index(receive) if receive else len(steps)
+                self._fail(message.epoch, loaded, message.frame, index, ValueError(problem))
                 return
             if loaded.machine.arrived(message.frame, message.channel, message.arrays) and (
                 message.frame not in loaded.machine.frames
@@ -310,9 +313,7 @@ def fingerprint(threads: int) -> str:
     model = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            names = [
-                line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Model"))
-            ]
+            names = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Model"))]
         model = names[0] if names else model
     except OSError:
         pass

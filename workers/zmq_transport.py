@@ -62,9 +62,7 @@ class ZmqTransport:
         ConfigError: no peer can connect to `host`.
     """
 
-    def __init__(
-        self, index: int, name: str, host: str = "127.0.0.1", port: int = 0, encrypted: bool = True
-    ) -> None:
+    def __init__(self, index: int, name: str, host: str = "127.0.0.1", port: int = 0, encrypted: bool = True) -> None:
         if host in ("", "*", "0.0.0.0", "::"):
             raise ConfigError(
                 f"Device {name}: {host!r} stands for every interface, so peers cannot connect to it. "
@@ -251,9 +249,7 @@ class ZmqTransport:
     def _count_dropped(self, error: MalformedMessage) -> None:
         self.dropped += 1
         if self.dropped == 1:
-            log.warning(
-                "%s dropped a malformed message (further ones: no log): %s", self.endpoint.name, error
-            )
+            log.warning("%s dropped a malformed message (further ones: no log): %s", self.endpoint.name, error)
 
 
 class _Gate:

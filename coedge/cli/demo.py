@@ -68,15 +68,11 @@ def demo(
             rows.append(
                 {
                     "scheme": scheme,
-                    "devices": len(
-                        {d for s in made.stages for d, r in s.regions.items() if r.row_stop > r.row_start}
-                    ),
+                    "devices": len({d for s in made.stages for d, r in s.regions.items() if r.row_stop > r.row_start}),
                     "predicted_ms": made.predicted.latency_seconds * 1e3,
                     "measured_ms": statistics.median(j.latency_seconds for j in jobs[scheme]) * 1e3,
                     "predicted_joules": made.predicted.energy_joules,
-                    "measured_joules": statistics.median(
-                        j.timeline.energy_joules(profile) for j in jobs[scheme]
-                    ),
+                    "measured_joules": statistics.median(j.timeline.energy_joules(profile) for j in jobs[scheme]),
                 }
             )
     if as_json:

@@ -131,9 +131,7 @@ def difference(got: Any, expected: list[np.ndarray]) -> float:
     worst = 0.0
     for a, b in zip(flat, expected, strict=True):
         scale = float(np.abs(b).max(initial=0)) or 1.0
-        worst = max(
-            worst, float(np.abs(np.asarray(a, np.float64) - b.astype(np.float64)).max(initial=0)) / scale
-        )
+        worst = max(worst, float(np.abs(np.asarray(a, np.float64) - b.astype(np.float64)).max(initial=0)) / scale)
     return worst
 
 

@@ -23,9 +23,7 @@ Scheme = Annotated[
 ]
 Goal = Annotated[str | None, typer.Option("--goal", help="latency or energy.")]
 Deadline = Annotated[str | None, typer.Option("--deadline", help="Such as 100ms or 0.1s.")]
-Size = Annotated[
-    int, typer.Option("--size", help="Height and width of the input, where the model leaves it open.")
-]
+Size = Annotated[int, typer.Option("--size", help="Height and width of the input, where the model leaves it open.")]
 
 
 def seconds(text: str) -> float:

@@ -19,9 +19,7 @@ console = Console()
 def devices_table(infos: Iterable[Any]) -> Table:
     """One row per device; the columns at the right are the links to the others."""
     infos = list(infos)
-    table = Table(
-        title="devices, as measured (links: Mbit/s, one-way ms)", title_justify="left", header_style="bold"
-    )
+    table = Table(title="devices, as measured (links: Mbit/s, one-way ms)", title_justify="left", header_style="bold")
     table.add_column("device")
     table.add_column("state")
     table.add_column("speed", justify="right")
@@ -52,9 +50,7 @@ def plan_table(plan: Plan, layers: int) -> Table:
     colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(plan.devices)}
     for start, stop, stage in stage_runs(plan.stages):
         stages = str(start) if stop - start == 1 else f"{start}-{stop - 1}"
-        layer_range = (
-            f"{stage.first if stop - start == 1 else plan.stages[start].first}-{plan.stages[stop - 1].last}"
-        )
+        layer_range = f"{stage.first if stop - start == 1 else plan.stages[start].first}-{plan.stages[stop - 1].last}"
         shares = [(name, _area(rect)) for name, rect in stage.regions.items() if _area(rect) > 0]
         bar = "".join(f"[{colour[n]}]{'█' * max(1, round(24 * s))}[/]" for n, s in shares)
         words = ", ".join(f"[{colour[n]}]{n}[/] {s:.0%}" for n, s in shares)

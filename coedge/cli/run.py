@@ -25,9 +25,7 @@ def run(
     deadline: Deadline = None,
     plan: Annotated[str | None, typer.Option(help="Run by a saved plan.")] = None,
     repeat: Annotated[int, typer.Option(min=1, help="How many times; the latencies are summed up.")] = 5,
-    trace: Annotated[
-        str | None, typer.Option(help="Write the last frame's timeline (opens in Perfetto).")
-    ] = None,
+    trace: Annotated[str | None, typer.Option(help="Write the last frame's timeline (opens in Perfetto).")] = None,
     size: Size = 224,
     set_: Set = None,
     as_json: Json = False,

@@ -49,9 +49,7 @@ def reduce(node: Node, context: Context) -> Rule | str:
     tensor = context.tensors[source]
     name = node.name
     if name.startswith(PARTIAL):
-        return Plain(
-            "partial", {source: (Same(), Same())}, (None, None), partial_extent=(tensor.rows, tensor.cols)
-        )
+        return Plain("partial", {source: (Same(), Same())}, (None, None), partial_extent=(tensor.rows, tensor.cols))
     if name.startswith(COMBINE):
         shape = context.out_shape(node)
         layout = (len(shape) - 2, len(shape) - 1) if len(shape) >= 2 else (None, None)
@@ -84,7 +82,6 @@ def reduce(node: Node, context: Context) -> Rule | str:
 def reduces_space(tensor: Tensor, axes: list[int]) -> bool:
     """Whether a reduction over `axes` takes every pixel of a tensor that has several."""
     gone = [
-        axis in axes or extent == 1
-        for axis, extent in ((tensor.row_axis, tensor.rows), (tensor.col_axis, tensor.cols))
+        axis in axes or extent == 1 for axis, extent in ((tensor.row_axis, tensor.rows), (tensor.col_axis, tensor.cols))
     ]
     return tensor.spatial and all(gone)

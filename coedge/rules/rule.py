@@ -63,10 +63,7 @@ class Rule(ABC):
     partial_extent: tuple[int, int] | None = None
 
     def needs(self, out: Region) -> dict[str, Region]:
-        return {
-            name: Region.of(rows.needs(out.rows), cols.needs(out.cols))
-            for name, (rows, cols) in self.maps.items()
-        }
+        return {name: Region.of(rows.needs(out.rows), cols.needs(out.cols)) for name, (rows, cols) in self.maps.items()}
 
     def produces(self, wanted: Region, extent: Region) -> Region:
         """The region that is computed where `wanted` is asked for: the same, unless parts are not to be had."""
@@ -89,9 +86,7 @@ class Emitter(ABC):
     def node(self, op: str, inputs: list[str], outputs: list[str], **attributes: object) -> None: ...
 
     @abstractmethod
-    def copy(
-        self, node: Node, inputs: list[str], outputs: list[str] | None = None, **changed: object
-    ) -> None: ...
+    def copy(self, node: Node, inputs: list[str], outputs: list[str] | None = None, **changed: object) -> None: ...
 
     @abstractmethod
     def constant(self, value: np.ndarray) -> str: ...
@@ -100,9 +95,7 @@ class Emitter(ABC):
     def fresh(self) -> str: ...
 
     @abstractmethod
-    def crop(
-        self, name: str, tensor: Tensor, crop: tuple[int, int, int, int], output: str | None = None
-    ) -> str: ...
+    def crop(self, name: str, tensor: Tensor, crop: tuple[int, int, int, int], output: str | None = None) -> str: ...
 
 
 @dataclass(frozen=True)

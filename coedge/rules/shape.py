@@ -68,9 +68,7 @@ class ReshapeRule(Rule):
                     parts.append(tile.constant(np.array([extent], np.int64)))
                 else:
                     part = tile.fresh()
-                    tile.node(
-                        "Gather", [measured, tile.constant(np.array([origin], np.int64))], [part], axis=0
-                    )
+                    tile.node("Gather", [measured, tile.constant(np.array([origin], np.int64))], [part], axis=0)
                     parts.append(part)
             target = tile.fresh()
             tile.node("Concat", parts, [target], axis=0)
@@ -92,9 +90,7 @@ def reshape(node: Node, context: Context) -> Rule | str:
     layout = _follow(tensor, out_shape)
     if isinstance(layout, str):
         return layout
-    return ReshapeRule(
-        local_kind(tensor), {source: (Same(), Same())}, layout, source=source, cols=tensor.cols
-    )
+    return ReshapeRule(local_kind(tensor), {source: (Same(), Same())}, layout, source=source, cols=tensor.cols)
 
 
 @register("Squeeze", "Unsqueeze")
@@ -104,9 +100,7 @@ def squeeze(node: Node, context: Context) -> Rule | str:
         return "works on a constant"
     tensor, out_shape = context.tensors[source], context.out_shape(node)
     if node.name.startswith(SHARE):
-        return Plain(
-            "partial", {source: (Same(), Same())}, (None, None), partial_extent=tensor.partial_extent
-        )
+        return Plain("partial", {source: (Same(), Same())}, (None, None), partial_extent=tensor.partial_extent)
     given = node.attributes.get("axes")
     if given is None:
         value = context.constant(node, 1)
@@ -155,9 +149,7 @@ def transpose(node: Node, context: Context) -> Rule | str:
     def moved(old: int | None) -> int | None:
         return None if old is None else order.index(old)
 
-    return Plain(
-        local_kind(tensor), {source: (Same(), Same())}, (moved(tensor.row_axis), moved(tensor.col_axis))
-    )
+    return Plain(local_kind(tensor), {source: (Same(), Same())}, (moved(tensor.row_axis), moved(tensor.col_axis)))
 
 
 @register("Concat")
@@ -166,8 +158,7 @@ def concat(node: Node, context: Context) -> Rule | str:
     tensors = [context.tensors[n] for n in flowing]
     layout = (tensors[0].row_axis, tensors[0].col_axis)
     if any(
-        (t.row_axis, t.col_axis) != layout or (t.rows, t.cols) != (tensors[0].rows, tensors[0].cols)
-        for t in tensors
+        (t.row_axis, t.col_axis) != layout or (t.rows, t.cols) != (tensors[0].rows, tensors[0].cols) for t in tensors
     ):
         return "joins tensors of different layouts"
     axis = int(node.attributes["axis"]) % len(context.out_shape(node))
@@ -252,9 +243,7 @@ def gather(node: Node, context: Context) -> Rule | str:
     def moved(old: int | None) -> int | None:
         return old if old is None or old < axis else old + indices.ndim - 1
 
-    return Plain(
-        local_kind(tensor), {source: (Same(), Same())}, (moved(tensor.row_axis), moved(tensor.col_axis))
-    )
+    return Plain(local_kind(tensor), {source: (Same(), Same())}, (moved(tensor.row_axis), moved(tensor.col_axis)))
 
 
 @register("Expand")

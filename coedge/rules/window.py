@@ -119,9 +119,7 @@ def window(node: Node, context: Context) -> Rule | str:
         reach = dilations[side] * (kernel[side] - 1) + 1
         if max(before[side], after[side]) >= reach:
             return "a window may lie in the padding altogether"
-        maps.append(
-            Window(tensor.shape[2 + side], kernel[side], strides[side], dilations[side], before[side])
-        )
+        maps.append(Window(tensor.shape[2 + side], kernel[side], strides[side], dilations[side], before[side]))
     return WindowRule(
         "window", {source: (maps[0], maps[1])}, (2, 3),
         source=source, extents=(tensor.rows, tensor.cols), pads_after=(after[0], after[1]), ceil=ceil,

@@ -78,9 +78,7 @@ class MobileNetV3(nn.Module):
         channels = scaled(16, width)
         layers: list[nn.Module] = [ConvNorm(3, channels, 3, 2, act=nn.Hardswish)]
         for kernel, hidden, outputs, excite, swish, stride in _BLOCKS:
-            layers.append(
-                Block(channels, scaled(outputs, width), scaled(hidden, width), kernel, excite, swish, stride)
-            )
+            layers.append(Block(channels, scaled(outputs, width), scaled(hidden, width), kernel, excite, swish, stride))
             channels = scaled(outputs, width)
         last, dense = scaled(_LAST, width), scaled(_DENSE, width)
         layers.append(ConvNorm(channels, last, 1, act=nn.Hardswish))

@@ -35,9 +35,7 @@ class Unit(nn.Module):
         seen = inputs // 2 if self.split else inputs
         self.left: nn.Module = nn.Identity()
         if not self.split:
-            self.left = nn.Sequential(
-                ConvNorm(seen, seen, 3, stride, groups=seen, act=None), ConvNorm(seen, half, 1)
-            )
+            self.left = nn.Sequential(ConvNorm(seen, seen, 3, stride, groups=seen, act=None), ConvNorm(seen, half, 1))
         self.right = nn.Sequential(
             ConvNorm(seen, half, 1),
             ConvNorm(half, half, 3, stride, groups=half, act=None),

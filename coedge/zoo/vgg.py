@@ -71,15 +71,11 @@ def _vgg16(num_classes: int, image_size: int | tuple[int, int], width: float) ->
     return VGG(nn.Sequential(*layers), channels, scaled(_DENSE, width), num_classes, image_size)
 
 
-def vgg_f(
-    num_classes: int = 1000, image_size: int | tuple[int, int] = 224, width: float = 1.0, seed: int = 0
-) -> VGG:
+def vgg_f(num_classes: int = 1000, image_size: int | tuple[int, int] = 224, width: float = 1.0, seed: int = 0) -> VGG:
     """VGG-F (5 convolutions, 3 dense layers), without response normalisation."""
     return seeded(lambda: _vgg_f(num_classes, image_size, width), seed)
 
 
-def vgg16(
-    num_classes: int = 1000, image_size: int | tuple[int, int] = 224, width: float = 1.0, seed: int = 0
-) -> VGG:
+def vgg16(num_classes: int = 1000, image_size: int | tuple[int, int] = 224, width: float = 1.0, seed: int = 0) -> VGG:
     """VGG-16 (13 convolutions, 3 dense layers); images of at least 32 x 32."""
     return seeded(lambda: _vgg16(num_classes, image_size, width), seed)

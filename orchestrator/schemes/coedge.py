@@ -118,10 +118,7 @@ def solve(
     share = cvxpy.Variable(count, nonneg=True)
     layer_seconds = cvxpy.Variable(layers, nonneg=True)
     up_link = np.array(
-        [
-            0.0 if n == profile.source else moved.image / profile.link(profile.source, n).bytes_per_second
-            for n in names
-        ]
+        [0.0 if n == profile.source else moved.image / profile.link(profile.source, n).bytes_per_second for n in names]
     )
     constraints = [
         cvxpy.reshape(layer_seconds, (layers, 1), order="C") @ np.ones((1, count))
@@ -213,9 +210,7 @@ def _arrivals(names: tuple[str, ...], index: int, moved: Traffic) -> list[tuple[
     return arrivals
 
 
-def algorithm_1(
-    model: Model, profile: Profile, objective: Objective, moved: Traffic | None = None
-) -> Solution | None:
+def algorithm_1(model: Model, profile: Profile, objective: Objective, moved: Traffic | None = None) -> Solution | None:
     """The threshold recursion. None: no subset that it visits is feasible."""
     moved = moved or traffic(model)
     names = profile.names
@@ -248,10 +243,7 @@ def is_legal(model: Model, profile: Profile, shares: dict[str, float], moved: Tr
         for step in program.steps:
             if not isinstance(step, Send) or step.stage >= len(model.layers):
                 continue
-            if (
-                not model.layers[step.stage].splittable
-                or abs(names.index(step.peer) - names.index(name)) == 1
-            ):
+            if not model.layers[step.stage].splittable or abs(names.index(step.peer) - names.index(name)) == 1:
                 continue
             for part in step.parts:
                 tensor = model.graph.tensors[program.patches[part.patch].tensor]

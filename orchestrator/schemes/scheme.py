@@ -66,9 +66,7 @@ def full_seconds(model: Model, profile: Profile, device: str, splittable: bool) 
     """Time of all layers that can be split (or all that cannot) on one device, a stage each."""
     times = profile.by_name[device]
     return sum(
-        times.layers[layer.index].seconds(layer.rows)
-        for layer in model.layers
-        if layer.splittable == splittable
+        times.layers[layer.index].seconds(layer.rows) for layer in model.layers if layer.splittable == splittable
     )
 
 
@@ -82,8 +80,7 @@ def place_whole(model: Model, profile: Profile, shares: Mapping[str, float]) -> 
     def seconds(name: str) -> float:
         compute = profile.by_name[name].compute_seconds(Work(layer.index, layer.rows) for layer in whole)
         arriving = sum(
-            share * gathered / profile.link(other, name).bytes_per_second
-            + profile.link(other, name).latency_seconds
+            share * gathered / profile.link(other, name).bytes_per_second + profile.link(other, name).latency_seconds
             for other, share in shares.items()
             if other != name and share > 0
         )

@@ -1,0 +1,108 @@
+"""What every benchmark prints and keeps: rows with what was to be reached, and the raw samples behind them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure.
+
+    Attributes:
+        reach: what it should be, as text; "" where it is only reported.
+        holds: whether it is; None where it is only reported.
+    """
+
+    what: str
+    value: float
+    unit: str
+    reach: str = ""
+    holds: bool | None = None
+
+
+@dataclass
+class Report:
+    name: str
+    rows: list[Row] = field(default_factory=list)
+    samples: dict[str, list[float]] = field(default_factory=dict)
+
+    def at_most(self, what: str, value: float, unit: str, limit: float) -> None:
+        self.rows.append(Row(what, value, unit, f"<= {limit:g}", value <= limit))
+
+    def at_least(self, what: str, value: float, unit: str, limit: float) -> None:
+        self.rows.append(Row(what, value, unit, f">= {limit:g}", value >= limit))
+
+    def note(self, what: str, value: float, unit: str) -> None:
+        self.rows.append(Row(what, value, unit))
+
+    def sample(self, what: str, values: Sequence[float]) -> float:
+        """Keeps raw samples; their median."""
+        self.samples.setdefault(what, []).extend(values)
+        return statistics.median(values)
+
+    def finish(self, as_json: bool) -> None:
+        """Saves everything under `benchmarks/results`, and prints the rows."""
+        RESULTS.mkdir(exist_ok=True)
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        kept = {
+            "name": self.name,
+            "environment": environment(),
+            "rows": [asdict(row) for row in self.rows],
+            "samples": self.samples,
+        }
+        (RESULTS / f"{self.name}-{stamp}.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
+        if as_json:
+            print(json.dumps(kept["rows"]))
+            return
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=self.name, title_justify="left", header_style="bold")
+        for column in ("what", "value", "unit", "reach", "holds"):
+            table.add_column(column, justify="right" if column == "value" else "left")
+        for row in self.rows:
+            holds = "" if row.holds is None else "yes" if row.holds else "[red]no[/]"
+            table.add_row(row.what, f"{row.value:.3g}", row.unit, row.reach, holds)
+        Console(width=140).print(table)
+
+
+def environment() -> dict[str, Any]:
+    """Machine, library versions and commit."""
+    import numpy
+    import onnxruntime
+    import psutil
+
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": psutil.cpu_count(),
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "commit": commit,
+        "load": psutil.getloadavg()[0],
+    }
+
+
+def arguments(description: str | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.add_argument("--quick", action="store_true", help="few samples: does it run?")
+    return parser.parse_args()

@@ -1,0 +1,176 @@
+"""Split output equals unsplit output: every network of the zoo, on strips, grids and stages of all kinds.
+
+Compared with ONNX Runtime on the network as captured, before any rewrite, and with the torch module. A deep
+network with random weights hardly feels its borders, so every patch that a device computes on the way is
+compared too, with its part of the unsplit tensor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, note
+from hypothesis import strategies as st
+from nets import (
+    TOLERANCE,
+    check_split,
+    difference,
+    examples,
+    make_plan,
+    one_stage,
+    plans,
+    unsplit,
+    zoo_image,
+    zoo_kernels,
+    zoo_model,
+    zoo_net,
+    zoo_values,
+)
+
+import coedge
+from coedge import zoo
+from coedge.axis_map import Window
+from coedge.model import Model
+from coedge.plan import Plan, Stage, even_plan, strips
+from coedge.region import UNIT, Interval, UnitRect
+
+ALL = 10_000
+
+# What to split by. Boundaries 0.004 and 0.996 leave a device with no row, 0.01 and 0.99 with one at most.
+SPLITS: dict[str, dict[str, Any]] = {
+    **{f"{n} devices": {"devices": n} for n in range(1, 7)},
+    "uneven": {"devices": 4, "boundaries": [0.07, 0.6, 0.71]},
+    "one row at the top": {"devices": 3, "boundaries": [0.01, 0.5]},
+    "none at the top": {"devices": 3, "boundaries": [0.004, 0.4]},
+    "none in the middle": {"devices": 4, "boundaries": [0.3, 0.3, 0.8]},
+    "none at the bottom": {"devices": 4, "boundaries": [0.5, 0.996, 1.0]},
+    "grid 2x2": {"grid": (2, 2)},
+    "grid 2x3": {"grid": (2, 3)},
+}
+
+
+def check(name: str, plan: Plan, batch: int = 1) -> list[np.ndarray]:
+    expected, inside = zoo_values(name, batch)
+    x = zoo_image(name, batch).numpy()
+    return check_split(zoo_model(name, batch), plan, [x], expected, inside, kernels=zoo_kernels(name, batch))
+
+
+@pytest.mark.parametrize("stage_layers", [1, 3, ALL])
+@pytest.mark.parametrize("name", zoo.NAMES)
+def test_split_is_exact(name: str, stage_layers: int) -> None:
+    for split in SPLITS.values():
+        check(name, even_plan(zoo_model(name), stage_layers=stage_layers, **split))
+
+
+@pytest.mark.parametrize("name", zoo.NAMES)
+def test_agrees_with_torch(name: str) -> None:
+    model, net, x = zoo_model(name), zoo_net(name), zoo_image(name)
+    with torch.inference_mode():
+        expected = net(x)
+    got = coedge.run_in_process(model, even_plan(model, 3, stage_layers=2), x)
+    assert type(got) is type(expected)
+    pairs = [(got[k], expected[k]) for k in expected] if isinstance(expected, dict) else [(got, expected)]
+    for a, b in pairs:
+        assert isinstance(a, torch.Tensor)
+        assert difference(a.numpy(), b.numpy()) <= 1e-3
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3", "unet", "ssd"])
+@pytest.mark.parametrize("stage_layers", [1, 4])
+def test_two_images_at_once(name: str, stage_layers: int) -> None:
+    model = zoo_model(name, batch=2)
+    for split in ({"devices": 3}, {"grid": (2, 2)}):
+        outputs = check(name, even_plan(model, stage_layers=stage_layers, **split), batch=2)
+        assert any(difference(value[0], value[1]) > 1e-3 for value in outputs), "the image matters"
+
+
+@pytest.mark.parametrize("name", ["alexnet", "googlenet", "mobilenet_v3", "ssd"])
+def test_one_stage_of_splittable_and_whole_layers(name: str) -> None:
+    """Even what cannot be split is right on strips: every device then computes it for itself."""
+    model = zoo_model(name)
+    splittable = {layer.splittable for layer in model.layers}
+    assert splittable == {True, False}
+    for regions in (
+        strips({"a": 1, "b": 2, "c": 3}),
+        {"a": UnitRect(0, 1, 0, 0.3), "b": UnitRect(0, 1, 0.3, 1)},
+    ):
+        check(name, one_stage(model, regions, "a"))
+        check(name, make_plan(model, [(1, regions)] * len(model.layers), "b"))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "unet", "ssd"])
+def test_answer_at_another_device_than_the_image(name: str) -> None:
+    model = zoo_model(name)
+    count = len(model.layers)
+    regions = strips({"b": 1, "c": 1})
+    check(name, make_plan(model, [(2, regions), (count - 2, {"c": UNIT})], "a", "d"))
+    check(name, make_plan(model, [(count // 2, {"a": UNIT}), (count - count // 2, {"b": UNIT})], "a", "b"))
+    check(name, even_plan(model, 3, stage_layers=5).model_copy(update={"sink": "device-2"}))
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3", "shufflenet_v2", "unet"])
+@given(data=st.data())
+@examples(25)
+def test_any_plan(name: str, data: st.DataObject) -> None:
+    plan = data.draw(plans(zoo_model(name)))
+    note(str(plan))
+    check(name, plan)
+
+
+def test_other_strips_in_the_next_stage() -> None:
+    """Rows change hands at every stage, so that each device fetches from all the others."""
+    model = zoo_model("squeezenet")
+    turns = [strips(dict.fromkeys(names, 1.0)) for names in (["a", "b", "c"], ["c", "a"], ["b", "c", "a"])]
+    check("squeezenet", make_plan(model, [(1, turns[i % 3]) for i in range(len(model.layers))], "a"))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Shifted(Window):
+    """A window that is one row off wherever it is clear of the border."""
+
+    def needs(self, out: Interval) -> Interval:
+        right = Window.needs(self, out)
+        clear = right.start > 0 and right.stop < self.extent
+        return Interval(right.start - 1, right.stop - 1) if clear else right
+
+
+def test_these_tests_see_a_wrong_halo() -> None:
+    """One layer in the middle reads its rows from one row above: the comparison must not let it pass."""
+    model = zoo_model("vgg16")
+    index = next(n.index for n in model.graph.nodes if n.op == "Conv" and n.index > 4)
+    rule = model.rules[index]
+    ((source, (rows, cols)),) = rule.maps.items()
+    assert isinstance(rows, Window)
+    shifted = _Shifted(rows.extent, rows.kernel, rows.stride, rows.dilation, rows.pad)
+    broken = dataclasses.replace(rule, maps={source: (shifted, cols)})
+    rules = (*model.rules[:index], broken, *model.rules[index + 1 :])
+    wrong: Model = dataclasses.replace(model, rules=rules)
+    expected, inside = zoo_values("vgg16")
+    with pytest.raises(AssertionError, match=r"differs by|device-1 made"):
+        check_split(wrong, even_plan(wrong, 3), [zoo_image("vgg16").numpy()], expected, inside)
+
+
+def test_unsplit_reference_is_what_torch_says() -> None:
+    """The yardstick itself: the captured ONNX, before any rewrite, against the module."""
+    for name in zoo.NAMES:
+        model, net, x = zoo_model(name), zoo_net(name), zoo_image(name)
+        with torch.inference_mode():
+            value = net(x)
+        wanted = list(value.values()) if isinstance(value, dict) else [value]
+        for a, b in zip(unsplit(model, [x.numpy()]), wanted, strict=True):
+            assert difference(a, b.numpy()) <= 1e-3
+
+
+def test_stages_that_are_one_layer_each_equal_one_stage() -> None:
+    model = zoo_model("densenet")
+    many = check("densenet", even_plan(model, 2, stage_layers=1))
+    one = check("densenet", make_plan(model, [(len(model.layers), {"a": UNIT})], "a"))
+    assert difference(many[0], one[0]) <= TOLERANCE
+    assert (
+        Stage(first=0, last=len(model.layers) - 1, regions={"a": UNIT})
+        == make_plan(model, [(len(model.layers), {"a": UNIT})], "a").stages[0]
+    )
