@@ -112,8 +112,13 @@ def _quiet() -> Iterator[None]:
     """The exporter is talkative; what matters of it comes back as an exception."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
+    nowhere = io.StringIO()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -125,6 +130,11 @@ def _export_module(module: Any, example: Any) -> tuple[onnx.ModelProto, str | No
     if example is None:
         raise CaptureError("capturing a module needs an example input: coedge.capture(module, example)")
     values = example if isinstance(example, (tuple, list)) else (example,)
+    for value in values:
+        if not isinstance(value, (torch.Tensor, np.ndarray)):
+            raise CaptureError(
+                f"the example holds a {type(value).__name__}; give a tensor or an array, or a tuple of them"
+            )
     tensors = tuple(torch.as_tensor(v) for v in values)
     for tensor in tensors:
         _check_input("example", tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
@@ -155,6 +165,12 @@ def _export_program(program: Any) -> tuple[onnx.ModelProto, str | None]:
     import torch
     from torch.utils import _pytree
 
+    for position, output in enumerate(program.graph_signature.output_specs):
+        if hasattr(output.arg, "value"):
+            raise CaptureError(
+                f"value {position} of what the module returns is {output.arg.value!r}, not a tensor; "
+                "wrap the module in one that returns tensors only"
+            )
     try:
         with _quiet(), torch.no_grad():
             exported = torch.onnx.export(program, dynamo=True, verbose=False)
@@ -270,7 +286,7 @@ def _simplify(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[
         simplified = onnx.shape_inference.infer_shapes(simplified)
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: dict[str, str] = {}
-    if any(_inferred_wrongly(node) for node in simplified.graph.node):
+    if any(_inferred_wrongly(node, simplified) for node in simplified.graph.node):
         unknown = [o for node in simplified.graph.node for o in node.output if o]
     else:
         unknown = _without_shape(simplified)
@@ -330,12 +346,21 @@ def _put_back(proto: onnx.ModelProto, heavy: list[onnx.TensorProto]) -> dict[str
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in heavy}
 
 
-def _inferred_wrongly(node: onnx.NodeProto) -> bool:
-    """Pooling where inference and kernel disagree: windows that begin beyond the end, dilation under SAME."""
+def _inferred_wrongly(node: onnx.NodeProto, proto: onnx.ModelProto) -> bool:
+    """Whether shape inference and kernel may disagree, so that only a run tells the shape.
+
+    Pooling whose last window would begin beyond the end, or that is dilated under SAME; transposed
+    convolution to a given shape; resizing by 2.1, where 10 rows become 20 or 21.
+    """
     given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    dilated = any(d > 1 for d in given.get("dilations", ()))
-    same = given.get("auto_pad", b"NOTSET").startswith(b"SAME")
-    return node.op_type.endswith("Pool") and bool(given.get("ceil_mode", 0) or (dilated and same))
+    if node.op_type.endswith("Pool"):
+        dilated = any(d > 1 for d in given.get("dilations", ()))
+        same = given.get("auto_pad", b"NOTSET").startswith(b"SAME")
+        return bool(given.get("ceil_mode", 0)) or (dilated and same)
+    if node.op_type == "Resize" and len(node.input) > 2:
+        scales = [numpy_helper.to_array(i) for i in proto.graph.initializer if i.name == node.input[2]]
+        return any((values != np.round(values)).any() for values in scales)
+    return node.op_type == "ConvTranspose" and "output_shape" in given
 
 
 def _without_shape(proto: onnx.ModelProto) -> list[str]:

@@ -18,6 +18,7 @@ from coedge.graph import Graph, Node, Tensor
 from coedge.layers import Cut, Layer, make_cuts, make_layers
 from coedge.rewrite import Draft, expand, group_norm_pattern
 from coedge.rules import Context, Rule, rule_for
+from coedge.rules.reduce import PARTIAL
 
 # Constants up to this size travel with the graph: rules look at their values (axes, pads, shapes).
 SMALL_NBYTES = 4096
@@ -190,6 +191,8 @@ def model_from_proto(
     draft = Draft(constants, {n: v.shape for n, v in constants.items()}, {}, _opset(proto))
     draft.dtypes.update({n: str(v.dtype) for n, v in constants.items()})
     for info in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        if info.type.WhichOneof("value") not in (None, "tensor_type"):
+            raise CaptureError(f"{info.name!r} is a sequence, a map or an optional; only tensors can travel")
         kind = info.type.tensor_type
         draft.dtypes[info.name] = str(helper.tensor_dtype_to_np_dtype(kind.elem_type)) if kind.elem_type else ""
         dims = [d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim]
@@ -210,7 +213,10 @@ def model_from_proto(
     protos = list(proto.graph.node)
     uses = Counter(n for p in protos for n in p.input)
     uses.update(outputs)
-    reads_rows = {p.input[0] for p in protos if p.op_type in _READS_ROWS and p.input}
+    # A reduction over space was a global pooling, or will be found to be one: a worker's graph has it in parts.
+    reads_rows = {
+        p.input[0] for p in protos if p.input and (p.op_type in _READS_ROWS or p.name.startswith(PARTIAL))
+    }
     queue: list[tuple[int, onnx.NodeProto]] = list(enumerate(protos))
     queue.reverse()
     replaced: set[int] = set()

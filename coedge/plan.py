@@ -81,6 +81,8 @@ class Plan(BaseModel):
             plan = cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise PlanError(f"cannot read the plan {path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise PlanError(f"{path} is not a plan: it is not a text file") from error
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the file"

@@ -171,7 +171,7 @@ def reduction(
     base = "ReduceSum" if op == "ReduceMean" else op
     kept = tuple(1 if axis in axes else extent for axis, extent in enumerate(shape))
     squeezed = tuple(extent for axis, extent in enumerate(shape) if axis not in axes)
-    partial, share, combined, scaled = (f"{output}/{part}" for part in ("partial", "share", "sum", "mean"))
+    partial, share, combined, scaled = (f"coedge.{output}/{part}" for part in ("partial", "share", "sum", "mean"))
     nodes = [
         draft.reduce(base, source, partial, axes, kept, 1, PARTIAL + output),
         draft.squeeze("Unsqueeze", partial, share, [0], (1, *kept), SHARE + output),
@@ -202,7 +202,7 @@ def _normalise(
     dtype = draft.dtypes[source]
     kept = tuple(1 if axis in axes else extent for axis, extent in enumerate(shape))
     name = {
-        part: f"{output}/{part}"
+        part: f"coedge.{output}/{part}"
         for part in ("mean", "centred", "square", "variance", "safe", "deviation", "unit", "scaled")
     }
     nodes = reduction("ReduceMean", source, name["mean"], shape, axes, True, draft)
@@ -230,7 +230,7 @@ def _group_norm(
 ) -> list[onnx.NodeProto]:
     """Groups get an axis of their own: [N, C, H, W] -> [N, G, C/G, H, W]. Scale and bias per group or channel."""
     n, c, h, w = tensor.shape
-    grouped, normed = f"{output}/grouped", f"{output}/normed"
+    grouped, normed = f"coedge.{output}/grouped", f"coedge.{output}/normed"
     wide = (n, groups, c // groups, h, w)
 
     def spread(value: np.ndarray) -> np.ndarray:

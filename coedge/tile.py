@@ -13,6 +13,8 @@ from coedge.model import SMALL_NBYTES, Model
 from coedge.program import Tile
 from coedge.rules.rule import Emitter
 
+# Names that are not the model's own: of the constants and values that a tile adds.
+TILE = "coedge.tile:"
 _INT64_MAX = np.iinfo(np.int64).max
 
 
@@ -93,7 +95,7 @@ class _Writer(Emitter):
 
     def fresh(self) -> str:
         self._count += 1
-        return f"tile.{self._count}"
+        return f"{TILE}{self._count}"
 
     def constant(self, value: np.ndarray) -> str:
         name = self.fresh()

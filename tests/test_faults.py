@@ -376,7 +376,7 @@ def test_stale_and_doubled_rows_change_nothing(cluster: Cluster) -> None:
     plan = halves(model, "a", "b")
     old = cluster.submit(model, x, plan=plan)
     old.result()
-    epoch = cluster._loaded[next(k for k in cluster._loaded if plan.model_dump_json() in k)].epoch
+    epoch = next(loaded.epoch for loaded in cluster._loaded.values() if loaded.plan == plan)
     programs = coedge.lower(plan, model)
     transport = stranger_to(cluster, "b")
     try:

@@ -253,8 +253,8 @@ def check_programs(model: Model, plan: Plan) -> dict[str, Program]:
                 assert part.region == source.region, "a share of a sum is sent whole"
             got[receiver, source.tensor].append((target.region, channel))
 
-    # Nothing is sent twice to a device, nor what the device made itself and still holds.
-    for (_, _), regions in got.items():
+    # Nothing is sent twice to a device.
+    for regions in got.values():
         for i, (one, _) in enumerate(regions):
             assert all(one.intersection(other).empty for other, _ in regions[i + 1 :])
     answers = [(n, s) for n, p in programs.items() for s in p.steps if isinstance(s, Answer)]

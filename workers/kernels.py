@@ -14,7 +14,7 @@ from coedge.graph import Tensor
 from coedge.model import Model
 from coedge.program import Part, Patch, Read, Tile
 from coedge.region import Region
-from coedge.tile import build_tile
+from coedge.tile import TILE, build_tile
 
 Array = NDArray[Any]
 
@@ -66,7 +66,7 @@ class Kernels:
         return session(proto.SerializeToString(), self.threads, options, self.providers)
 
     def _weight(self, name: str, value: Array) -> onnxruntime.OrtValue:
-        if name.startswith("tile."):
+        if name.startswith(TILE):
             return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value))
         if name not in self._weights:
             value = self._values.get(name, value)

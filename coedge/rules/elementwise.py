@@ -151,6 +151,8 @@ def quantise(node: Node, context: Context) -> Rule | str:
         return "its scale flows"
     tensor = context.tensors[name]
     scale = context.constants[node.inputs[1]]
+    if scale.ndim > 1:
+        return "its scale varies from block to block"
     axis = int(node.attributes.get("axis", 1)) % max(len(tensor.shape), 1)
     if scale.size > 1 and axis in (tensor.row_axis, tensor.col_axis):
         return "its scale varies along the rows"

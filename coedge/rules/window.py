@@ -96,12 +96,14 @@ def window(node: Node, context: Context) -> Rule | str:
     if len(tensor.shape) != 4:
         return f"has {len(tensor.shape) - 2} spatial axes, not 2"
     if node.op.startswith("Conv"):
-        weight = context.constant(node, 1)
-        if weight is None or any(n and not context.is_constant(n) for n in node.inputs[2:]):
-            return "its weights flow"
-        kernel = tuple(int(k) for k in weight.shape[2:])
+        kernel = context.shapes[node.inputs[1]][2:]
     else:
         kernel = tuple(node.attributes["kernel_shape"])
+    # Weights that flow: the 8-bit ones of a quantised model are dequantised by a node of their own.
+    weights = [n for n in dict.fromkeys(node.inputs[1:]) if n and not context.is_constant(n)]
+    if any(context.tensors[n].spatial for n in weights):
+        return "its weights have rows"
+    flowing: dict[str, tuple[AxisMap, AxisMap]] = {n: (Whole(1), Whole(1)) for n in weights}
     strides, dilations = _spatial_lists(node, kernel)
     padding = _padding(node, tensor.shape, kernel, strides, dilations)
     if padding is None:
@@ -110,7 +112,7 @@ def window(node: Node, context: Context) -> Rule | str:
     if not tensor.spatial:
         axes = {source: (Same() if context.out_shape(node)[2] == 1 else Whole(1), Same())}
         if context.out_shape(node)[2:] == (1, 1):
-            return Plain("dense", axes, (2, 3))
+            return Plain("dense", {**axes, **flowing}, (2, 3))
     if (tensor.row_axis, tensor.col_axis) != (2, 3):
         return "its rows are not on the axis it slides along"
     ceil = bool(node.attributes.get("ceil_mode", 0))
@@ -121,7 +123,7 @@ def window(node: Node, context: Context) -> Rule | str:
             return "a window may lie in the padding altogether"
         maps.append(Window(tensor.shape[2 + side], kernel[side], strides[side], dilations[side], before[side]))
     return WindowRule(
-        "window", {source: (maps[0], maps[1])}, (2, 3),
+        "window", {source: (maps[0], maps[1]), **flowing}, (2, 3),
         source=source, extents=(tensor.rows, tensor.cols), pads_after=(after[0], after[1]), ceil=ceil,
     )  # fmt: skip
 

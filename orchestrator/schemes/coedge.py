@@ -23,14 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coedge.lowering import lower
+from coedge.memory import activation_nbytes
 from coedge.model import Model
 from coedge.objective import Objective
 from coedge.plan import Plan, Stage, even_plan, stages_of, strips
 from coedge.profile import Profile
 from coedge.program import Send
-from coedge.region import UNIT
+from coedge.region import UNIT, UnitRect
 from orchestrator.schemes.local import local
-from orchestrator.schemes.scheme import evaluate, place_whole
+from orchestrator.schemes.scheme import best, evaluate, place_whole
 
 Vector = NDArray[np.float64]
 
@@ -43,8 +44,10 @@ class Traffic:
         down, up: per layer, halo bytes from the device above to the one below, and back.
         gathered: per layer, bytes that everybody sends to everybody (shares of reductions).
         whole: per layer that cannot be split, bytes of all its inputs.
+        scattered: per layer, bytes that it reads of what a layer that cannot be split has made.
         image: bytes of the input.
-        largest: bytes of the largest set of activations alive between two layers.
+        weights, whole_weights: bytes of constants of the layers that can be split, and of the others.
+        largest: bytes of the largest set of activations alive while a layer is computed.
         halo_share: the smallest share for which a halo lies within one neighbour at every layer.
     """
 
@@ -52,15 +55,19 @@ class Traffic:
     up: Vector
     gathered: Vector
     whole: Vector
+    scattered: Vector
     image: float
+    weights: float
+    whole_weights: float
     largest: float
     halo_share: float
 
 
 def traffic(model: Model) -> Traffic:
     count = len(model.layers)
-    down, up, gathered, whole = (np.zeros(count) for _ in range(4))
+    down, up, gathered, whole, scattered = (np.zeros(count) for _ in range(5))
     halo_share = 0.0
+    from_one_device = _made_whole(model)
     programs = lower(even_plan(model, ["above", "below"], source="above"), model)
     for name, program in programs.items():
         for step in program.steps:
@@ -76,6 +83,8 @@ def traffic(model: Model) -> Traffic:
                     whole[step.stage] += 2 * nbytes
                 elif tensor.name in model.graph.inputs:
                     continue
+                elif tensor.name in from_one_device:
+                    scattered[step.stage] += 2 * nbytes
                 else:
                     (down if name == "above" else up)[step.stage] += nbytes
                     halo_share = max(halo_share, part.region.rows.length / tensor.rows)
@@ -84,8 +93,32 @@ def traffic(model: Model) -> Traffic:
         consumers = [n.index for n in model.graph.nodes if tensor.name in n.inputs]
         if consumers:
             halo_share = max(halo_share, 1 / tensor.rows)
-    largest = max(cut.nbytes for cut in model.cuts)
-    return Traffic(down, up, gathered, whole, float(image), float(largest), halo_share)
+    (alone,) = lower(even_plan(model, 1), model).values()
+    largest = activation_nbytes(alone, model)
+    return Traffic(
+        down, up, gathered, whole, scattered, float(image), _weights(model, True), _weights(model, False),
+        float(largest), halo_share,
+    )  # fmt: skip
+
+
+def _weights(model: Model, splittable: bool) -> float:
+    """Bytes of the constants that the layers of this kind read."""
+    names = {
+        name
+        for layer in model.layers
+        if layer.splittable == splittable
+        for node in model.graph.nodes[layer.first : layer.stop]
+        for name in (*node.inputs, *node.captured)
+        if name in model.graph.constants
+    }
+    return float(sum(model.graph.constants[name].nbytes for name in names))
+
+
+def _made_whole(model: Model) -> set[str]:
+    """The tensors that one device makes whole, in layers that cannot be split."""
+    whole = [layer for layer in model.layers if not layer.splittable]
+    nodes = [node for layer in whole for node in model.graph.nodes[layer.first : layer.stop]]
+    return {name for node in nodes for name in node.outputs}
 
 
 @dataclass(frozen=True)
@@ -94,11 +127,13 @@ class Solution:
 
     Attributes:
         shares: by device, in the order of the strips; all devices of the subset.
+        alone: the device for the layers that cannot be split; it need not have a share of the others.
         cost: the objective.
         seconds, joules: as the programme counts them.
     """
 
     shares: dict[str, float]
+    alone: str
     cost: float
     seconds: float
     joules: float
@@ -108,9 +143,34 @@ def solve(
     model: Model, profile: Profile, objective: Objective, names: tuple[str, ...], moved: Traffic
 ) -> Solution | None:
     """Problem P2 on a subset of the devices. None: infeasible."""
+
+    def fits(name: str) -> bool:
+        limit = profile.by_name[name].memory_bytes
+        return limit is None or moved.whole_weights <= limit
+
+    # What cannot be split goes where it costs least, in time or by the objective. That depends on the shares:
+    # equal ones at first, then those of the best solution so far.
+    able = [name for name in profile.names if fits(name)]
+    shares: dict[str, float] = dict.fromkeys(names, 1 / len(names))
+    found: Solution | None = None
+    tried: set[str] = set()
+    while able:
+        places = {place_whole(model, profile, shares, o, able) for o in (Objective(), objective)} - tried
+        solutions = [_solve(model, profile, objective, names, moved, place) for place in sorted(places)]
+        tried |= places
+        better = [s for s in (*solutions, found) if s is not None]
+        if not places or not better:
+            break
+        found = min(better, key=lambda s: s.cost)
+        shares = found.shares
+    return found
+
+
+def _solve(
+    model: Model, profile: Profile, objective: Objective, names: tuple[str, ...], moved: Traffic, alone: str
+) -> Solution | None:
     import cvxpy
 
-    alone = place_whole(model, profile, dict.fromkeys(names, 1 / len(names)))
     seconds_per_share, fixed_seconds, joules_per_share, fixed_joules = _coefficients(
         model, profile, names, moved, alone
     )
@@ -131,7 +191,8 @@ def solve(
     for index, name in enumerate(names):
         limit = profile.by_name[name].memory_bytes
         if limit is not None:
-            constraints.append(share[index] * moved.largest <= max(limit - model.weight_nbytes, 0))
+            left = limit - moved.weights - (moved.whole_weights if name == alone else 0.0)
+            constraints.append(share[index] * moved.largest <= max(left, 0.0))
     joules = joules_per_share @ share + fixed_joules
     total = cvxpy.sum(layer_seconds)
     cost = joules if objective.goal == "energy" else total + objective.energy_weight * joules
@@ -147,6 +208,7 @@ def solve(
     used = float(joules_per_share @ values + fixed_joules)
     return Solution(
         {name: float(value) for name, value in zip(names, values)},
+        alone,
         objective.cost(float(slowest.sum()), used),
         float(slowest.sum()),
         used,
@@ -176,11 +238,17 @@ def _coefficients(
                 per_share[layer.index, i] += seconds
                 fixed[layer.index, i] += link.latency_seconds if seconds else 0.0
                 joules[i] += watts.transmit_watts * seconds
+        if name != alone:
+            link = profile.link(alone, name)
+            per_share[:, i] += moved.scattered / link.bytes_per_second
+            fixed[:, i] += np.where(moved.scattered > 0, link.latency_seconds, 0.0)
+            sending = float(moved.scattered.sum()) / link.bytes_per_second
+            joules[i] += profile.by_name[alone].power.transmit_watts * sending
         for other, nbytes in _arrivals(names, i, moved):
             link, sender = profile.link(other, name), profile.by_name[other]
-            sending = nbytes / link.bytes_per_second
-            fixed[:, i] += sending + np.where(nbytes > 0, link.latency_seconds, 0.0)
-            fixed_joules += float(sending.sum()) * sender.power.transmit_watts
+            halo_seconds = nbytes / link.bytes_per_second
+            fixed[:, i] += halo_seconds + np.where(nbytes > 0, link.latency_seconds, 0.0)
+            fixed_joules += float(halo_seconds.sum()) * sender.power.transmit_watts
         if name != profile.source:
             link = profile.link(profile.source, name)
             seconds = moved.image / link.bytes_per_second
@@ -237,7 +305,8 @@ def is_legal(model: Model, profile: Profile, shares: dict[str, float], moved: Tr
     if min(shares.values()) < moved.halo_share:
         return False
     names = list(shares)
-    # A stage per splittable layer; what is gathered, and the image, may come from anywhere.
+    # A stage per splittable layer; what is gathered, what one device made whole, and the image may come from anywhere.
+    anywhere = {*model.graph.inputs, *_made_whole(model)}
     draft = even_plan(model, names, boundaries=_boundaries(model, shares), source=names[0])
     for name, program in lower(draft, model).items():
         for step in program.steps:
@@ -247,7 +316,7 @@ def is_legal(model: Model, profile: Profile, shares: dict[str, float], moved: Tr
                 continue
             for part in step.parts:
                 tensor = model.graph.tensors[program.patches[part.patch].tensor]
-                if tensor.spatial and not tensor.partial_extent and tensor.name not in model.graph.inputs:
+                if tensor.spatial and not tensor.partial_extent and tensor.name not in anywhere:
                     return False
     return True
 
@@ -266,21 +335,26 @@ def coedge(model: Model, profile: Profile, objective: Objective) -> Plan:
         PlanError: the profile is not of this model.
     """
     profile.check(model)
+    last = len(model.layers) - 1
+
+    def single(reason: str) -> Plan:
+        quickest = local(model, profile, Objective()).stages
+        return evaluate("coedge", model, profile, objective, quickest, reason)
+
     if not any(layer.splittable for layer in model.layers):
-        return local(model, profile, objective).model_copy(
-            update={"scheme": "coedge", "reason": "no layer of this model can be split"}
-        )
+        return single("no layer of this model can be split")
     solution = algorithm_1(model, profile, objective)
     if solution is None:
-        single = local(model, profile, Objective())
-        stages = single.stages
-        reason = "no split meets the constraints: the device of least latency takes everything"
-        return evaluate("coedge", model, profile, objective, stages, reason)
+        return single("no split meets the constraints: the device of least latency takes everything")
     shares = solution.shares
-    if len(shares) == 1:
-        stages = (Stage(first=0, last=len(model.layers) - 1, regions={next(iter(shares)): UNIT}),)
-        return evaluate("coedge", model, profile, objective, stages)
-    regions = even_plan(model, list(shares), boundaries=_boundaries(model, shares)).stages
-    splittable = next(s.regions for s in regions if len(s.regions) > 1)
-    stages = stages_of(model, splittable, place_whole(model, profile, shares))
-    return evaluate("coedge", model, profile, objective, stages)
+    if list(shares) == [solution.alone]:
+        stages: tuple[Stage, ...] = (Stage(first=0, last=last, regions={solution.alone: UNIT}),)
+    else:
+        edges = [0.0, *_boundaries(model, shares), 1.0]
+        regions = {name: UnitRect(a, b) for name, a, b in zip(shares, edges, edges[1:])}
+        stages = stages_of(model, regions, solution.alone)
+    plan = evaluate("coedge", model, profile, objective, stages)
+    if plan.feasible:
+        return plan
+    # The programme knows no queues on the links and no rounding; what is simulated decides.
+    return best([plan, single("the split of the linear programme breaks a constraint when simulated")], objective)

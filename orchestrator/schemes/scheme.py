@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from coedge.lowering import lower
 from coedge.memory import program_nbytes
@@ -70,21 +70,37 @@ def full_seconds(model: Model, profile: Profile, device: str, splittable: bool) 
     )
 
 
-def place_whole(model: Model, profile: Profile, shares: Mapping[str, float]) -> str:
-    """The device for layers that cannot be split: least compute there plus gathering their inputs."""
+def place_whole(
+    model: Model,
+    profile: Profile,
+    shares: Mapping[str, float],
+    objective: Objective | None = None,
+    among: Sequence[str] | None = None,
+) -> str:
+    """The device for layers that cannot be split: least cost there, with gathering their inputs.
+
+    Args:
+        shares: who holds which part of the inputs.
+        objective: least latency by default.
+        among: the devices to choose from; all of the profile by default.
+    """
+    objective = objective or Objective()
     whole = [layer for layer in model.layers if not layer.splittable]
     if not whole:
         return max(shares, key=lambda name: shares[name])
     gathered = model.cuts[whole[0].index].nbytes
 
-    def seconds(name: str) -> float:
+    def cost(name: str) -> float:
         compute = profile.by_name[name].compute_seconds(Work(layer.index, layer.rows) for layer in whole)
-        arriving = sum(
-            share * gathered / profile.link(other, name).bytes_per_second + profile.link(other, name).latency_seconds
-            for other, share in shares.items()
-            if other != name and share > 0
-        )
-        back = 0.0 if name == profile.source else profile.link(name, profile.source).latency_seconds
-        return compute + arriving + back
+        seconds, joules = compute, compute * profile.by_name[name].power.compute_watts
+        for other, share in shares.items():
+            if other != name and share > 0:
+                link = profile.link(other, name)
+                sending = share * gathered / link.bytes_per_second
+                seconds += sending + link.latency_seconds
+                joules += sending * profile.by_name[other].power.transmit_watts
+        if name != profile.source:
+            seconds += profile.link(name, profile.source).latency_seconds
+        return objective.cost(seconds, joules)
 
-    return min(profile.names, key=seconds)
+    return min(among or profile.names, key=cost)
