@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 
 from coedge.errors import CaptureError
 from coedge.model import Model, model_from_proto
+from coedge.values import as_arrays
 
 _DTYPES = ("float32", "uint8")
 LARGE_ELEMENTS = 1_000_000
@@ -86,15 +87,6 @@ def capture_proto(
     return model_from_proto(
         simplified, name, weights=weights, shapes=shapes, dtypes=dtypes, structure=structure, original=proto
     )
-
-
-def as_arrays(values: Any) -> tuple[np.ndarray, ...]:
-    """Tensors or arrays, one or several, as a tuple of arrays."""
-    if values is None:
-        return ()
-    if not isinstance(values, (tuple, list)):
-        values = (values,)
-    return tuple(v if isinstance(v, np.ndarray) else np.asarray(v.detach().cpu().numpy()) for v in values)
 
 
 def _torch() -> Any:

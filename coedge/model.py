@@ -214,9 +214,7 @@ def model_from_proto(
     uses = Counter(n for p in protos for n in p.input)
     uses.update(outputs)
     # A reduction over space was a global pooling, or will be found to be one: a worker's graph has it in parts.
-    reads_rows = {
-        p.input[0] for p in protos if p.input and (p.op_type in _READS_ROWS or p.name.startswith(PARTIAL))
-    }
+    reads_rows = {p.input[0] for p in protos if p.input and (p.op_type in _READS_ROWS or p.name.startswith(PARTIAL))}
     queue: list[tuple[int, onnx.NodeProto]] = list(enumerate(protos))
     queue.reverse()
     replaced: set[int] = set()

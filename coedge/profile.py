@@ -99,6 +99,19 @@ class Profile(BaseModel):
             raise PlanError(f"the profile has no link from {sender!r} to {receiver!r}; measure the cluster again")
         return found
 
+    def without(self, names: Iterable[str]) -> Profile:
+        """The same cluster with some devices left out; itself, if there are none to leave out."""
+        gone = set(names)
+        if not gone & set(self.names):
+            return self
+        return Profile(
+            model_name=self.model_name,
+            model_hash=self.model_hash,
+            devices=tuple(device for device in self.devices if device.name not in gone),
+            links=tuple(link for link in self.links if not {link.sender, link.receiver} & gone),
+            source=self.source,
+        )
+
     def check(self, model: Model) -> None:
         """Raises PlanError where the profile is of another model, or incomplete."""
         if self.model_hash != model.hash:

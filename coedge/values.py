@@ -6,15 +6,49 @@ from typing import Any
 
 import numpy as np
 
+from coedge.errors import InputError
 
-def as_like(given: Any, array: np.ndarray) -> Any:
-    """The array as a torch tensor, if the input was one."""
+
+def as_arrays(values: Any) -> tuple[np.ndarray, ...]:
+    """Tensors or arrays, one or several, as a tuple of arrays.
+
+    Raises:
+        InputError: something else was given, or a tensor of a dtype that arrays do not have.
+    """
+    if values is None:
+        return ()
+    if not isinstance(values, (tuple, list)):
+        values = (values,)
+    return tuple(_as_array(value) for value in values)
+
+
+def _as_array(value: Any) -> np.ndarray:
+    if isinstance(value, np.ndarray):
+        return value
+    if not hasattr(value, "detach"):
+        raise InputError(f"an input is a torch tensor or a NumPy array; a {type(value).__name__} was given")
+    try:
+        array: np.ndarray = value.detach().cpu().numpy()
+    except TypeError as error:
+        raise InputError(f"a tensor of {value.dtype} cannot travel: {error}; convert it to float32 or uint8") from None
+    return array
+
+
+def wants_tensors(given: Any) -> bool:
+    """Whether somebody who hands this over gets torch tensors back (arrays otherwise)."""
     first = given[0] if isinstance(given, (tuple, list)) and given else given
-    if isinstance(first, np.ndarray):
+    return not isinstance(first, np.ndarray)
+
+
+def output(array: np.ndarray, as_tensor: bool) -> Any:
+    """The array, writable, or as a torch tensor."""
+    if not array.flags.writeable:
+        array = np.array(array)
+    if not as_tensor:
         return array
     import torch
 
-    return torch.from_numpy(np.array(array) if not array.flags.writeable else array)
+    return torch.from_numpy(array)
 
 
 def restore(structure: str | None, flat: list[Any]) -> Any:

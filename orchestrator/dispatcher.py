@@ -19,12 +19,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from coedge.errors import ClusterError, CoEdgeError, FrameTimeout, StepFailed
-from coedge.model import Model
-from coedge.plan import Plan
-from coedge.program import CLIENT, Answer, Compute, Program, Receive, Send, Step
+from coedge.program import Compute, Send
 from coedge.simulator import send_nbytes, step_label
 from coedge.timeline import Span, SpanKind
 from orchestrator.job import Job
+from orchestrator.loaded_plan import LoadedPlan, describe_step
 from workers.message import Kind, Message, array_to_text
 from workers.transport import Transport
 
@@ -33,26 +32,6 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.05
 REMEMBERED_JOBS = 256
 CLOSED = "the cluster was closed"
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedPlan:
-    """A plan that every device has ready."""
-
-    epoch: int
-    model: Model
-    plan: Plan
-    programs: Mapping[str, Program]
-
-    @property
-    def devices(self) -> tuple[str, ...]:
-        """Those that take part."""
-        return tuple(name for name, program in self.programs.items() if program.steps)
-
-    @property
-    def input_channel(self) -> int:
-        steps = self.programs[self.plan.source].steps
-        return next(s.channel for s in steps if isinstance(s, Receive) and s.peer == CLIENT)
 
 
 @dataclass(slots=True)
@@ -99,10 +78,12 @@ class Dispatcher:
     def credits(self) -> int:
         return self._credits
 
-    def submit(self, loaded: LoadedPlan, arrays: tuple[NDArray[Any], ...], given: Any, timeout_seconds: float) -> Job:
+    def submit(
+        self, loaded: LoadedPlan, arrays: tuple[NDArray[Any], ...], as_tensors: bool, timeout_seconds: float
+    ) -> Job:
         with self._lock:
             self._frames += 1
-            job = Job(self._frames, loaded.model, loaded.plan, given, frozenset(loaded.devices))
+            job = Job(self._frames, loaded.model, loaded.plan, as_tensors, frozenset(loaded.devices))
             job.on_cancel = self._cancelled
             if self._closing.is_set():
                 job.fail(ClusterError(CLOSED))
@@ -259,15 +240,3 @@ class Dispatcher:
             self._closing.wait(rest)
         if flight.job.fail(error):
             self._drop(flight)
-
-
-def describe_step(step: Step, model: Model) -> str:
-    """For error messages: "stage 3 (conv_2)", "sending to pi-2 for stage 4"."""
-    if isinstance(step, Compute):
-        return f"stage {step.stage} ({step_label(step, model)})"
-    if isinstance(step, Send):
-        return f"sending to {step.peer} for stage {step.stage}"
-    if isinstance(step, Receive):
-        return f"receiving from {step.peer} for stage {step.stage}"
-    assert isinstance(step, Answer)
-    return "putting the answer together"

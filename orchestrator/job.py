@@ -15,7 +15,7 @@ from coedge.errors import Cancelled, FrameTimeout
 from coedge.model import Model
 from coedge.plan import Plan
 from coedge.timeline import Span, Timeline
-from coedge.values import as_like, restore
+from coedge.values import output, restore
 
 TRACE_SECONDS = 2.0
 
@@ -28,12 +28,12 @@ class Job:
         plan: what it runs by.
     """
 
-    def __init__(self, frame: int, model: Model, plan: Plan, given: Any, traced: frozenset[str]) -> None:
+    def __init__(self, frame: int, model: Model, plan: Plan, as_tensors: bool, traced: frozenset[str]) -> None:
         self.frame, self.model, self.plan = frame, model, plan
         self.asked_seconds = time.monotonic()
         self.answered_seconds: float | None = None
         self.on_cancel: Callable[[Job], None] = lambda job: None
-        self._given = given
+        self._as_tensors = as_tensors
         self._future: Future[list[NDArray[Any]]] = Future()
         self._lock = threading.Lock()
         self._awaited = set(traced)
@@ -63,7 +63,7 @@ class Job:
             if isinstance(error, FrameTimeout):
                 raise
             raise FrameTimeout(f"frame {self.frame} was not answered within {timeout} s; it goes on") from None
-        return restore(self.model.structure, [as_like(self._given, np.array(o)) for o in outputs])
+        return restore(self.model.structure, [output(np.array(o), self._as_tensors) for o in outputs])
 
     def cancel(self) -> bool:
         """Gives the frame up; False: it had ended before."""

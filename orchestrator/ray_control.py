@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -111,6 +112,20 @@ def _start_or_join(config: ClusterConfig) -> None:
             f"cannot join Ray at {address}: {first}. Start one with `ray start --head`, or leave out "
             "ray.address to start a local cluster"
         ) from error
+
+
+def own_node() -> str:
+    """The id of the Ray node that this process is on."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def own_address() -> str:
+    """The address by which Ray knows this host."""
+    import ray
+
+    return str(ray.util.get_node_ip_address())
 
 
 def alive_nodes() -> list[dict[str, Any]]:
@@ -245,13 +260,10 @@ def stop_actors(actors: Sequence[Any], timeout_seconds: float = 2.0) -> None:
             pending.append(actor.stop.remote())
         except Exception:  # it is gone already
             continue
-    try:
-        ray.wait(pending, num_returns=len(pending), timeout=timeout_seconds) if pending else None
-    except Exception:
-        pass
-    time.sleep(0.05)
+    if pending:
+        with contextlib.suppress(Exception):
+            ray.wait(pending, num_returns=len(pending), timeout=timeout_seconds)
+    time.sleep(0.05)  # `serve` ends behind `stop`, and closes its sockets
     for actor in actors:
-        try:
+        with contextlib.suppress(Exception):
             ray.kill(actor)
-        except Exception:
-            continue

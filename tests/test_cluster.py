@@ -36,13 +36,15 @@ from nets import Array, Net, difference, image, make_plan, mosaic, one_stage, un
 
 import coedge
 from coedge import Cancelled, ClusterError, FrameTimeout, zoo
-from coedge.capturing import as_arrays, capture
+from coedge.capturing import capture
 from coedge.model import Model
 from coedge.plan import Plan
 from coedge.program import Compute, Send
 from coedge.region import UNIT, UnitRect
 from coedge.simulator import send_nbytes
-from orchestrator.cluster import KEPT_PLANS, Cluster
+from coedge.values import as_arrays
+from orchestrator.cluster import Cluster
+from orchestrator.loader import KEPT_PLANS
 
 pytestmark = pytest.mark.ray
 
@@ -493,7 +495,7 @@ def test_a_cancelled_job_says_so_and_frees_the_devices(cluster: Cluster) -> None
     assert not last.cancel()
     assert_exact(small(), x, last.result())
 
-    status = ray.get(cluster._actors["snail"].status.remote())
+    status = ray.get(cluster._members.actors["snail"].status.remote())
     assert not status.waiting, "cancelled frames are still there"
 
 
@@ -623,7 +625,7 @@ def test_the_cache_of_measurements_is_keyed_and_survives_damage(cluster: Cluster
 
 def missing_weights(cluster: Cluster, device: str, model: Model) -> tuple[bool, list[str]]:
     found: tuple[bool, list[str]] = ray.get(
-        cluster._actors[device].missing_weights.remote(model.hash, sorted(model.weights))
+        cluster._members.actors[device].missing_weights.remote(model.hash, sorted(model.weights))
     )
     return found
 
@@ -656,13 +658,13 @@ def test_a_plan_is_prepared_once_and_old_ones_make_room(cluster: Cluster) -> Non
     made = [coedge.even_plan(model, ["home", "low"], boundaries=[cut]) for cut in cuts]
     for plan in made:
         assert_exact(model, x, cluster.submit(model, x, plan=plan).result())
-    assert len(cluster._loaded) == KEPT_PLANS
-    epochs = cluster._epoch
+    assert len(cluster._loader.loaded) == KEPT_PLANS
+    epochs = cluster._loader.epoch
     for plan in (made[-1], Plan.model_validate_json(made[-1].model_dump_json())):
         assert_exact(model, x, cluster.submit(model, x, plan=plan).result())
-    assert cluster._epoch == epochs, "an equal plan was loaded again"
+    assert cluster._loader.epoch == epochs, "an equal plan was loaded again"
     assert_exact(model, x, cluster.submit(model, x, plan=made[0]).result())
-    assert cluster._epoch == epochs + 1
+    assert cluster._loader.epoch == epochs + 1
     # The same objective and model give the same plan, not a new one.
     assert cluster.plan(model) is cluster.plan(model)
 

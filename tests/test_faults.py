@@ -160,7 +160,7 @@ def wait_until_running(cluster: Cluster, job: Any, name: str) -> None:
     import ray
 
     def running() -> bool:
-        now = ray.get(cluster._actors[name].status.remote(), timeout=GRACE_SECONDS).running
+        now = ray.get(cluster._members.actors[name].status.remote(), timeout=GRACE_SECONDS).running
         return now is not None and now[1] == job.frame
 
     wait_until(running, f"{name} runs frame {job.frame}")
@@ -341,7 +341,7 @@ def test_messages_of_a_stranger_do_not_end_a_worker(cluster: Cluster) -> None:
         transport = stranger_to(cluster, name)
         try:
             for kind in Kind:
-                for epoch in (0, cluster._epoch, 2**32 - 1):
+                for epoch in (0, cluster._loader.epoch, 2**32 - 1):
                     frame = 2**63 + STRANGER
                     transport.send(0, Message(kind, STRANGER, epoch, frame, 2**32 - 1, (row,)))
                     transport.send(0, Message(kind, -1, epoch, frame))
@@ -356,7 +356,7 @@ def test_messages_of_a_stranger_do_not_end_the_client(cluster: Cluster) -> None:
     x = image(HEAVY_SHAPE)
     plan = make_plan(model, [(1, {"snail-1": UNIT}), (len(model.layers) - 1, {"a": UNIT})], "a")
     job = cluster.submit(model, x, plan=plan)
-    epoch = cluster._epoch
+    epoch = cluster._loader.epoch
     transport = stranger_to(cluster, CLIENT)
     steps, times = np.array([10_000], np.int32), np.zeros((1, 2))
     try:
@@ -376,7 +376,7 @@ def test_stale_and_doubled_rows_change_nothing(cluster: Cluster) -> None:
     plan = halves(model, "a", "b")
     old = cluster.submit(model, x, plan=plan)
     old.result()
-    epoch = next(loaded.epoch for loaded in cluster._loaded.values() if loaded.plan == plan)
+    epoch = next(loaded.epoch for loaded in cluster._loader.loaded.values() if loaded.plan == plan)
     programs = coedge.lower(plan, model)
     transport = stranger_to(cluster, "b")
     try:
@@ -405,7 +405,7 @@ def test_rows_of_the_wrong_shape_fail_the_frame_and_not_the_worker(cluster: Clus
     snail = [d.name for d in cluster.devices()].index("snail-1")
     try:
         wrong = (np.zeros((1, 2), np.float32),)
-        transport.send(0, Message(Kind.DATA, snail, cluster._epoch, job.frame, channel, wrong))
+        transport.send(0, Message(Kind.DATA, snail, cluster._loader.epoch, job.frame, channel, wrong))
         with pytest.raises(StepFailed, match=r"snail-1 sent float32 \[1, 2\] for .* is expected") as caught:
             job.result(GRACE_SECONDS)
     finally:

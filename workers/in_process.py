@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coedge.capturing import as_arrays
 from coedge.errors import PlanError
 from coedge.lowering import lower
 from coedge.machine import Machine
 from coedge.model import Model
 from coedge.plan import Plan
 from coedge.program import CLIENT, Answer, Compute, Program, Receive, Send
-from coedge.values import as_like, restore
+from coedge.values import as_arrays, output, restore, wants_tensors
 from workers.kernels import Kernels, assemble, take
 
 Array = NDArray[Any]
@@ -36,7 +35,7 @@ def run_in_process(model: Model, plan: Plan, x: Any, threads: int = 1) -> Any:
     """
     arrays = model.check_inputs(as_arrays(x))
     outputs = InProcess(model, lower(plan, model), Kernels(model, threads)).run(arrays)
-    return restore(model.structure, [as_like(x, output) for output in outputs])
+    return restore(model.structure, [output(array, wants_tensors(x)) for array in outputs])
 
 
 class InProcess:

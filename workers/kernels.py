@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,15 @@ class Kernels:
         if session is None:
             session = self._sessions[tile] = self._create(tile)
         return session
+
+    def keep(self, tiles: Iterable[Tile]) -> None:
+        """Lets go of all sessions but these, and of the weights that only those others read."""
+        kept = set(tiles)
+        self._sessions = {tile: session for tile, session in self._sessions.items() if tile in kept}
+        graph, nodes = self.model.graph, {part.node for tile in kept for part in tile.nodes}
+        read = {name for index in nodes for name in (*graph.nodes[index].inputs, *graph.nodes[index].captured)}
+        self._weights = {name: value for name, value in self._weights.items() if name in read}
+        self._values = {name: value for name, value in self._values.items() if name in read}
 
     def run(self, tile: Tile, arrays: Sequence[Array]) -> list[Array]:
         """Runs a tile on the arrays of `tile.inputs`; the arrays of `tile.outputs`."""

@@ -64,6 +64,7 @@ class Worker:
         self._models: dict[str, Kernels] = {}
         self._loaded: dict[int, _Loaded] = {}
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+        self._loading = threading.Lock()
         self._stopping = threading.Event()
         self._running: tuple[int, int, int, float] | None = None
         self._echoes: set[int] = set()
@@ -104,17 +105,17 @@ class Worker:
             skeleton: the model's graph; None where this worker has it already.
             weights: the constants that the program needs and this worker does not have.
         """
-        kernels = self._models.get(program.model_hash)
-        if kernels is None:
-            if skeleton is None:
-                raise RuntimeError(f"{self.spec.name} was never given model {program.model_hash}")
-            kernels = Kernels(Model.from_skeleton(skeleton, {}), self.threads)
-        kernels.add_weights(weights)
-        for step in program.steps:
-            if isinstance(step, Compute):
-                kernels.prepare(step.tile)
-        self._models[program.model_hash] = kernels
-        self._loaded[epoch] = _Loaded(Machine(program), kernels)
+        with self._loading:
+            kernels = self._models.get(program.model_hash)
+            if kernels is None:
+                if skeleton is None:
+                    raise RuntimeError(f"{self.spec.name} was never given model {program.model_hash}")
+                kernels = Kernels(Model.from_skeleton(skeleton, {}), self.threads)
+            kernels.add_weights(weights)
+            for tile in program.tiles():
+                kernels.prepare(tile)
+            self._models[program.model_hash] = kernels
+            self._loaded[epoch] = _Loaded(Machine(program), kernels)
 
     def missing_weights(self, model_hash: str, names: Iterable[str]) -> tuple[bool, list[str]]:
         """(whether the graph of the model is missing, the weights of these that are)."""
@@ -122,7 +123,16 @@ class Worker:
         return kernels is None, [n for n in names if kernels is None or n not in kernels.weight_names]
 
     def unload(self, epoch: int) -> None:
-        self._loaded.pop(epoch, None)
+        """Forgets a program, and the sessions that no other program uses."""
+        with self._loading:
+            old = self._loaded.pop(epoch, None)
+            if old is not None:
+                old.kernels.keep(
+                    tile
+                    for other in list(self._loaded.values())
+                    if other.kernels is old.kernels
+                    for tile in other.machine.program.tiles()
+                )
 
     def status(self) -> WorkerStatus:
         running = self._running

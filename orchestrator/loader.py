@@ -1,0 +1,112 @@
+"""Makes plans ready on the devices of a cluster: programs, and each weight once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from coedge.errors import DeviceLost, InfeasibleError, PlanError
+from coedge.lowering import lower
+from coedge.memory import program_nbytes
+from coedge.model import Model
+from coedge.plan import Plan
+from orchestrator import ray_control
+from orchestrator.loaded_plan import LoadedPlan
+from orchestrator.members import Members
+
+KEPT_PLANS = 16
+ASK_SECONDS = 60.0
+LOAD_SECONDS = 300.0
+
+
+class Loader:
+    """Keeps the plans that were used last ready; going back to one of them costs nothing.
+
+    Args:
+        in_flight: whether frames of an epoch are under way: its plan is not unloaded.
+    """
+
+    def __init__(self, members: Members, in_flight: Callable[[int], bool]) -> None:
+        self._members, self._in_flight = members, in_flight
+        self.loaded: OrderedDict[tuple[str, str | None, str], LoadedPlan] = OrderedDict()
+        self.epoch = 0
+
+    def ready(self, model: Model, plan: Plan) -> LoadedPlan:
+        """The plan, ready on every device that takes part.
+
+        Raises:
+            PlanError: the plan does not fit the model or the cluster.
+            InfeasibleError: a device's memory limit is too small.
+            DeviceLost: a device of the plan is not there any more.
+        """
+        key = (model.hash, model.structure, plan.digest)
+        loaded = self.loaded.get(key)
+        if loaded is None:
+            loaded = self.loaded[key] = self._load(model, plan)
+            self._unload_old()
+        self.loaded.move_to_end(key)
+        self._check_there(loaded)
+        return loaded
+
+    def _check_there(self, loaded: LoadedPlan) -> None:
+        for name in loaded.devices:
+            if name in self._members.lost:
+                raise DeviceLost(
+                    f"{name} is part of the plan, but it is lost: {self._members.lost[name]}. "
+                    "Connect again, or plan without it"
+                )
+
+    def _load(self, model: Model, plan: Plan) -> LoadedPlan:
+        members = self._members.by_name
+        used = {name for stage in plan.stages for name in stage.regions} | {plan.source, plan.sink}
+        unknown = sorted(used - set(members))
+        if unknown:
+            raise PlanError(f"the plan uses device {unknown[0]!r}, which is not in this cluster: {', '.join(members)}")
+        programs = {name: program for name, program in lower(plan, model).items() if name in members}
+        for name, program in programs.items():
+            limit, needed = members[name].config.memory_mb, program_nbytes(program, model) / 1e6
+            if limit is not None and program.steps and needed > limit:
+                raise InfeasibleError(
+                    f"{name} would need {needed:.1f} MB for its part of {model.name} (weights, input and "
+                    f"activations), its limit is {limit:.1f} MB; give it less, or raise devices.{name}.memory_mb"
+                )
+        self.epoch += 1
+        loaded = LoadedPlan(self.epoch, model, plan, programs)
+        self._check_there(loaded)
+        self._ship(loaded)
+        return loaded
+
+    def _ship(self, loaded: LoadedPlan) -> None:
+        import ray
+
+        model, actors = loaded.model, self._members.actors
+        wanted: dict[str, list[str]] = {}
+        for name in loaded.devices:
+            nodes = (model.graph.nodes[i] for i in loaded.programs[name].node_indices())
+            wanted[name] = sorted({w for n in nodes for w in (*n.inputs, *n.captured) if w in model.weights})
+        asked = {n: actors[n].missing_weights.remote(model.hash, names) for n, names in wanted.items()}
+        missing = ray_control.gather(asked, ASK_SECONDS, "say what they have")
+        # Each weight lies once in Ray's object store; devices of one host share it there.
+        stored: dict[str, Any] = {}
+        calls = {}
+        for name, (graph_missing, names) in missing.items():
+            for weight in names:
+                if weight not in stored:
+                    stored[weight] = ray.put(np.ascontiguousarray(model.weights[weight]))
+            skeleton = model.skeleton if graph_missing else None
+            references = [stored[weight] for weight in names]
+            calls[name] = actors[name].load.remote(loaded.epoch, loaded.programs[name], skeleton, names, references)
+        ray_control.gather(calls, LOAD_SECONDS, f"prepare {model.name}")
+
+    def _unload_old(self) -> None:
+        for key in list(self.loaded)[:-KEPT_PLANS]:
+            old = self.loaded[key]
+            if not self._in_flight(old.epoch):
+                del self.loaded[key]
+                for name in old.devices:
+                    with contextlib.suppress(Exception):
+                        self._members.by_name[name].actor.unload.remote(old.epoch)

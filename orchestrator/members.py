@@ -1,0 +1,166 @@
+"""The devices of a cluster, from placing their workers to knowing how fast they are, and which are lost."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from coedge.config import ClusterConfig, DeviceConfig
+from coedge.errors import ClusterError
+from coedge.profile import Link
+from coedge.program import CLIENT
+from coedge.version import VERSION
+from orchestrator import ray_control
+from orchestrator.measure import Member, measure_links
+from workers.paced_transport import LinkSpec
+from workers.spec import WorkerSpec, WorkerStatus
+from workers.transport import Endpoint
+from workers.zmq_transport import ZmqTransport
+
+CLOCK_ROUND_TRIPS = 5
+
+
+@dataclass
+class Members:
+    """Everybody who has joined.
+
+    Attributes:
+        transport: the client's end of the wire.
+        clocks: per device, (its monotonic clock minus ours, uncertainty), seconds.
+        gflops: per kind of machine (its fingerprint), at full speed.
+        serving: per device, the call that ends only with its worker.
+        lost: per device that is not there any more, why.
+    """
+
+    by_name: dict[str, Member]
+    source: str
+    transport: ZmqTransport
+    clocks: dict[str, tuple[float, float]]
+    serving: dict[str, Any]
+    links: tuple[Link, ...] = ()
+    gflops: dict[str, float] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def actors(self) -> dict[str, Any]:
+        return {name: member.actor for name, member in self.by_name.items()}
+
+    @property
+    def pids(self) -> dict[str, int]:
+        return {name: member.facts.pid for name, member in self.by_name.items()}
+
+    @property
+    def index_of(self) -> dict[str, int]:
+        """Of every device on the wire."""
+        return {name: member.facts.endpoint.index for name, member in self.by_name.items()}
+
+    def statuses(self, names: Iterable[str], timeout_seconds: float) -> dict[str, WorkerStatus]:
+        """What those do who answer in time."""
+        import ray
+
+        references = {self.by_name[name].actor.status.remote(): name for name in names if name not in self.lost}
+        if not references:
+            return {}
+        ready, _ = ray.wait(list(references), num_returns=len(references), timeout=timeout_seconds)
+        found = {}
+        for reference in ready:
+            with contextlib.suppress(Exception):
+                found[references[reference]] = ray.get(reference)
+        return found
+
+
+def join(config: ClusterConfig) -> Members:
+    """Places a worker on every device, lets them know each other, and measures.
+
+    Raises:
+        ClusterError: naming the devices that do not answer, or what does not fit.
+    """
+    actors: dict[str, Any] = {}
+    try:
+        return _join(config, actors)
+    except BaseException:
+        ray_control.stop_actors(list(actors.values()))
+        raise
+
+
+def _join(config: ClusterConfig, actors: dict[str, Any]) -> Members:
+    timeout = config.connect_timeout_seconds
+    placed = ray_control.place_devices(config)
+    own_node = ray_control.own_node()
+    names = [device.name for device, _ in placed]
+    local = [device.name for device, node in placed if node["NodeID"] == own_node]
+    source = config.source or (local or names)[0]
+    if source not in names:
+        raise ClusterError(f"the source {source!r} is not a device; devices are {', '.join(names)}")
+    # Nobody but this machine takes part: nothing has to leave the loopback interface.
+    local_only = len(local) == len(names) and len(ray_control.alive_nodes()) == 1
+    specs = {}
+    for index, (device, node) in enumerate(placed):
+        host = "127.0.0.1" if local_only else node["NodeManagerAddress"]
+        specs[device.name] = _spec(index, device, host, config.encryption)
+        actors[device.name] = ray_control.create_actor(specs[device.name], node["NodeID"])
+    facts = ray_control.gather({name: actor.facts.remote() for name, actor in actors.items()}, timeout, "start")
+    other = {name: fact.version for name, fact in facts.items() if fact.version != VERSION}
+    if other:
+        raise ClusterError(
+            f"this is coedge {VERSION}, but {', '.join(f'{n} runs {v}' for n, v in other.items())}; "
+            "install the same version everywhere"
+        )
+    host = "127.0.0.1" if local_only else ray_control.own_address()
+    transport = ZmqTransport(len(placed), CLIENT, host, encrypted=config.encryption)
+    try:
+        endpoints: list[Endpoint] = [*(fact.endpoint for fact in facts.values()), transport.endpoint]
+        emulated = any(spec.link for spec in specs.values())
+        links = {spec.index: spec.link or LinkSpec() for spec in specs.values()} if emulated else {}
+        calls = {name: actor.connect.remote(endpoints, links) for name, actor in actors.items()}
+        ray_control.gather(calls, timeout, "connect to each other")
+        transport.connect(endpoints)
+        members = Members(
+            by_name={device.name: Member(device, actors[device.name], facts[device.name]) for device, _ in placed},
+            source=source,
+            transport=transport,
+            clocks={name: _clock(name, actor) for name, actor in actors.items()},
+            serving={name: actor.serve.remote() for name, actor in actors.items()},
+        )
+        members.links = measure_links(members.by_name)
+        members.gflops = _measure_gflops(members.by_name, timeout)
+        return members
+    except BaseException:
+        transport.close()
+        raise
+
+
+def _spec(index: int, device: DeviceConfig, host: str, encrypted: bool) -> WorkerSpec:
+    link = None
+    if device.link.mbps is not None or device.link.latency_ms:
+        rate = None if device.link.mbps is None else device.link.mbps * 1e6 / 8
+        link = LinkSpec(rate, device.link.latency_ms / 1000)
+    return WorkerSpec(index, device.name, host, encrypted, device.speed, link, device.threads)
+
+
+def _clock(name: str, actor: Any) -> tuple[float, float]:
+    """(the device's monotonic clock minus ours, uncertainty), by the fastest of a few round trips."""
+    best = (0.0, float("inf"))
+    for _ in range(CLOCK_ROUND_TRIPS):
+        before = time.monotonic()
+        fact = ray_control.gather({name: actor.facts.remote()}, 10.0, "tell the time")[name]
+        after = time.monotonic()
+        if fact.host == platform.node():
+            return 0.0, 0.0  # one host has one monotonic clock
+        if (after - before) / 2 < best[1]:
+            best = (fact.clock_seconds - (before + after) / 2, (after - before) / 2)
+    return best
+
+
+def _measure_gflops(members: Mapping[str, Member], timeout_seconds: float) -> dict[str, float]:
+    """One member of every kind, so that devices which share a host are not measured at once."""
+    first: dict[str, Member] = {}
+    for member in members.values():
+        first.setdefault(member.facts.fingerprint, member)
+    calls = {member.name: member.actor.measure_gflops.remote(member.emulated) for member in first.values()}
+    measured = ray_control.gather(calls, timeout_seconds, "measure their speed")
+    return {kind: measured[member.name] for kind, member in first.items()}
