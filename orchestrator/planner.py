@@ -22,7 +22,7 @@ AUTO = "auto"
 def check_scheme(scheme: str) -> None:
     """Raises PlanError, with the names that there are, where the scheme is not one of them."""
     if scheme != AUTO and scheme not in SCHEMES:
-        near = difflib.get_close_matches(scheme, [AUTO, *SCHEMES], n=1)
+        near = difflib.get_close_matches(scheme.lower(), [AUTO, *SCHEMES], n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise PlanError(f"there is no scheme {scheme!r}; schemes are {', '.join([AUTO, *SCHEMES])}.{hint}")
 

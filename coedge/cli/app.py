@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
-import click
 import typer
 
 from coedge.cli.demo import demo
@@ -23,13 +23,19 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+# Typer brings click along, newer ones as a part of themselves: its errors are found from Typer's own.
+UsageError: Any = typer.BadParameter.__bases__[0]
+
 for command in (demo, devices, plan, run):
     app.command()(command)
 
 
 @app.command()
 def version(as_json: bool = typer.Option(False, "--json", help="Machine-readable output.")) -> None:
-    """The version of this installation."""
+    """The version of this installation.
+
+    Example: coedge version
+    """
     print(json.dumps({"version": VERSION}) if as_json else VERSION)
 
 
@@ -38,17 +44,25 @@ def run_app() -> int:
     try:
         code = app(standalone_mode=False)
         return int(code or 0)
-    except click.UsageError as error:
+    except UsageError as error:
+        if sys.argv[1:]:
+            _say_as_json(error, error.format_message())
         error.show()
         return 2
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return 130
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
     except CoEdgeError as error:
-        if "--json" in sys.argv:
-            print(json.dumps({"error": type(error).__name__, "message": str(error)}))
+        _say_as_json(error, str(error))
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        _say_as_json(error, text)
+        print(f"error: {text}", file=sys.stderr)
+        return 1
+
+
+def _say_as_json(error: Exception, message: str) -> None:
+    if "--json" in sys.argv:
+        print(json.dumps({"error": type(error).__name__, "message": message}))

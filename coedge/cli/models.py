@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,15 @@ def load_model(spec: str, size: int = 224) -> Model:
         module, name = _from_factory(spec), spec.rsplit(":", 1)[1]
     elif spec in zoo.NAMES:
         options: dict[str, Any] = {"image_size": size} if spec in ("alexnet", "vgg_f", "vgg16") else {}
-        module, name = zoo.build(spec, **options), spec
+        try:
+            module, name = zoo.build(spec, **options), spec
+        except ValueError as error:
+            raise CaptureError(f"{spec}: {error}; give a larger --size") from None
+    elif Path(spec).suffix in (".pt", ".pth", ".ckpt", ".safetensors"):
+        raise CaptureError(
+            f"{spec}: {Path(spec).suffix} files hold weights, or code of one version of torch. Give "
+            "package.module:factory that builds the module and loads them, or export it to .pt2 or .onnx"
+        )
     else:
         try:
             zoo.build(spec)
@@ -72,15 +83,26 @@ def _load_file(spec: str, size: int) -> Model:
 
 def _from_factory(spec: str) -> Any:
     module_name, _, attribute = spec.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        raise CaptureError(f"{spec!r} is not package.module:factory, such as my_nets:small for small() in my_nets.py")
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)  # as `python -m` does
     try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
-        raise CaptureError(f"cannot import {module_name!r} of {spec!r}: {error}") from error
-    except AttributeError:
-        raise CaptureError(f"{module_name} has no {attribute!r}; MODEL is package.module:factory") from None
+        imported = importlib.import_module(module_name)
+    except Exception as error:
+        raise CaptureError(f"cannot import {module_name!r} of {spec!r}: {type(error).__name__}: {error}") from error
+    if not hasattr(imported, attribute):
+        near = difflib.get_close_matches(attribute, dir(imported), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise CaptureError(f"{module_name} has no {attribute!r}; {hint}MODEL is package.module:factory")
+    found = getattr(imported, attribute)
     import torch
 
-    made = found if isinstance(found, torch.nn.Module) else found()
+    try:
+        made = found() if callable(found) and not isinstance(found, torch.nn.Module) else found
+    except Exception as error:
+        raise CaptureError(f"{spec} raised {type(error).__name__}: {error}; it is called without arguments") from error
     if not isinstance(made, torch.nn.Module):
         raise CaptureError(f"{spec} made a {type(made).__name__}, not a torch.nn.Module")
     return made

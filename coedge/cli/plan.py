@@ -9,7 +9,7 @@ import typer
 
 from coedge.cli.defaults import demo_config
 from coedge.cli.models import MODEL_HELP, load_model
-from coedge.cli.options import Cluster, Deadline, Goal, Json, Scheme, Set, Size, objective
+from coedge.cli.options import Cluster, Deadline, Goal, Json, Scheme, Set, Size, objective, writable
 
 
 def plan(
@@ -33,18 +33,27 @@ def plan(
     from coedge.config import load_config
     from coedge.objective import Objective
     from coedge.profile import Profile
-    from orchestrator.cluster import connect
     from orchestrator.planner import AUTO, SCHEMES, check_scheme, make_plan
 
+    if profile and (cluster or set_ or save_profile):
+        raise typer.BadParameter(
+            "--profile stands for a measured cluster: no --cluster, --set or --save-profile with it"
+        )
+    if compare and (save or scheme):
+        raise typer.BadParameter("--compare shows all schemes: no --save or --scheme with it")
+    writable(save, save_profile)
     config = None if profile else load_config(cluster or demo_config(), set_ or ())
     chosen = scheme or (config.scheme if config else AUTO)
     check_scheme(chosen)
     wanted = objective(config.objective if config else Objective(), goal, deadline)
+    loaded = Profile.load(profile) if profile else None
     captured = load_model(model, size)
-    if config is None:
-        assert profile is not None
-        measured = Profile.load(profile)
+    if loaded is not None:
+        measured = loaded
     else:
+        from orchestrator.cluster import connect
+
+        assert config is not None
         with connect(config) as joined:
             measured = joined.profile(captured)
     if save_profile:

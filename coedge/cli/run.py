@@ -11,7 +11,7 @@ import typer
 
 from coedge.cli.defaults import demo_config
 from coedge.cli.models import MODEL_HELP, difference, load_image, load_model, photograph, unsplit
-from coedge.cli.options import Cluster, Deadline, Goal, Json, Scheme, Set, Size, objective
+from coedge.cli.options import Cluster, Deadline, Goal, Json, Scheme, Set, Size, objective, writable
 
 
 def run(
@@ -39,6 +39,9 @@ def run(
     from orchestrator.cluster import connect
     from orchestrator.planner import check_scheme
 
+    if plan and (scheme or goal or deadline):
+        raise typer.BadParameter("--plan is run as it was saved: no --scheme, --goal or --deadline with it")
+    writable(trace)
     config = load_config(cluster or demo_config(), set_ or ())
     check_scheme(scheme or config.scheme)
     wanted = objective(config.objective, goal, deadline)

@@ -1,4 +1,4 @@
-"""What the rule of one node says, and the look-up from operator to rule.
+"""What the rule of one node says, and how operators are registered.
 
 A rule has two halves. Central: `needs` (which input regions), `produces` (which region comes out, at least
 the wanted one) and `adjust` (a few integers: the pads and crops that make the operator right on a tile).
@@ -118,36 +118,16 @@ class WholeRule(Plain):
 
 
 RuleFunction = Callable[[Node, Context], "Rule | str"]
-_FUNCTIONS: dict[str, RuleFunction] = {}
+FUNCTIONS: dict[str, RuleFunction] = {}
 
 
 def register(*ops: str) -> Callable[[RuleFunction], RuleFunction]:
     def add(function: RuleFunction) -> RuleFunction:
         for op in ops:
-            _FUNCTIONS[op] = function
+            FUNCTIONS[op] = function
         return function
 
     return add
-
-
-def rule_for(node: Node, context: Context, restores_rows: bool) -> Rule:
-    """The rule of a node. An operator without one, or one that cannot be split here, gets the whole rule.
-
-    Args:
-        restores_rows: a later operator reads rows from this output, so it has rows even if this node is whole.
-    """
-    from coedge.rules import elementwise, reduce, resize, shape, window
-
-    del elementwise, reduce, resize, shape, window
-    function = _FUNCTIONS.get(node.op) if node.domain == "" else None
-    result: Rule | str
-    if function is None:
-        result = f"no rule for operator {node.domain + '.' if node.domain else ''}{node.op}"
-    elif node.captured:
-        result = "has an inner graph"
-    else:
-        result = function(node, context)
-    return whole_rule(node, context, result, restores_rows) if isinstance(result, str) else result
 
 
 def whole_rule(node: Node, context: Context, why: str, restores_rows: bool) -> Rule:

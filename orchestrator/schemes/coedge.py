@@ -7,17 +7,20 @@
 
     Algorithm 1    solve on all devices. If every share is zero or large enough that a halo never spans a
                    whole neighbour, done. Otherwise leave out the devices with share zero and the smallest of
-                   the others, and solve again. If infeasible: everything on the fastest single device.
+                   the others, and solve again. If infeasible to the last: all on the fastest single device.
 
 Where the paper's formulae do not hold they are mended: time per layer is measured rather than derived from
-cycles of the input image; transfers count bytes, not rows, from both neighbours, and the gather before layers
-that cannot be split; the padding principle holds at every layer, not only in the image; and halo terms are
-rebuilt whenever a device leaves.
+cycles of the input image; transfers count bytes, not rows, from both neighbours, the gather before layers that
+cannot be split, and the answer's way back; the padding principle holds at every layer, not only in the image;
+halo terms are rebuilt whenever a device leaves, so that what is infeasible for all may be feasible for fewer.
 """
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +49,7 @@ class Traffic:
         whole: per layer that cannot be split, bytes of all its inputs.
         scattered: per layer, bytes that it reads of what a layer that cannot be split has made.
         image: bytes of the input.
+        answer, whole_answer: bytes of the outputs that layers make that can be split, and of the others.
         weights, whole_weights: bytes of constants of the layers that can be split, and of the others.
         largest: bytes of the largest set of activations alive while a layer is computed.
         halo_share: the smallest share for which a halo lies within one neighbour at every layer.
@@ -57,6 +61,8 @@ class Traffic:
     whole: Vector
     scattered: Vector
     image: float
+    answer: float
+    whole_answer: float
     weights: float
     whole_weights: float
     largest: float
@@ -95,9 +101,12 @@ def traffic(model: Model) -> Traffic:
             halo_share = max(halo_share, 1 / tensor.rows)
     (alone,) = lower(even_plan(model, 1), model).values()
     largest = activation_nbytes(alone, model)
+    answers = {True: 0, False: 0}
+    for tensor in model.outputs:
+        answers[tensor.name not in from_one_device] += tensor.region_nbytes(tensor.whole)
     return Traffic(
-        down, up, gathered, whole, scattered, float(image), _weights(model, True), _weights(model, False),
-        float(largest), halo_share,
+        down, up, gathered, whole, scattered, float(image), float(answers[True]), float(answers[False]),
+        _weights(model, True), _weights(model, False), float(largest), halo_share,
     )  # fmt: skip
 
 
@@ -174,31 +183,37 @@ def _solve(
     seconds_per_share, fixed_seconds, joules_per_share, fixed_joules = _coefficients(
         model, profile, names, moved, alone
     )
-    count, layers = len(names), len(model.layers)
+    layers, count = seconds_per_share.shape
     share = cvxpy.Variable(count, nonneg=True)
     layer_seconds = cvxpy.Variable(layers, nonneg=True)
     up_link = np.array(
         [0.0 if n == profile.source else moved.image / profile.link(profile.source, n).bytes_per_second for n in names]
     )
+    # In units of the best single device, so that the solver's tolerances mean something for any cluster.
+    second = max(float((seconds_per_share + fixed_seconds).sum(axis=0).min()), 1e-12)
+    joule = max(float(joules_per_share.min() + fixed_joules), 1e-12)
     constraints = [
         cvxpy.reshape(layer_seconds, (layers, 1), order="C") @ np.ones((1, count))
-        >= seconds_per_share @ cvxpy.diag(share) + fixed_seconds,
+        >= (seconds_per_share / second) @ cvxpy.diag(share) + fixed_seconds / second,
         cvxpy.sum(share) == 1,
-        layer_seconds[0] >= up_link @ share,
+        layer_seconds[0] >= (up_link / second) @ share,
     ]
     if objective.deadline_seconds is not None:
-        constraints.append(cvxpy.sum(layer_seconds) <= objective.deadline_seconds)
+        constraints.append(cvxpy.sum(layer_seconds) <= objective.deadline_seconds / second)
     for index, name in enumerate(names):
         limit = profile.by_name[name].memory_bytes
         if limit is not None:
             left = limit - moved.weights - (moved.whole_weights if name == alone else 0.0)
             constraints.append(share[index] * moved.largest <= max(left, 0.0))
     joules = joules_per_share @ share + fixed_joules
-    total = cvxpy.sum(layer_seconds)
-    cost = joules if objective.goal == "energy" else total + objective.energy_weight * joules
+    if objective.goal == "energy":
+        cost = joules / joule
+    else:
+        cost = cvxpy.sum(layer_seconds) + objective.energy_weight / second * joules
+    # Equals do not share for nothing: where it makes no difference, the earlier device takes the rows.
+    cost += 1e-6 * (np.arange(count) @ share)
     problem = cvxpy.Problem(cvxpy.Minimize(cost), constraints)
-    problem.solve(solver=cvxpy.CLARABEL)
-    if problem.status not in ("optimal", "optimal_inaccurate"):
+    if not _solved(problem):
         return None
     # An interior-point solver leaves a hair where the optimum has none.
     values = np.where(share.value < 1e-5, 0.0, share.value)
@@ -215,11 +230,28 @@ def _solve(
     )
 
 
+def _solved(problem: Any) -> bool:
+    """Solves a linear programme. False: infeasible."""
+    import cvxpy
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with contextlib.suppress(cvxpy.SolverError):
+            problem.solve(solver=cvxpy.CLARABEL)
+        if problem.status not in (cvxpy.OPTIMAL, cvxpy.INFEASIBLE):
+            # A simplex method is slower, but not put off by times that are millions apart.
+            problem.solve(solver=cvxpy.SCIPY, scipy_options={"method": "highs"})
+    return bool(problem.status in (cvxpy.OPTIMAL, cvxpy.OPTIMAL_INACCURATE))
+
+
 def _coefficients(
     model: Model, profile: Profile, names: tuple[str, ...], moved: Traffic, alone: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], Vector, float]:
-    """Per layer and device, seconds = per_share * share + fixed; and the joules likewise, summed."""
-    count, layers = len(names), len(model.layers)
+    """Per layer and device, seconds = per_share * share + fixed; and the joules likewise, summed.
+
+    The last row is the way of the answer to the source.
+    """
+    count, layers = len(names), len(model.layers) + 1
     per_share, fixed = np.zeros((layers, count)), np.zeros((layers, count))
     joules, fixed_joules = np.zeros(count), 0.0
     for i, name in enumerate(names):
@@ -240,14 +272,14 @@ def _coefficients(
                 joules[i] += watts.transmit_watts * seconds
         if name != alone:
             link = profile.link(alone, name)
-            per_share[:, i] += moved.scattered / link.bytes_per_second
-            fixed[:, i] += np.where(moved.scattered > 0, link.latency_seconds, 0.0)
+            per_share[:-1, i] += moved.scattered / link.bytes_per_second
+            fixed[:-1, i] += np.where(moved.scattered > 0, link.latency_seconds, 0.0)
             sending = float(moved.scattered.sum()) / link.bytes_per_second
             joules[i] += profile.by_name[alone].power.transmit_watts * sending
         for other, nbytes in _arrivals(names, i, moved):
             link, sender = profile.link(other, name), profile.by_name[other]
             halo_seconds = nbytes / link.bytes_per_second
-            fixed[:, i] += halo_seconds + np.where(nbytes > 0, link.latency_seconds, 0.0)
+            fixed[:-1, i] += halo_seconds + np.where(nbytes > 0, link.latency_seconds, 0.0)
             fixed_joules += float(halo_seconds.sum()) * sender.power.transmit_watts
         if name != profile.source:
             link = profile.link(profile.source, name)
@@ -255,6 +287,17 @@ def _coefficients(
             per_share[0, i] += seconds
             fixed[0, i] += link.latency_seconds
             joules[i] += profile.by_name[profile.source].power.transmit_watts * seconds
+            if moved.answer:
+                link = profile.link(name, profile.source)
+                seconds = moved.answer / link.bytes_per_second
+                per_share[-1, i] += seconds
+                fixed[-1, i] += link.latency_seconds
+                joules[i] += watts.transmit_watts * seconds
+    if moved.whole_answer and alone != profile.source:
+        link = profile.link(alone, profile.source)
+        seconds = moved.whole_answer / link.bytes_per_second
+        fixed[-1] += seconds + link.latency_seconds
+        fixed_joules += profile.by_name[alone].power.transmit_watts * seconds
     for layer in model.layers:
         if not layer.splittable:
             seconds = profile.by_name[alone].layers[layer.index].seconds(layer.rows)
@@ -282,19 +325,20 @@ def algorithm_1(model: Model, profile: Profile, objective: Objective, moved: Tra
     """The threshold recursion. None: no subset that it visits is feasible."""
     moved = moved or traffic(model)
     names = profile.names
+    quickest = Objective()
     while names:
         solution = solve(model, profile, objective, names, moved)
-        if solution is None:
+        # Infeasible with so many: those that least latency needs least leave first.
+        draft = solution or solve(model, profile, quickest, names, moved)
+        if draft is None:
             return None
-        used = {name: share for name, share in solution.shares.items() if share > 0}
-        if is_legal(model, profile, used, moved):
-            if len(used) == len(names):
-                return solution
-            # Who got nothing is nobody's neighbour: the halo terms are rebuilt without them.
-            names = tuple(used)
-            continue
-        smallest = min(used, key=lambda name: used[name])
-        names = tuple(name for name in used if name != smallest)
+        used = {name: share for name, share in draft.shares.items() if share > 0}
+        if len(used) == len(names) and solution is not None and is_legal(model, profile, used, moved):
+            return solution
+        if len(used) == len(names) or not is_legal(model, profile, used, moved):
+            del used[min(used, key=lambda name: used[name])]
+        # Who got nothing is nobody's neighbour: the halo terms are rebuilt without them.
+        names = tuple(used)
     return None
 
 

@@ -40,7 +40,7 @@ def evaluate(
             )
     if not objective.meets_deadline(prediction.latency_seconds):
         problems.append(
-            f"predicted {prediction.latency_seconds * 1e3:.1f} ms, the deadline is {objective.deadline_ms:.1f} ms"
+            f"predicted {prediction.latency_seconds * 1e3:.4g} ms, the deadline is {objective.deadline_ms:.6g} ms"
         )
     return draft.model_copy(
         update={
