@@ -22,6 +22,8 @@ from coedge.values import as_arrays
 
 _DTYPES = ("float32", "uint8")
 LARGE_ELEMENTS = 1_000_000
+# Makes a channels-last MatMul a Gemm of all pixels in one row each: nothing could be split behind it.
+FLATTENS_ROWS = "MatMulAddFusion"
 
 
 def capture(model: Any, example: Any = None, name: str | None = None) -> Model:
@@ -270,7 +272,12 @@ def _simplify(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[
         target = Path(folder) / "simplified.onnx"
         options.optimized_model_filepath = str(target)
         try:
-            onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            onnxruntime.InferenceSession(
+                proto.SerializeToString(),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=[FLATTENS_ROWS],
+            )
         except Exception as error:
             raise CaptureError(f"ONNX Runtime does not take the model: {_cause(error)}") from error
         simplified = onnx.load(str(target))

@@ -49,21 +49,11 @@ class Cut:
 
 
 _ANCHORS = frozenset(
-    [
-        "Conv",
-        "ConvInteger",
-        "ConvTranspose",
-        "MaxPool",
-        "AveragePool",
-        "LpPool",
-        "Gemm",
-        "MatMul",
-        "MatMulInteger",
-        "QLinearConv",
-        "Resize",
-        "Upsample",
-    ]
-)
+    (
+        "Conv", "ConvInteger", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "Gemm", "MatMul",
+        "MatMulInteger", "QLinearConv", "Resize", "Upsample",
+    )
+)  # fmt: skip
 
 
 def make_layers(graph: Graph, rules: tuple[Rule, ...]) -> tuple[Layer, ...]:

@@ -24,17 +24,11 @@ from coedge.rules.reduce import PARTIAL
 SMALL_NBYTES = 4096
 
 _READS_ROWS = frozenset(
-    [
-        "Conv",
-        "ConvTranspose",
-        "MaxPool",
-        "AveragePool",
-        "GlobalAveragePool",
-        "GlobalMaxPool",
-        "Resize",
+    (
+        "Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Resize",
         "DepthToSpace",
-    ]
-)
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,9 @@ class Region(NamedTuple):
         return f"rows {self.row_start}..{self.row_stop}, columns {self.col_start}..{self.col_stop}"
 
 
+ONE_PIXEL = Region(0, 1, 0, 1)
+
+
 class UnitRect(NamedTuple):
     """A rectangle of the unit square: the share of every tensor that a device produces in a stage."""
 

@@ -23,8 +23,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-# Typer brings click along, newer ones as a part of themselves: its errors are found from Typer's own.
-UsageError: Any = typer.BadParameter.__bases__[0]
+# Typer stands on click, which newer versions carry inside: the base of its errors is found from Typer's own.
+ClickError: Any = typer.BadParameter.__bases__[0].__bases__[0]
 
 for command in (demo, devices, plan, run):
     app.command()(command)
@@ -44,11 +44,10 @@ def run_app() -> int:
     try:
         code = app(standalone_mode=False)
         return int(code or 0)
-    except UsageError as error:
-        if sys.argv[1:]:
-            _say_as_json(error, error.format_message())
+    except ClickError as error:
+        _say_as_json(error, error.format_message())
         error.show()
-        return 2
+        return int(error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return 130

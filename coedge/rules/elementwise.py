@@ -2,82 +2,25 @@
 
 from __future__ import annotations
 
-from coedge.axis_map import AxisMap, Same, Whole
-from coedge.graph import Node
-from coedge.rules.rule import Context, Plain, Rule, register
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-_UNARY = [
-    "Abs",
-    "Acos",
-    "Acosh",
-    "Asin",
-    "Asinh",
-    "Atan",
-    "Atanh",
-    "BitwiseNot",
-    "Cast",
-    "Ceil",
-    "Celu",
-    "Cos",
-    "Cosh",
-    "Elu",
-    "Erf",
-    "Exp",
-    "Floor",
-    "Gelu",
-    "HardSigmoid",
-    "HardSwish",
-    "Identity",
-    "IsInf",
-    "IsNaN",
-    "LeakyRelu",
-    "Log",
-    "Mish",
-    "Neg",
-    "Not",
-    "Reciprocal",
-    "Relu",
-    "Round",
-    "Selu",
-    "Shrink",
-    "Sigmoid",
-    "Sign",
-    "Sin",
-    "Sinh",
-    "Softplus",
-    "Softsign",
-    "Sqrt",
-    "Swish",
-    "Tan",
-    "Tanh",
-    "ThresholdedRelu",
-]
-_BROADCAST = [
-    "Add",
-    "And",
-    "BitwiseAnd",
-    "BitwiseOr",
-    "BitwiseXor",
-    "Clip",
-    "Div",
-    "Equal",
-    "Greater",
-    "GreaterOrEqual",
-    "Less",
-    "LessOrEqual",
-    "Max",
-    "Mean",
-    "Min",
-    "Mod",
-    "Mul",
-    "Or",
-    "PRelu",
-    "Pow",
-    "Sub",
-    "Sum",
-    "Where",
+from coedge.axis_map import AxisMap, Same, Whole
+from coedge.graph import Node, Tensor
+from coedge.region import ONE_PIXEL, Region
+from coedge.rules.rule import Adjust, Context, Emitter, Kind, Plain, Rule, crop_of, local_kind, register
+
+_UNARY = (
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Cos",
+    "Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN",
+    "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid",
+    "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
+)  # fmt: skip
+_BROADCAST = (
+    "Add", "And", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Clip", "Div", "Equal", "Greater", "GreaterOrEqual",
+    "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where",
     "Xor",
-]
+)  # fmt: skip
 
 
 @register(*_UNARY, *_BROADCAST)
@@ -103,6 +46,7 @@ def elementwise(node: Node, context: Context) -> Rule | str:
     shape = context.out_shape(node)
 
     maps: dict[str, tuple[AxisMap, AxisMap]] = {}
+    varying: dict[str, list[int | None]] = {}
     for name in dict.fromkeys(n for n in node.inputs if n):
         in_shape = context.constants[name].shape if context.is_constant(name) else context.tensors[name].shape
         axis_maps: list[AxisMap] = []
@@ -111,7 +55,9 @@ def elementwise(node: Node, context: Context) -> Rule | str:
             extent = 1 if in_axis is None or in_axis < 0 else in_shape[in_axis]
             if out_axis is not None and extent > 1:
                 if context.is_constant(name):
-                    return f"constant {name!r} varies along the {('rows', 'columns')[side]}"
+                    varying.setdefault(name, [None, None])[side] = in_axis
+                    axis_maps.append(Same())
+                    continue
                 tensor = context.tensors[name]
                 if (tensor.row_axis, tensor.col_axis)[side] != in_axis:
                     return f"input {name!r} has its {('rows', 'columns')[side]} on another axis"
@@ -127,8 +73,58 @@ def elementwise(node: Node, context: Context) -> Rule | str:
                 axis_maps.append(Whole(1))
         if not context.is_constant(name):
             maps[name] = (axis_maps[0], axis_maps[1])
-    spatial = any(context.tensors[n].spatial for n in flowing)
-    return Plain("local" if spatial else "dense", maps, (layout[0], layout[1]))
+    kind: Kind = "local" if any(context.tensors[n].spatial for n in flowing) else "dense"
+    if varying:
+        extent = Region(0, _extent(shape, layout[0]), 0, _extent(shape, layout[1]))
+        return VaryingRule(kind, maps, (layout[0], layout[1]), varying=varying, extent=extent)
+    return Plain(kind, maps, (layout[0], layout[1]))
+
+
+def _extent(shape: tuple[int, ...], axis: int | None) -> int:
+    return 1 if axis is None else shape[axis]
+
+
+@dataclass(frozen=True)
+class VaryingRule(Rule):
+    """Elementwise with constants that differ from row to row, such as a position embedding.
+
+    adjust = what to cut off those constants (above, below, left, right). These are absolute rows: such a tile
+    serves one region only.
+
+    Attributes:
+        varying: of each such constant, the (row, column) axis.
+        extent: of the output.
+    """
+
+    varying: Mapping[str, list[int | None]] = field(default_factory=dict)
+    extent: Region = ONE_PIXEL
+
+    def adjust(self, out: Region, ins: Mapping[str, Region]) -> Adjust:
+        return crop_of(self.extent, out)
+
+    def emit(self, tile: Emitter, node: Node, inputs: list[str], adjust: Adjust) -> None:
+        cut = []
+        for name in inputs:
+            axes = self.varying.get(name)
+            if axes is not None:
+                crop = (adjust[0], adjust[1], adjust[2], adjust[3])
+                name = tile.crop(name, Tensor(name, "", (), axes[0], axes[1]), crop)
+            cut.append(name)
+        tile.copy(node, cut)
+
+
+@register("MatMul")
+def channel_mix(node: Node, context: Context) -> Rule | str:
+    """A product with a constant matrix mixes the last axis: row-local where the rows are on others."""
+    name, weight = node.inputs[0], context.constant(node, 1)
+    if context.is_constant(name) or weight is None:
+        return "multiplies two tensors that flow, or a constant from the left"
+    tensor = context.tensors[name]
+    if weight.ndim != 2 or not tensor.spatial:
+        return "has no rows beside the axis that it mixes"
+    if len(tensor.shape) - 1 in (tensor.row_axis, tensor.col_axis):
+        return "mixes the columns"
+    return Plain(local_kind(tensor), {name: (Same(), Same())}, (tensor.row_axis, tensor.col_axis))
 
 
 @register("BatchNormalization", "LRN", "Dropout")

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from coedge.axis_map import AxisMap, Same, Window
+from coedge.axis_map import AxisMap, Same, Whole, Window
 from coedge.graph import Node, Tensor
-from coedge.region import Region
+from coedge.region import ONE_PIXEL, Region
 from coedge.rules.reduce import SHARE
-from coedge.rules.rule import Adjust, Context, Emitter, Plain, Rule, local_kind, register
+from coedge.rules.rule import Adjust, Context, Emitter, Plain, Rule, crop_of, local_kind, register
 
 _INT64_MAX = np.iinfo(np.int64).max
 
@@ -246,6 +246,26 @@ def gather(node: Node, context: Context) -> Rule | str:
     return Plain(local_kind(tensor), {source: (Same(), Same())}, (moved(tensor.row_axis), moved(tensor.col_axis)))
 
 
+@dataclass(frozen=True)
+class SpreadPixelRule(Rule):
+    """Expand of one pixel to an image: makes the whole image, then cuts out the region.
+
+    adjust = (above, below, left, right), absolute: such a tile serves one region only.
+    """
+
+    extent: Region = ONE_PIXEL
+
+    def adjust(self, out: Region, ins: Mapping[str, Region]) -> Adjust:
+        return crop_of(self.extent, out)
+
+    def emit(self, tile: Emitter, node: Node, inputs: list[str], adjust: Adjust) -> None:
+        crop = (adjust[0], adjust[1], adjust[2], adjust[3])
+        whole = tile.fresh() if any(crop) else node.outputs[0]
+        tile.copy(node, inputs, [whole])
+        if any(crop):
+            tile.crop(whole, tile.tensors[node.outputs[0]], crop, node.outputs[0])
+
+
 @register("Expand")
 def expand(node: Node, context: Context) -> Rule | str:
     source = node.inputs[0]
@@ -254,6 +274,12 @@ def expand(node: Node, context: Context) -> Rule | str:
     tensor, out_shape = context.tensors[source], context.out_shape(node)
     if tensor.spatial or len(out_shape) != len(tensor.shape):
         return "expands along the rows"
-    if out_shape != tensor.shape:
-        return "expands one pixel to many"
-    return Plain("dense", {source: (Same(), Same())}, (tensor.row_axis, tensor.col_axis))
+    if out_shape == tensor.shape:
+        return Plain("dense", {source: (Same(), Same())}, (tensor.row_axis, tensor.col_axis))
+    layout = (tensor.row_axis, tensor.col_axis)
+    if layout == (None, None) and len(out_shape) == 4:
+        layout = (2, 3)
+    if any(axis is None for axis in layout):
+        return "expands a tensor without rows"
+    rows, cols = (out_shape[axis] for axis in layout if axis is not None)
+    return SpreadPixelRule("local", {source: (Whole(1), Whole(1))}, layout, extent=Region(0, rows, 0, cols))

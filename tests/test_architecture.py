@@ -1,0 +1,184 @@
+"""How the code hangs together: imports run one way, files are read in one sitting, nothing points at one machine."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("coedge", "orchestrator", "workers")
+# What a person can read in one sitting, with some air.
+MOST_LINES = 450
+
+
+class Import(NamedTuple):
+    file: str
+    line: int
+    module: str
+    at_import: bool  # when the module loads: not inside of a function, and not for type checkers alone
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} imports {self.module}"
+
+
+def sources(*packages: str) -> list[Path]:
+    found = [path for package in packages for path in sorted((ROOT / package).rglob("*.py"))]
+    assert found
+    return found
+
+
+def imports(path: Path) -> Iterator[Import]:
+    name = path.relative_to(ROOT).as_posix()
+
+    def walk(node: ast.AST, at_import: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from (Import(name, child.lineno, alias.name, at_import) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{name}:{child.lineno}: a relative import"
+                yield Import(name, child.lineno, child.module or "", at_import)
+            elif isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+                yield from walk(child, False)
+            elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+                for inner in child.body:
+                    yield from walk(ast.Module([inner], []), False)
+                for inner in child.orelse:
+                    yield from walk(ast.Module([inner], []), at_import)
+            else:
+                yield from walk(child, at_import)
+
+    yield from walk(ast.parse(path.read_text(encoding="utf-8")), True)
+
+
+def all_imports(*packages: str) -> list[Import]:
+    return [found for path in sources(*packages) for found in imports(path)]
+
+
+def is_of(found: Import, *modules: str) -> bool:
+    return any(found.module == module or found.module.startswith(f"{module}.") for module in modules)
+
+
+def test_coedge_knows_nothing_of_who_uses_it() -> None:
+    """But for the front door, which loads lazily, and the commands, which import in their functions."""
+    upward = [found for found in all_imports("coedge") if is_of(found, "orchestrator", "workers")]
+    assert [str(found) for found in upward if found.at_import] == []
+    assert {found.file for found in upward if not found.file.startswith("coedge/cli/")} <= {"coedge/__init__.py"}
+    assert upward, "these tests see the imports that there are"
+
+
+def test_the_language_knows_nothing_of_the_command_line() -> None:
+    inner = [found for found in all_imports("coedge") if not found.file.startswith("coedge/cli/")]
+    wrong = [found for found in inner if is_of(found, "coedge.cli", "typer", "click", "rich")]
+    assert {found.file for found in wrong} <= {"coedge/__main__.py"}
+
+
+def test_workers_are_light() -> None:
+    wrong = [f for f in all_imports("workers") if is_of(f, "orchestrator", "torch", "cvxpy", "coedge.cli")]
+    assert [str(found) for found in wrong] == []
+
+
+def test_the_orchestrator_needs_no_torch() -> None:
+    wrong = [found for found in all_imports("orchestrator") if is_of(found, "torch", "coedge.cli")]
+    assert [str(found) for found in wrong] == []
+
+
+@pytest.mark.parametrize("library", ["torch", "cvxpy", "typer"])
+def test_heavy_libraries_are_imported_in_functions(library: str) -> None:
+    rooms = ("coedge/zoo/", "coedge/cli/")  # a zoo module is loaded when its network is built
+    found = [i for i in all_imports(*PACKAGES) if is_of(i, library)]
+    assert found
+    assert [str(i) for i in found if i.at_import and not i.file.startswith(rooms)] == []
+
+
+def test_what_decides_knows_nothing_of_ray_or_sockets() -> None:
+    """Nor does anything that it imports from these packages, however far down."""
+    pure = {
+        "orchestrator/planner.py", "coedge/lowering.py", "coedge/simulator.py", "coedge/tile.py", "coedge/machine.py",
+        "coedge/model.py", "coedge/plan.py", "coedge/profile.py", "coedge/memory.py", "workers/message.py",
+        *(p.relative_to(ROOT).as_posix() for p in sources("orchestrator/schemes")),
+    }  # fmt: skip
+    by_file: dict[str, list[Import]] = {}
+    for found in all_imports(*PACKAGES):
+        by_file.setdefault(found.file, []).append(found)
+    queue, seen = sorted(pure), set(pure)
+    while queue:
+        for found in by_file.get(queue.pop(), []):
+            assert not is_of(found, "ray", "zmq", "socket"), str(found)
+            path = found.module.replace(".", "/")
+            for file in (f"{path}.py", f"{path}/__init__.py"):
+                if file in by_file and file not in seen and found.at_import:
+                    seen.add(file)
+                    queue.append(file)
+    assert pure <= {path.relative_to(ROOT).as_posix() for path in sources(*PACKAGES)}
+    assert len(seen) > len(pure)
+
+
+def test_ray_and_sockets_stay_in_their_rooms() -> None:
+    homes = {
+        "ray": {"orchestrator/ray_control.py", "orchestrator/cluster.py", "workers/actor.py"},
+        "zmq": {"workers/zmq_transport.py"},
+    }
+    for library, files in homes.items():
+        found = {i.file for i in all_imports(*PACKAGES) if is_of(i, library)}
+        assert found and found <= files, f"{library} is imported by {sorted(found - files)}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_files_are_read_in_one_sitting(package: str) -> None:
+    lines = {
+        path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines())
+        for path in sources(package)
+    }
+    assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
+
+
+def test_every_module_says_what_it_is() -> None:
+    silent = [p.name for p in sources(*PACKAGES) if not ast.get_docstring(ast.parse(p.read_text(encoding="utf-8")))]
+    assert silent == []
+
+
+# ---------------------------------------------------------------- nothing points at one machine
+
+# Folders of one machine. An example user may have a home.
+OF_A_MACHINE = re.compile(r"(?<![\w.:/~}])/(?:work|root|tmp|home/(?!ada\b|pi\b|you\b)|Users)/")
+_SKIPPED = {".git", ".venv", "build", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"}
+
+
+def tracked() -> list[Path]:
+    """The files of the repository, or without git all that lie in its folder."""
+    try:
+        done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+        names = [ROOT / name for name in done.stdout.split("\0") if name]
+    except (OSError, subprocess.CalledProcessError):
+        names = [
+            path
+            for path in ROOT.rglob("*")
+            if not any(part in _SKIPPED or part.endswith(".egg-info") for part in path.relative_to(ROOT).parts)
+        ]
+    return [path for path in names if path.is_file()]
+
+
+def test_no_file_names_a_folder_of_one_machine() -> None:
+    found = []
+    for path in tracked():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # a picture
+        for number, line in enumerate(text.splitlines(), 1):
+            if OF_A_MACHINE.search(line):
+                found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}")
+    assert found == []
+
+
+def test_that_test_would_see_one() -> None:
+    for folder in ("work", "root", "tmp", "Users", "home/someone"):
+        assert OF_A_MACHINE.search(f'path = "/{folder}/x"')
+    assert not OF_A_MACHINE.search("https://example.org/work/x and src/tmp/x")
+    assert len(tracked()) > 50
