@@ -98,9 +98,7 @@ def test_no_submodule_hides_a_public_name() -> None:
                 importlib.import_module(found.name)
     for name in coedge.__all__:
         assert isinstance(getattr(coedge, name), ModuleType) == (name == "zoo"), name
-    assert (
-        inspect.isfunction(coedge.capture) and inspect.isfunction(coedge.simulate) and inspect.isfunction(coedge.lower)
-    )
+    assert all(inspect.isfunction(value) for value in (coedge.capture, coedge.simulate, coedge.lower, coedge.connect))
     submodules = {found.name for found in pkgutil.iter_modules(coedge.__path__)}
     assert submodules & set(coedge.__all__) == {"zoo"}
 

@@ -36,9 +36,7 @@ def plan(
     from orchestrator.planner import AUTO, SCHEMES, check_scheme, make_plan
 
     if profile and (cluster or set_ or save_profile):
-        raise typer.BadParameter(
-            "--profile stands for a measured cluster: no --cluster, --set or --save-profile with it"
-        )
+        raise typer.BadParameter("--profile stands for a cluster: no --cluster, --set or --save-profile with it")
     if compare and (save or scheme):
         raise typer.BadParameter("--compare shows all schemes: no --save or --scheme with it")
     writable(save, save_profile)
