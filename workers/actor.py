@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from workers.paced_transport import LinkSpec
 from workers.spec import WorkerFacts, WorkerSpec, WorkerStatus
 from workers.transport import Endpoint
 from workers.worker import Worker
+
+REST_SECONDS = 0.003
 
 
 class WorkerActor:
@@ -57,7 +60,12 @@ class WorkerActor:
         return self._worker.status()
 
     def probe(self, peer: str, nbytes: int, count: int, timeout_seconds: float) -> list[float]:
-        return [self._worker.probe(peer, nbytes, timeout_seconds) for _ in range(count)]
+        """Times of echoes. Before each, both ends rest as they do between the stages of a frame: waking up counts."""
+        times = []
+        for _ in range(count):
+            time.sleep(REST_SECONDS)
+            times.append(self._worker.probe(peer, nbytes, timeout_seconds))
+        return times
 
     def measure_layers(
         self, skeleton: bytes, threads: int, cpu_time: bool, budget_seconds: float

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from coedge.graph import Tensor
 from coedge.model import Model
-from coedge.program import Part, Patch, Read, Tile
+from coedge.program import Compute, Part, Patch, Read, Tile
 from coedge.region import Region
 from coedge.tile import TILE, build_tile
 
@@ -60,6 +60,17 @@ class Kernels:
         read = {name for index in nodes for name in (*graph.nodes[index].inputs, *graph.nodes[index].captured)}
         self._weights = {name: value for name, value in self._weights.items() if name in read}
         self._values = {name: value for name, value in self._values.items() if name in read}
+
+    def warm_up(self, step: Compute) -> None:
+        """Creates the session of a step and runs it once on zeros: memory is laid out, weights are packed."""
+        if step.tile in self._sessions:
+            return
+        self.prepare(step.tile)
+        tensors = self.model.graph.tensors
+        zeros = [np.zeros(tensors[r.tensor].region_shape(r.region), tensors[r.tensor].dtype) for r in step.reads]
+        # Values that zeros are not may be what an operator insists on; then the first frame pays.
+        with contextlib.suppress(Exception):
+            self.run(step.tile, zeros)
 
     def run(self, tile: Tile, arrays: Sequence[Array]) -> list[Array]:
         """Runs a tile on the arrays of `tile.inputs`; the arrays of `tile.outputs`."""

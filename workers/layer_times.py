@@ -28,7 +28,7 @@ Array = NDArray[Any]
 FRACTIONS = (1.0, 0.5, 0.25, 0.125)
 LEAST_SWEEPS, MOST_SWEEPS = 3, 9
 # An emulated device sleeps after every kernel, and so should the measurement: waking up costs cache lines.
-REST_SECONDS = 0.0005
+REST_SECONDS = 0.001
 
 
 def measure_layers(

@@ -112,8 +112,9 @@ class Worker:
                     raise RuntimeError(f"{self.spec.name} was never given model {program.model_hash}")
                 kernels = Kernels(Model.from_skeleton(skeleton, {}), self.threads)
             kernels.add_weights(weights)
-            for tile in program.tiles():
-                kernels.prepare(tile)
+            for step in program.steps:
+                if isinstance(step, Compute):
+                    kernels.warm_up(step)
             self._models[program.model_hash] = kernels
             self._loaded[epoch] = _Loaded(Machine(program), kernels)
 
