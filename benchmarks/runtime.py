@@ -17,7 +17,7 @@ import numpy as np
 import coedge
 from benchmarks.report import Report, arguments
 from coedge import zoo
-from workers.kernels import session
+from workers.kernels import unsplit_session
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def overhead(report: Report, models: dict[str, Any], arrays: dict[str, np.ndarra
     with coedge.connect({"devices": [{"name": "only", "threads": 1}]}) as cluster:
         for name, model in models.items():
             plan = cluster.plan(model, scheme="local")
-            whole = session(model.reference, 1)
+            whole = unsplit_session(model, 1)
             feeds = {model.inputs[0].name: arrays[name]}
             plain: list[float] = []
             asked: list[float] = []

@@ -17,6 +17,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from coedge.errors import CaptureError
+from coedge.large_weights import stub, without_initializers
 from coedge.model import Model, model_from_proto
 from coedge.values import as_arrays
 
@@ -313,21 +314,7 @@ def _without_dense_weights(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, lis
     ]
     if not heavy:
         return proto, []
-    names = {i.name for i in heavy}
-    light = onnx.ModelProto()
-    for field, value in proto.ListFields():
-        if field.name == "graph":
-            for inner, part in value.ListFields():
-                if inner.name == "initializer":
-                    light.graph.initializer.extend(i for i in part if i.name not in names)
-                elif inner.is_repeated:
-                    getattr(light.graph, inner.name).extend(part)
-                else:
-                    setattr(light.graph, inner.name, part)
-        elif field.is_repeated:
-            getattr(light, field.name).extend(value)
-        else:
-            setattr(light, field.name, value)
+    light = without_initializers(proto, {i.name for i in heavy})
     light.graph.input.extend(helper.make_tensor_value_info(i.name, i.data_type, list(i.dims)) for i in heavy)
     return light, heavy
 
@@ -338,10 +325,7 @@ def _put_back(proto: onnx.ModelProto, heavy: list[onnx.TensorProto]) -> dict[str
     inputs = [i for i in proto.graph.input if i.name not in names]
     del proto.graph.input[:]
     proto.graph.input.extend(inputs)
-    for tensor in heavy:
-        stub = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-        stub.data_location = onnx.TensorProto.EXTERNAL
-        proto.graph.initializer.append(stub)
+    proto.graph.initializer.extend(stub(i.name, i.data_type, i.dims) for i in heavy)
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in heavy}
 
 

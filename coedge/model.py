@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from coedge.errors import CaptureError, InputError
 from coedge.graph import Graph, Node, Tensor
+from coedge.large_weights import stub
 from coedge.layers import Cut, Layer, make_cuts, make_layers
 from coedge.rewrite import Draft, expand, group_norm_pattern
 from coedge.rules import Context, Rule, rule_for
@@ -85,10 +86,19 @@ class Model:
     @property
     def reference(self) -> bytes:
         """The network before any rewrite, as serialised ONNX: what split output is compared with."""
+        text: bytes = self.original_proto.SerializeToString()
+        return text
+
+    @property
+    def original_proto(self) -> onnx.ModelProto:
+        """The network before any rewrite.
+
+        Raises:
+            CaptureError: on workers, who never see it.
+        """
         if self.original is None:
             raise CaptureError(f"{self.name} was not captured here, so the network before its rewrite is not known")
-        text: bytes = self.original.SerializeToString()
-        return text
+        return self.original
 
     @cached_property
     def skeleton(self) -> bytes:
@@ -290,9 +300,7 @@ def _skeleton(model: Model) -> onnx.ModelProto:
     for name in sorted(graph.constants):
         value = graph.constants[name]
         if value.nbytes > SMALL_NBYTES:
-            left_out = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(value.dtype), dims=value.shape)
-            left_out.data_location = TensorProto.EXTERNAL
-            initializers.append(left_out)
+            initializers.append(stub(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape))
         else:
             initializers.append(numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name))
 

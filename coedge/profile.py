@@ -31,7 +31,7 @@ class DeviceProfile(BaseModel):
 
     Attributes:
         layers: the time of each layer of the model, run as a stage of its own.
-        fused_ratio: time of all layers as one stage, over the sum of `layers`: what crossing no border saves.
+        fused_ratio: time of several layers as one stage, over the sum of theirs: what crossing no border saves.
         memory_bytes: what a plan may use there; None: not limited.
     """
 

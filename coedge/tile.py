@@ -9,6 +9,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from coedge.graph import Node, Tensor
+from coedge.large_weights import stub
 from coedge.model import SMALL_NBYTES, Model
 from coedge.program import Tile
 from coedge.rules.rule import Emitter
@@ -82,10 +83,7 @@ class _Writer(Emitter):
         for name, value in {**self._used, **self._own}.items():
             if value.nbytes > SMALL_NBYTES:
                 kind = helper.np_dtype_to_tensor_dtype(value.dtype)
-                outside = onnx.TensorProto(name=name, data_type=kind, dims=value.shape)
-                outside.data_location = onnx.TensorProto.EXTERNAL
-                outside.external_data.add(key="location", value="memory")
-                made.append(outside)
+                made.append(stub(name, kind, value.shape))
             else:
                 made.append(numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name))
         return made

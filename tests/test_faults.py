@@ -211,7 +211,7 @@ def test_an_unknown_scheme_is_refused_with_the_nearest_one(cluster: Cluster) -> 
 
 def test_a_deadline_that_nothing_meets_is_refused_but_the_nearest_plan_runs(cluster: Cluster) -> None:
     x, objective = image(SHAPE), Objective(deadline_ms=1e-6)
-    with pytest.raises(InfeasibleError, match=r"deadline is 0\.0 ms"):
+    with pytest.raises(InfeasibleError, match="deadline is 1e-06 ms"):
         cluster.submit(small(), x, objective=objective)
     nearest = cluster.plan(small(), objective)
     assert not nearest.feasible and nearest.reason

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from coedge.graph import Tensor
+from coedge.large_weights import stub, without_initializers
 from coedge.model import Model
 from coedge.program import Compute, Part, Patch, Read, Tile
 from coedge.region import Region
 from coedge.tile import TILE, build_tile
 
 Array = NDArray[Any]
+
+LARGE_ELEMENTS = 1_000_000
 
 
 class Kernels:
@@ -102,6 +107,23 @@ def session(
 ) -> onnxruntime.InferenceSession:
     """A session under the project's options."""
     return onnxruntime.InferenceSession(proto, options or session_options(threads), providers=list(providers))
+
+
+def unsplit_session(model: Model, threads: int) -> onnxruntime.InferenceSession:
+    """The network before any rewrite, in one piece on this machine: what split output is compared with.
+
+    Raises:
+        CaptureError: the model was not captured in this process.
+    """
+    original = model.original_proto
+    large = {i.name: i for i in original.graph.initializer if math.prod(i.dims) > LARGE_ELEMENTS}
+    light = without_initializers(original, large)
+    light.graph.initializer.extend(stub(i.name, i.data_type, i.dims) for i in large.values())
+    options = session_options(threads)
+    if large:
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(numpy_helper.to_array(i)) for i in large.values()]
+        options.add_external_initializers(list(large), values)
+    return session(light.SerializeToString(), threads, options)
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coedge.layers import Layer
 from coedge.lowering import tile_of
 from coedge.model import Model
 from coedge.profile import LayerTime, fit
@@ -26,7 +27,7 @@ from workers.kernels import Kernels, assemble
 Array = NDArray[Any]
 
 FRACTIONS = (1.0, 0.5, 0.25, 0.125)
-LEAST_SWEEPS, MOST_SWEEPS = 3, 9
+LEAST_SWEEPS, MOST_SWEEPS = 3, 5
 # An emulated device sleeps after every kernel, and so should the measurement: waking up costs cache lines.
 REST_SECONDS = 0.001
 
@@ -50,9 +51,10 @@ def measure_layers(
         for fraction in (FRACTIONS if layer.splittable else (1.0,))
         if (point := _point(model, layer.first, layer.stop, fraction, layer.index)) is not None
     ]
-    whole = _point(model, 0, len(model.graph.nodes), 1.0, -1)
-    assert whole is not None
-    for point in (*points, whole):
+    together = _longest_splittable_run(model)
+    fused = _point(model, together[0].first, together[-1].stop, 1.0, -1)
+    assert fused is not None
+    for point in (*points, fused):
         point.run(model, kernels)  # builds the session
     begun = time.monotonic()
     for sweep in range(MOST_SWEEPS):
@@ -62,15 +64,26 @@ def measure_layers(
             for point in points:
                 if point.fraction == fraction:
                     point.time(model, kernels, clock, emulated)
-        whole.time(model, kernels, clock, emulated)
+        fused.time(model, kernels, clock, emulated)
     times = []
     for layer in model.layers:
         mine = [p for p in points if p.layer == layer.index]
         rows = {p.fraction: UnitRect(row_stop=p.fraction).of_extent(layer.rows, layer.cols).rows.length for p in mine}
         times.append(fit((float(max(rows[p.fraction], 1)), statistics.median(p.samples)) for p in mine))
-    total = sum(t.seconds(layer.rows) for t, layer in zip(times, model.layers))
-    ratio = statistics.median(whole.samples) / total if total > 0 else 1.0
+    total = sum(times[layer.index].seconds(layer.rows) for layer in together)
+    ratio = statistics.median(fused.samples) / total if total > 0 else 1.0
     return times, min(max(ratio, 0.05), 1.5)
+
+
+def _longest_splittable_run(model: Model) -> list[Layer]:
+    """Layers to be fused for the ratio: the dense tail has nothing to gain, and packing it twice takes long."""
+    runs: list[list[Layer]] = [[]]
+    for layer in model.layers:
+        if layer.splittable:
+            runs[-1].append(layer)
+        elif runs[-1]:
+            runs.append([])
+    return max(runs, key=len) or list(model.layers)
 
 
 @dataclass

@@ -141,9 +141,9 @@ def load_image(path: str | Path, model: Model) -> np.ndarray:
 
 def unsplit(model: Model, array: np.ndarray) -> list[np.ndarray]:
     """The outputs of the network before any rewrite, in one piece on this machine."""
-    from workers.kernels import session
+    from workers.kernels import unsplit_session
 
-    outputs: list[np.ndarray] = session(model.reference, 1).run(None, {model.inputs[0].name: array})
+    outputs: list[np.ndarray] = unsplit_session(model, 1).run(None, {model.inputs[0].name: array})
     return outputs
 
 
