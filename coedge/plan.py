@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from coedge.errors import PlanError
+from coedge.json_file import load_json, save_json
 from coedge.model import Model
 from coedge.region import UNIT, UnitRect, check_cover
 
@@ -68,7 +69,7 @@ class Plan(BaseModel):
         return hashlib.blake2b(done.encode(), digest_size=8).hexdigest()
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_text(self.model_dump_json(indent=1), encoding="utf-8")
+        save_json(self, path)
 
     @classmethod
     def load(cls, path: str | Path, model: Model | None = None) -> Plan:
@@ -77,16 +78,7 @@ class Plan(BaseModel):
         Raises:
             PlanError: not a plan, or not a plan for this model.
         """
-        try:
-            plan = cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise PlanError(f"cannot read the plan {path}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise PlanError(f"{path} is not a plan: it is not a text file") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the file"
-            raise PlanError(f"{path} is not a plan: {where}: {first['msg']}") from error
+        plan = load_json(cls, path, "plan")
         if model is not None:
             check_plan(plan, model)
         return plan

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from coedge.config import PowerConfig
 from coedge.errors import PlanError
+from coedge.json_file import load_json, save_json
 from coedge.model import Model
 from coedge.program import Work
 
@@ -132,21 +133,12 @@ class Profile(BaseModel):
                     self.link(a, b)
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_text(self.model_dump_json(indent=1), encoding="utf-8")
+        save_json(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:
         """Raises PlanError where the file is not a profile."""
-        try:
-            return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise PlanError(f"cannot read the profile {path}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise PlanError(f"{path} is not a profile: it is not text") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the file"
-            raise PlanError(f"{path} is not a profile: {where}: {first['msg']}") from error
+        return load_json(cls, path, "profile")
 
 
 def fit(points: Iterable[tuple[float, float]]) -> LayerTime:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from coedge.errors import DeviceLost, InfeasibleError, PlanError
+from coedge.errors import ClusterError, DeviceLost, InfeasibleError, PlanError
 from coedge.lowering import lower
 from coedge.memory import program_nbytes
 from coedge.model import Model
@@ -103,10 +103,12 @@ class Loader:
         ray_control.gather(calls, LOAD_SECONDS, f"prepare {model.name}")
 
     def _unload_old(self) -> None:
+        """Waits until it is done: a device must not be asked what it has while it is letting go of it."""
         for key in list(self.loaded)[:-KEPT_PLANS]:
             old = self.loaded[key]
             if not self._in_flight(old.epoch):
                 del self.loaded[key]
-                for name in old.devices:
-                    with contextlib.suppress(Exception):
-                        self._members.by_name[name].actor.unload.remote(old.epoch)
+                there = [name for name in old.devices if name not in self._members.lost]
+                with contextlib.suppress(ClusterError):  # who does not answer is about to be noticed as lost
+                    calls = {name: self._members.by_name[name].actor.unload.remote(old.epoch) for name in there}
+                    ray_control.gather(calls, ASK_SECONDS, "let go of a plan")

@@ -22,7 +22,7 @@ from coedge.lowering import lower
 from coedge.machine import Machine
 from coedge.model import Model
 from coedge.plan import Plan, Stage, check_plan, strips
-from coedge.program import Compute, Patch, Program, Tile
+from coedge.program import Compute, Patch, Program, Step
 from coedge.region import UNIT, UnitRect
 from workers.in_process import InProcess
 from workers.kernels import Kernels, session_options
@@ -217,8 +217,8 @@ class _Keeping:
         self.kernels = kernels
         self.made: list[Array] = []
 
-    def run(self, tile: Tile, arrays: Sequence[Array]) -> list[Array]:
-        self.made = self.kernels.run(tile, arrays)
+    def perform(self, patches: Sequence[Patch], step: Step, values: Mapping[int, Array]) -> list[Array]:
+        self.made = self.kernels.perform(patches, step, values)
         return self.made
 
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from coedge.cli.defaults import demo_config
 from coedge.config import (
     ClusterConfig,
     DeviceConfig,
@@ -122,6 +123,10 @@ def test_the_expected_examples_exist() -> None:
     assert load_config(CONFIGS / "energy.yaml", environment={}).devices == (
         load_config(CONFIGS / "demo.yaml", environment={}).devices
     )
+
+
+def test_the_cluster_of_the_commands_is_the_one_in_the_file() -> None:
+    assert load_config(demo_config(), environment={}) == load_config(CONFIGS / "demo.yaml", environment={})
 
 
 names = st.text("abcXYZ019._-", min_size=1, max_size=64)

@@ -15,7 +15,7 @@ from coedge.model import Model
 from coedge.plan import Plan
 from coedge.program import CLIENT, Answer, Compute, Program, Receive, Send
 from coedge.values import as_arrays, output, restore, wants_tensors
-from workers.kernels import Kernels, assemble, take
+from workers.kernels import Kernels
 
 Array = NDArray[Any]
 
@@ -77,24 +77,10 @@ class InProcess:
     def _step(
         self, name: str, machine: Machine, index: int, mail: list[tuple[str, int, list[Array]]]
     ) -> list[Array] | None:
-        program, tensors = machine.program, self.model.graph.tensors
-        step, values = program.steps[index], machine.values(self._frame, index)
-        written: list[Array] = []
-        answer = None
-        if isinstance(step, Compute):
-            feeds = [assemble(read, tensors[read.tensor], program.patches, values) for read in step.reads]
-            written = self.kernels.run(step.tile, feeds)
-        elif isinstance(step, Send):
-            parts = []
-            for part in step.parts:
-                patch = program.patches[part.patch]
-                parts.append(take(part, tensors[patch.tensor], patch.region, values[part.patch]))
-            mail.append((step.peer, step.channel, parts))
-        elif isinstance(step, Answer):
-            # Not np.ascontiguousarray, which makes a vector of a scalar.
-            answer = [
-                np.asarray(assemble(read, tensors[read.tensor], program.patches, values), order="C")
-                for read in step.reads
-            ]
-        machine.done(self._frame, index, written)
-        return answer
+        step, values = machine.program.steps[index], machine.values(self._frame, index)
+        made = self.kernels.perform(machine.program.patches, step, values)
+        if isinstance(step, Send):
+            mail.append((step.peer, step.channel, made))
+        machine.done(self._frame, index, made if isinstance(step, Compute) else ())
+        # Not np.ascontiguousarray, which makes a vector of a scalar.
+        return [np.asarray(array, order="C") for array in made] if isinstance(step, Answer) else None

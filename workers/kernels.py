@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from coedge.graph import Tensor
 from coedge.large_weights import stub, without_initializers
 from coedge.model import Model
-from coedge.program import Compute, Part, Patch, Read, Tile
+from coedge.program import Compute, Part, Patch, Program, Read, Receive, Send, Step, Tile
 from coedge.region import Region
 from coedge.tile import TILE, build_tile
 
@@ -50,6 +50,12 @@ class Kernels:
         """Makes large constants known that the model's skeleton left out."""
         self._values.update(weights)
 
+    def missing_weights(self, program: Program) -> list[str]:
+        """Large constants that the program reads and that are not here: for them the skeleton has only zeros."""
+        nodes = (self.model.graph.nodes[index] for index in program.node_indices())
+        read = {name for node in nodes for name in (*node.inputs, *node.captured)}
+        return sorted((read & self.model.weights.keys()) - self._values.keys())
+
     def prepare(self, tile: Tile) -> onnxruntime.InferenceSession:
         """The session of a tile. A tile that was prepared before costs nothing."""
         session = self._sessions.get(tile)
@@ -81,6 +87,17 @@ class Kernels:
         """Runs a tile on the arrays of `tile.inputs`; the arrays of `tile.outputs`."""
         outputs: list[Array] = self.prepare(tile).run(tile.outputs, dict(zip(tile.inputs, arrays)))
         return outputs
+
+    def perform(self, patches: Sequence[Patch], step: Step, values: Mapping[int, Array]) -> list[Array]:
+        """The arrays that a step makes: patches for Compute, parts of them for Send, the outputs for Answer."""
+        tensors = self.model.graph.tensors
+        if isinstance(step, Send):
+            held = [(part, patches[part.patch]) for part in step.parts]
+            return [take(part, tensors[p.tensor], p.region, values[part.patch]) for part, p in held]
+        if isinstance(step, Receive):
+            return []
+        arrays = [assemble(read, tensors[read.tensor], patches, values) for read in step.reads]
+        return self.run(step.tile, arrays) if isinstance(step, Compute) else arrays
 
     def _create(self, tile: Tile) -> onnxruntime.InferenceSession:
         proto, weights = build_tile(self.model, tile)
@@ -134,8 +151,6 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     options.log_severity_level = 3
     # Idle threads of one session must not take the cores from the next one, or from another device's worker.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    with contextlib.suppress(Exception):
-        options.add_session_config_entry("session.set_denormal_as_zero", "0")
     return options
 
 

@@ -6,6 +6,7 @@ any other thread    load, unload, status; and `in_loop`, which runs a function b
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import queue
@@ -26,7 +27,7 @@ from coedge.machine import Machine
 from coedge.model import Model
 from coedge.program import CLIENT, Answer, Compute, Program, Send
 from workers.emulation import Pace
-from workers.kernels import Kernels, assemble, take
+from workers.kernels import Kernels
 from workers.message import Kind, Message, text_to_array
 from workers.paced_transport import LinkSpec, PacedTransport
 from workers.spec import WorkerFacts, WorkerSpec, WorkerStatus
@@ -112,6 +113,9 @@ class Worker:
                     raise RuntimeError(f"{self.spec.name} was never given model {program.model_hash}")
                 kernels = Kernels(Model.from_skeleton(skeleton, {}), self.threads)
             kernels.add_weights(weights)
+            missing = kernels.missing_weights(program)
+            if missing:
+                raise RuntimeError(f"{self.spec.name} lacks {len(missing)} weights of its program: {missing[0]!r}, ...")
             for step in program.steps:
                 if isinstance(step, Compute):
                     kernels.warm_up(step)
@@ -214,24 +218,14 @@ class Worker:
 
     def _perform(self, epoch: int, loaded: _Loaded, frame: int, index: int) -> list[Array]:
         program, kernels = loaded.machine.program, loaded.kernels
-        tensors = kernels.model.graph.tensors
         step, values = program.steps[index], loaded.machine.values(frame, index)
+        perform = functools.partial(kernels.perform, program.patches, step, values)
         if isinstance(step, Compute):
-
-            def compute() -> list[Array]:
-                feeds = [assemble(read, tensors[read.tensor], program.patches, values) for read in step.reads]
-                return kernels.run(step.tile, feeds)
-
-            return self.pace.run(compute)
+            return self.pace.run(perform)
         if isinstance(step, Send):
-            arrays = []
-            for part in step.parts:
-                patch = program.patches[part.patch]
-                arrays.append(take(part, tensors[patch.tensor], patch.region, values[part.patch]))
-            self._send(step.peer, Kind.DATA, epoch, frame, arrays, step.channel)
+            self._send(step.peer, Kind.DATA, epoch, frame, perform(), step.channel)
         elif isinstance(step, Answer):
-            outputs = [assemble(read, tensors[read.tensor], program.patches, values) for read in step.reads]
-            self._send(CLIENT, Kind.ANSWER, epoch, frame, outputs)
+            self._send(CLIENT, Kind.ANSWER, epoch, frame, perform())
         return []
 
     def _send(self, peer: str, kind: Kind, epoch: int, frame: int, arrays: Iterable[Array], channel: int = 0) -> None:

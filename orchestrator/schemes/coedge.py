@@ -96,9 +96,7 @@ def traffic(model: Model) -> Traffic:
                     halo_share = max(halo_share, part.region.rows.length / tensor.rows)
     image = sum(t.region_nbytes(t.whole) for t in model.inputs)
     for tensor in model.inputs:
-        consumers = [n.index for n in model.graph.nodes if tensor.name in n.inputs]
-        if consumers:
-            halo_share = max(halo_share, 1 / tensor.rows)
+        halo_share = max(halo_share, 1 / tensor.rows)
     (alone,) = lower(even_plan(model, 1), model).values()
     largest = activation_nbytes(alone, model)
     answers = {True: 0, False: 0}
@@ -333,9 +331,10 @@ def algorithm_1(model: Model, profile: Profile, objective: Objective, moved: Tra
         if draft is None:
             return None
         used = {name: share for name, share in draft.shares.items() if share > 0}
-        if len(used) == len(names) and solution is not None and is_legal(model, profile, used, moved):
+        everybody, legal = len(used) == len(names), is_legal(model, profile, used, moved)
+        if everybody and legal and solution is not None:
             return solution
-        if len(used) == len(names) or not is_legal(model, profile, used, moved):
+        if everybody or not legal:
             del used[min(used, key=lambda name: used[name])]
         # Who got nothing is nobody's neighbour: the halo terms are rebuilt without them.
         names = tuple(used)
