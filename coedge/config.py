@@ -44,6 +44,7 @@ class PowerConfig(_Section):
     idle_watts: float = Field(default=0.0, ge=0, description="Watts drawn all the time. Modelled.")
     compute_watts: float = Field(default=1.0, ge=0, description="Watts above idle while computing. Modelled.")
     transmit_watts: float = Field(default=1.0, ge=0, description="Watts above idle while sending. Modelled.")
+    receive_watts: float = Field(default=0.0, ge=0, description="Watts above idle while receiving. Modelled.")
 
 
 class DeviceConfig(_Section):

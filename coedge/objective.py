@@ -11,26 +11,38 @@ class Objective(BaseModel):
     """What a plan is to minimise, and what it must keep to.
 
     Attributes:
-        goal: `latency` minimises `latency_seconds + energy_weight * energy_joules`; `energy` minimises joules.
+        goal: `latency` minimises `latency_seconds + energy_weight * energy_joules`; `energy` minimises joules;
+            `throughput` minimises the seconds between answers of a stream, `+ energy_weight * energy_joules`.
         deadline_ms: a plan whose predicted latency exceeds it is infeasible. None: no deadline.
-        energy_weight: seconds that one joule is worth, for `goal="latency"`.
+        energy_weight: seconds that one joule is worth, but for `goal="energy"`.
+        keep_local: how many layers, from the first on, stay on the source, and with them the raw input.
+        lossy: whether rows may travel as float16. The output is then no longer exact.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    goal: Literal["latency", "energy"] = "latency"
+    goal: Literal["latency", "energy", "throughput"] = "latency"
     deadline_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     energy_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    keep_local: int = Field(default=0, ge=0)
+    lossy: bool = False
 
     @property
     def deadline_seconds(self) -> float | None:
         return None if self.deadline_ms is None else self.deadline_ms / 1000
 
-    def cost(self, latency_seconds: float, energy_joules: float) -> float:
-        """The number to minimise: joules for `energy`, weighted seconds for `latency`."""
+    def cost(self, latency_seconds: float, energy_joules: float, throughput_fps: float | None = None) -> float:
+        """The number to minimise: joules for `energy`, weighted seconds otherwise.
+
+        Args:
+            throughput_fps: of a stream; one frame at a time, where it is not known.
+        """
         if self.goal == "energy":
             return energy_joules
-        return latency_seconds + self.energy_weight * energy_joules
+        seconds = latency_seconds
+        if self.goal == "throughput" and throughput_fps:
+            seconds = 1 / throughput_fps
+        return seconds + self.energy_weight * energy_joules
 
     def meets_deadline(self, latency_seconds: float) -> bool:
         return self.deadline_seconds is None or latency_seconds <= self.deadline_seconds

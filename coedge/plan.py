@@ -16,13 +16,19 @@ from coedge.region import UNIT, UnitRect, check_cover
 
 
 class Prediction(BaseModel):
-    """What a plan is predicted to cost, for one frame at a time."""
+    """What a plan is predicted to cost, for one frame at a time.
+
+    Attributes:
+        throughput_fps: of a stream, several frames under way.
+        bound_seconds: least latency that any plan could have, were the work as divisible as sand.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     latency_seconds: float
     energy_joules: float
     throughput_fps: float
+    bound_seconds: float | None = None
 
 
 class Stage(BaseModel):
@@ -30,6 +36,10 @@ class Stage(BaseModel):
 
     Inside a stage nobody talks: a device recomputes what its own share needs. Of each tensor that is alive at
     the stage's end, a device owns the pixels of its rectangle.
+
+    Attributes:
+        borders_first: what others wait for is computed and sent before the rest of the region.
+        codecs: how what this stage needs is packed for the wire, by "sender>receiver"; raw where not named.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +47,8 @@ class Stage(BaseModel):
     first: int = Field(ge=0)
     last: int = Field(ge=0)
     regions: dict[str, UnitRect]
+    borders_first: bool = False
+    codecs: dict[str, str] = {}
 
 
 class Plan(BaseModel):

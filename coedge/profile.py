@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -27,27 +28,45 @@ class LayerTime(BaseModel):
         return self.fixed_seconds + self.seconds_per_row * rows if rows > 0 else 0.0
 
 
+class CodecSpeed(BaseModel):
+    """How fast a device packs rows for the wire, and unpacks them: raw bytes per second."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    encode_bytes_per_second: float = Field(gt=0)
+    decode_bytes_per_second: float = Field(gt=0)
+
+
 class DeviceProfile(BaseModel):
     """One device on one model.
 
     Attributes:
-        layers: the time of each layer of the model, run as a stage of its own.
-        fused_ratio: time of several layers as one stage, over the sum of theirs: what crossing no border saves.
+        layers: the time of each layer of the model where its stage ends with it.
+        fused: the time of each layer where the next one runs in the same stage: crossing no border saves
+            something. Empty: as `layers`.
+        power_source: where the watts come from, for people: joules are only as good as that.
         memory_bytes: what a plan may use there; None: not limited.
+        codecs: by name of the codec; a codec that is not here was not measured and is not used.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     layers: tuple[LayerTime, ...]
-    fused_ratio: float = Field(default=1.0, gt=0)
+    fused: tuple[LayerTime, ...] = ()
     power: PowerConfig = PowerConfig()
+    power_source: str = "configured"
     memory_bytes: float | None = None
+    codecs: dict[str, CodecSpeed] = {}
+
+    def layer_time(self, index: int, ends_stage: bool = True) -> LayerTime:
+        return self.fused[index] if self.fused and not ends_stage else self.layers[index]
 
     def compute_seconds(self, work: Iterable[Work]) -> float:
         """Predicted time of a stage on this device."""
-        times = [self.layers[item.layer].seconds(item.rows) for item in work]
-        return sum(times) * (self.fused_ratio if len(times) > 1 else 1.0)
+        items = list(work)
+        ends = [i == len(items) - 1 for i in range(len(items))]
+        return sum(self.layer_time(item.layer, end).seconds(item.rows) for item, end in zip(items, ends))
 
 
 class Link(BaseModel):
@@ -66,8 +85,29 @@ class Link(BaseModel):
     latency_seconds: float = Field(ge=0)
 
 
+class Medium(BaseModel):
+    """A capacity that transfers share, such as the air of a Wi-Fi: a transfer takes part of it, one at a time,
+    where its sender or its receiver is on it.
+
+    Attributes:
+        devices: who is on it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    devices: tuple[str, ...]
+    bytes_per_second: float = Field(gt=0)
+
+
 class Profile(BaseModel):
-    """A cluster as measured on one model. `devices` are in the order in which strips lie on the image."""
+    """A cluster as measured on one model. `devices` are in the order in which strips lie on the image.
+
+    Attributes:
+        joules: `dynamic` counts what computing and transmitting draws above idle, as the paper does; `total`
+            adds the idle watts of every device that takes part, while the frame runs.
+        codec_ratios: per tensor and codec, packed over raw bytes, measured on sample images.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -75,7 +115,10 @@ class Profile(BaseModel):
     model_hash: str
     devices: tuple[DeviceProfile, ...] = Field(min_length=1)
     links: tuple[Link, ...] = ()
+    media: tuple[Medium, ...] = ()
     source: str
+    joules: Literal["dynamic", "total"] = "dynamic"
+    codec_ratios: dict[str, dict[str, float]] = {}
 
     @cached_property
     def by_name(self) -> dict[str, DeviceProfile]:
@@ -100,6 +143,10 @@ class Profile(BaseModel):
             raise PlanError(f"the profile has no link from {sender!r} to {receiver!r}; measure the cluster again")
         return found
 
+    def media_between(self, sender: str, receiver: str) -> tuple[Medium, ...]:
+        """The shared media that a transfer between two devices takes part of."""
+        return tuple(medium for medium in self.media if {sender, receiver} & set(medium.devices))
+
     def without(self, names: Iterable[str]) -> Profile:
         """The same cluster with some devices left out; itself, if there are none to leave out."""
         gone = set(names)
@@ -110,7 +157,10 @@ class Profile(BaseModel):
             model_hash=self.model_hash,
             devices=tuple(device for device in self.devices if device.name not in gone),
             links=tuple(link for link in self.links if not {link.sender, link.receiver} & gone),
+            media=self.media,
             source=self.source,
+            joules=self.joules,
+            codec_ratios=self.codec_ratios,
         )
 
     def check(self, model: Model) -> None:
@@ -162,3 +212,8 @@ def fit(points: Iterable[tuple[float, float]]) -> LayerTime:
         slope = sum(w * r * s for w, (r, s) in zip(weights, data)) / sum(w * r * r for w, (r, _) in zip(weights, data))
         fixed = 0.0
     return LayerTime(fixed_seconds=fixed, seconds_per_row=slope)
+
+
+def scaled(time: LayerTime, factor: float) -> LayerTime:
+    """The time on a device that takes `factor` times as long."""
+    return LayerTime(fixed_seconds=time.fixed_seconds * factor, seconds_per_row=time.seconds_per_row * factor)

@@ -7,7 +7,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from coedge.profile import LayerTime
 
@@ -20,15 +20,7 @@ class LayerTimes(BaseModel):
     fingerprint: str
     model_hash: str
     layers: tuple[LayerTime, ...]
-    fused_ratio: float = Field(gt=0)
-
-    def scaled(self, speed: float | None) -> tuple[LayerTime, ...]:
-        """At a fraction of the speed."""
-        factor = 1 / (speed or 1.0)
-        return tuple(
-            LayerTime(fixed_seconds=t.fixed_seconds * factor, seconds_per_row=t.seconds_per_row * factor)
-            for t in self.layers
-        )
+    fused: tuple[LayerTime, ...]
 
 
 def load_times(folder: Path, model_hash: str, fingerprint: str) -> LayerTimes | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from coedge.config import DeviceConfig
 from coedge.model import Model
-from coedge.profile import DeviceProfile, Link, Profile
+from coedge.profile import DeviceProfile, Link, Profile, scaled
 from coedge.progress import progress
 from orchestrator.layer_cache import LayerTimes, load_times, store_times
 from orchestrator.ray_control import gather
@@ -108,8 +108,8 @@ def measure_model(
         devices=tuple(
             DeviceProfile(
                 name=member.name,
-                layers=by_member[member.name].scaled(member.config.speed),
-                fused_ratio=by_member[member.name].fused_ratio,
+                layers=tuple(scaled(t, 1 / (member.config.speed or 1.0)) for t in by_member[member.name].layers),
+                fused=tuple(scaled(t, 1 / (member.config.speed or 1.0)) for t in by_member[member.name].fused),
                 power=member.config.power,
                 memory_bytes=None if member.config.memory_mb is None else member.config.memory_mb * 1e6,
             )
@@ -136,9 +136,9 @@ def _measure_kinds(
             )
         results = gather(calls, MEASURE_SECONDS, f"measure {model.name}")
         for kind in turn:
-            layers, ratio = results[missing[kind].name]
+            layers, fused = results[missing[kind].name]
             measured[kind] = LayerTimes(
-                fingerprint=kind, model_hash=model.hash, layers=tuple(layers), fused_ratio=ratio
+                fingerprint=kind, model_hash=model.hash, layers=tuple(layers), fused=tuple(fused)
             )
             advance()
     return measured

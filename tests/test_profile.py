@@ -15,7 +15,7 @@ from nets import Net
 from coedge.capturing import capture
 from coedge.errors import PlanError
 from coedge.model import Model
-from coedge.profile import DeviceProfile, LayerTime, Link, Profile, fit
+from coedge.profile import DeviceProfile, LayerTime, Link, Profile, fit, scaled
 from coedge.program import Work
 from orchestrator.layer_cache import LayerTimes, load_times, store_times
 from workers.layer_times import measure_gflops, measure_layers
@@ -73,9 +73,11 @@ def test_no_rows_take_no_time() -> None:
 
 
 def test_layers_of_one_stage_share_their_borders() -> None:
-    device = DeviceProfile(name="a", layers=(LayerTime(fixed_seconds=1.0, seconds_per_row=0.5),) * 2, fused_ratio=0.5)
+    alone = LayerTime(fixed_seconds=1.0, seconds_per_row=0.5)
+    device = DeviceProfile(name="a", layers=(alone,) * 2, fused=(scaled(alone, 0.5),) * 2)
     assert device.compute_seconds([Work(0, 4)]) == 3.0
-    assert device.compute_seconds([Work(0, 4), Work(1, 4)]) == 3.0
+    assert device.compute_seconds([Work(0, 4), Work(1, 4)]) == 1.5 + 3.0
+    assert device.model_copy(update={"fused": ()}).compute_seconds([Work(0, 4), Work(1, 4)]) == 6.0
     assert device.compute_seconds([]) == 0.0
 
 
@@ -164,7 +166,7 @@ TIMES = LayerTimes(
     fingerprint="cpu|1",
     model_hash="0123456789abcdef",
     layers=(LayerTime(fixed_seconds=0.1, seconds_per_row=0.01),),
-    fused_ratio=0.9,
+    fused=(LayerTime(fixed_seconds=0.05, seconds_per_row=0.01),),
 )
 
 
@@ -185,7 +187,7 @@ def test_layer_times_are_kept_by_model_and_kind_of_machine(tmp_path: Path) -> No
         b"{",
         b"\xff\xfe\x00\x80",
         b"{}",
-        TIMES.model_copy(update={"fused_ratio": 0.0}).model_dump_json().encode(),
+        TIMES.model_dump_json().replace("0.05", "-0.05").encode(),
         TIMES.model_copy(update={"model_hash": "f" * 16}).model_dump_json().encode(),
         TIMES.model_copy(update={"fingerprint": "another"}).model_dump_json().encode(),
     ],
@@ -215,9 +217,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
 
 
 def test_times_of_an_emulated_device_are_longer_in_proportion() -> None:
-    assert TIMES.scaled(None) == TIMES.layers
-    (slow,) = TIMES.scaled(0.25)
-    assert (slow.fixed_seconds, slow.seconds_per_row) == (0.4, 0.04)
+    assert scaled(TIMES.layers[0], 4.0) == LayerTime(fixed_seconds=0.4, seconds_per_row=0.04)
 
 
 # ---------------------------------------------------------------- measuring
@@ -226,17 +226,17 @@ def test_times_of_an_emulated_device_are_longer_in_proportion() -> None:
 @pytest.mark.parametrize("cpu_time", [True, False])
 def test_every_layer_gets_a_time_above_zero(cpu_time: bool) -> None:
     model = small()
-    times, ratio = measure_layers(model, threads=1, cpu_time=cpu_time, budget_seconds=0.5)
+    times, fused = measure_layers(model, threads=1, cpu_time=cpu_time, budget_seconds=0.5)
     assert len(times) == len(model.layers)
     for layer, found in zip(model.layers, times):
         assert 0 < found.seconds(max(layer.rows, 1)) < 5.0
-    assert 0.05 <= ratio <= 1.5
+    assert len(fused) == len(times)
 
 
 def test_what_was_measured_makes_a_profile_that_fits_its_model() -> None:
     model = Model.from_skeleton(small().skeleton, {})  # what a worker has: no weights
-    times, ratio = measure_layers(model, threads=1, cpu_time=True, budget_seconds=0.0)
-    device = DeviceProfile(name="a", layers=tuple(times), fused_ratio=ratio)
+    times, fused = measure_layers(model, threads=1, cpu_time=True, budget_seconds=0.0)
+    device = DeviceProfile(name="a", layers=tuple(times), fused=tuple(fused))
     profile = Profile(model_name="small", model_hash=small().hash, devices=(device,), source="a")
     profile.check(small())
 

@@ -21,7 +21,7 @@ from coedge.errors import PlanError
 from coedge.lowering import lower
 from coedge.model import Model
 from coedge.plan import Plan
-from coedge.profile import DeviceProfile, LayerTime, Link, Profile
+from coedge.profile import DeviceProfile, LayerTime, Link, Profile, scaled
 from coedge.program import Compute, Program, Receive, Send
 from coedge.region import UNIT, UnitRect
 from coedge.simulator import predict, send_nbytes, simulate
@@ -63,7 +63,7 @@ def cluster(
     rates: Mapping[tuple[str, str], float] | None = None,
     rate: float = 1000.0,
     latency: float = 0.0,
-    fused_ratio: float = 1.0,
+    fused: float = 1.0,
     power: PowerConfig | None = None,
 ) -> Profile:
     return Profile(
@@ -73,10 +73,14 @@ def cluster(
         devices=tuple(
             DeviceProfile(
                 name=name,
-                fused_ratio=fused_ratio,
                 power=power or PowerConfig(),
-                layers=(LayerTime(fixed_seconds=fixed_seconds, seconds_per_row=(seconds_per_row or {}).get(name, 1.0)),)
+                layers=(
+                    time := LayerTime(
+                        fixed_seconds=fixed_seconds, seconds_per_row=(seconds_per_row or {}).get(name, 1.0)
+                    ),
+                )
                 * len(model.layers),
+                fused=(scaled(time, fused),) * len(model.layers),
             )
             for name in names
         ),
@@ -118,8 +122,8 @@ def test_one_device_takes_the_sum_of_its_layers() -> None:
 
 def test_layers_of_one_stage_take_their_fused_share() -> None:
     model = chain(3)
-    profile = cluster(model, ("a",), {"a": 0.25}, fused_ratio=0.5)
-    assert run(one_stage_plan(model, {"a": UNIT}, "a"), profile, model).latency_seconds == 0.5 * 3 * 8 * 0.25
+    profile = cluster(model, ("a",), {"a": 0.25}, fused=0.5)
+    assert run(one_stage_plan(model, {"a": UNIT}, "a"), profile, model).latency_seconds == (0.5 + 0.5 + 1) * 8 * 0.25
 
 
 def test_a_layer_split_computes_then_sends_then_computes() -> None:
@@ -257,6 +261,10 @@ def test_no_frames_take_no_time() -> None:
 def cases(draw: st.DrawFn) -> tuple[Plan, Profile]:
     model = halos()
     numbers = st.floats(0.001, 10.0)
+    count = len(model.layers)
+    times = st.lists(
+        st.builds(LayerTime, fixed_seconds=numbers, seconds_per_row=numbers), min_size=count, max_size=count
+    )
     profile = Profile(
         model_name=model.name,
         model_hash=model.hash,
@@ -264,11 +272,8 @@ def cases(draw: st.DrawFn) -> tuple[Plan, Profile]:
         devices=tuple(
             DeviceProfile(
                 name=name,
-                fused_ratio=draw(st.floats(0.1, 1.5)),
-                layers=tuple(
-                    LayerTime(fixed_seconds=draw(numbers), seconds_per_row=draw(numbers))
-                    for _ in model.layers
-                ),
+                layers=draw(times),
+                fused=draw(times),
             )
             for name in DEVICES
         ),

@@ -69,7 +69,7 @@ class WorkerActor:
 
     def measure_layers(
         self, skeleton: bytes, threads: int, cpu_time: bool, budget_seconds: float
-    ) -> tuple[list[LayerTime], float]:
+    ) -> tuple[list[LayerTime], list[LayerTime]]:
         """Times at the full speed of this machine; an emulated speed is applied to them by the caller."""
         return measure_layers(Model.from_skeleton(skeleton, {}), threads, cpu_time, budget_seconds)
 

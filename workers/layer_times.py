@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from coedge.layers import Layer
 from coedge.lowering import tile_of
 from coedge.model import Model
-from coedge.profile import LayerTime, fit
+from coedge.profile import LayerTime, fit, scaled
 from coedge.program import Part, Patch, Read, Tile
 from coedge.region import UNIT, Region, UnitRect
 from workers.kernels import Kernels, assemble
@@ -34,8 +34,8 @@ REST_SECONDS = 0.001
 
 def measure_layers(
     model: Model, threads: int, cpu_time: bool, budget_seconds: float = 20.0
-) -> tuple[list[LayerTime], float]:
-    """The affine time of every layer, and the fused ratio (see `coedge.profile`). Weights are made up.
+) -> tuple[list[LayerTime], list[LayerTime]]:
+    """The affine time of every layer at the end of its stage, and inside of one. Weights are made up.
 
     Args:
         cpu_time: for emulated devices of one thread: CPU time of this thread instead of wall time, with rests.
@@ -72,7 +72,7 @@ def measure_layers(
         times.append(fit((float(max(rows[p.fraction], 1)), statistics.median(p.samples)) for p in mine))
     total = sum(times[layer.index].seconds(layer.rows) for layer in together)
     ratio = statistics.median(fused.samples) / total if total > 0 else 1.0
-    return times, min(max(ratio, 0.05), 1.5)
+    return times, [scaled(time, min(max(ratio, 0.05), 1.5)) for time in times]
 
 
 def _longest_splittable_run(model: Model) -> list[Layer]:
