@@ -213,9 +213,10 @@ def test_the_json_of_a_plan(scheme: str, tmp_path) -> None:
     plan.save(tmp_path / "plan.json")
     read = json.loads((tmp_path / "plan.json").read_text())
     assert {"scheme", "feasible", "reason", "predicted", "devices", "stages", "source", "sink"} <= set(read)
-    assert set(read["predicted"]) == {"latency_seconds", "energy_joules", "throughput_fps"}
+    assert {"latency_seconds", "energy_joules", "throughput_fps"} <= set(read["predicted"])
     assert read["devices"] == ["a", "b"] and read["feasible"] is True
-    assert [set(stage) for stage in read["stages"]] == [{"first", "last", "regions"}] * len(plan.stages)
+    assert len(read["stages"]) == len(plan.stages)
+    assert all({"first", "last", "regions"} <= set(stage) for stage in read["stages"])
     assert read["stages"][0]["first"] == 0 and read["stages"][-1]["last"] == len(model.layers) - 1
     assert Plan.load(tmp_path / "plan.json", model) == plan
     with pytest.raises(PlanError, match="the plan is for model 'alexnet'"):
