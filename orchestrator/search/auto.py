@@ -42,12 +42,13 @@ def search(model: Model, profile: Profile, objective: Objective, known: Iterable
     costs = Costs(model, profile, reach, layouts, objective.keep_local)
     for path in drafts(costs, objective):
         found.append(evaluator.judge(stages_of_path(path, costs)))
-    best = min(found, key=lambda judged: judged.rank(objective))
-    for judged in _distinct(found, objective)[:REFINED]:
-        refined = refine(evaluator, reach, judged)
-        if better(refined, best, objective):
-            best = refined
-    best = polish(evaluator, best, POLISH_STEPS)
+    refined = [refine(evaluator, reach, judged) for judged in _distinct(found, objective)[:REFINED]]
+    best = min([*found, *refined], key=lambda judged: judged.rank(objective))
+    limit = evaluator.steps + POLISH_STEPS
+    # From the best first; what is left of the steps goes to the others.
+    for judged in _distinct([best, *refined], objective):
+        polished = polish(evaluator, judged, layouts, limit - evaluator.steps)
+        best = polished if better(polished, best, objective) else best
     return best.plan.model_copy(update={"scheme": "auto"})
 
 
