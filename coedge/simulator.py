@@ -137,6 +137,11 @@ def predict(
     )
 
 
+def stream_fps(programs: Mapping[str, Program], profile: Profile, model: Model) -> float:
+    """Answers per second of a steady stream."""
+    return simulate(programs, profile, model, frames=6, in_flight=3).throughput_fps
+
+
 def send_nbytes(program: Program, step: Send, model: Model) -> int:
     """Bytes of the rows in a message, without its header."""
     tensors = model.graph.tensors
