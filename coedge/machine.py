@@ -130,6 +130,10 @@ class Machine:
         entry = self._receives.get(channel)
         return entry[1] if entry else None
 
+    def step_of(self, channel: int) -> int:
+        """The index of that step."""
+        return self._receives[channel][0]
+
     def waiting(self, frame: int) -> list[Receive]:
         """The messages that a frame still waits for, in program order."""
         state = self._frames.get(frame)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,7 +77,7 @@ class _Device:
     name: str
     parts: dict[int, _Part] = field(default_factory=dict)
     busy: bool = False
-    outbox: deque[tuple[_Action, int, int]] = field(default_factory=deque)
+    outbox: deque[tuple[_Action, int]] = field(default_factory=deque)
     up_free: float = 0.0
     last_send: int = -1
     down_free: float = 0.0
@@ -85,11 +85,10 @@ class _Device:
 
     def next(self) -> tuple[_Part, int, int] | None:
         """The step to run now: of the program set with the oldest frame that has one, as a worker chooses."""
-        parts: Iterator[_Part] | Sequence[_Part] = iter(self.parts.values())
-        if len(self.parts) > 1:
-            working = [part for part in self.parts.values() if not part.machine.idle]
-            parts = sorted(working, key=lambda part: part.machine.frames[0])
-        for part in parts:
+        working = [part for part in self.parts.values() if not part.machine.idle]
+        if len(working) > 1:
+            working.sort(key=lambda part: part.machine.frames[0])
+        for part in working:
             ready = part.machine.next()
             if ready is not None:
                 return part, *ready
@@ -170,7 +169,7 @@ class _Run:
         part.machine.done(frame, index, action.values)
         if action.kind == "send":
             if device.outbox or device.up_free > now:
-                device.outbox.append((action, frame, cause))
+                device.outbox.append((action, frame))
                 if len(device.outbox) == 1:
                     self._at(device.up_free, self._leave, device)
             else:
@@ -182,7 +181,7 @@ class _Run:
 
     def _leave(self, now: float, device: _Device) -> None:
         """The up-link is free for the next message in line."""
-        action, frame, _ = device.outbox.popleft()
+        action, frame = device.outbox.popleft()
         self._send(now, device, action, frame, device.last_send)
         if device.outbox:
             self._at(device.up_free, self._leave, device)
@@ -321,6 +320,23 @@ def step_label(step: Step, model: Model) -> str:
     if isinstance(step, Receive):
         return f"from {step.peer}"
     return "answer"
+
+
+def span_of(program: Program, index: int, model: Model, frame: int, start_seconds: float, stop_seconds: float) -> Span:
+    """The span of a step that a device ran between these times."""
+    step = program.steps[index]
+    kind: SpanKind = "answer"
+    stage, peer, nbytes, channel = -1, "", 0, -1
+    if isinstance(step, Compute):
+        kind, stage = "compute", step.stage
+    elif isinstance(step, Send):
+        kind, stage, peer, channel = "send", step.stage, step.peer, step.channel
+        nbytes = send_nbytes(program, step, model)
+    elif isinstance(step, Receive):
+        kind, stage, peer, channel = "receive", step.stage, step.peer, step.channel
+        nbytes = receive_nbytes(program, step, model)
+    label = step_label(step, model)
+    return Span(program.device, frame, kind, label, start_seconds, stop_seconds, stage, peer, nbytes, channel)
 
 
 def _action(program: Program, step: Step, profile: Profile, model: Model, media: Mapping[str, _Medium]) -> _Action:
