@@ -13,9 +13,16 @@ from orchestrator.schemes.coedge import coedge
 from orchestrator.schemes.equal import equal
 from orchestrator.schemes.local import local
 from orchestrator.schemes.modnn import modnn
+from orchestrator.schemes.offload import offload
 from orchestrator.schemes.scheme import Scheme, best
 
-SCHEMES: dict[str, Scheme] = {"local": local, "equal": equal, "modnn": modnn, "coedge": coedge}
+SCHEMES: dict[str, Scheme] = {
+    "local": local,
+    "offload": offload,
+    "equal": equal,
+    "modnn": modnn,
+    "coedge": coedge,
+}
 AUTO = "auto"
 
 
