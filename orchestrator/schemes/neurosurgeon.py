@@ -131,9 +131,7 @@ def side(model: Model, first: int, stop: int) -> Side:
     wanted = {name: graph.tensors[name].whole for name in alive if name in made}
     tile, need = tile_of(model, nodes[0].index, nodes[-1].index + 1, wanted)
     work = (
-        Work(layer.index, need[layer.tensor].area / layer.cols)
-        for layer in layers[first:stop]
-        if layer.tensor in need
+        Work(layer.index, need[layer.tensor].area / layer.cols) for layer in layers[first:stop] if layer.tensor in need
     )
     reads = {name: graph.tensors[name].region_nbytes(need[name]) for name in tile.inputs}
     image = sum(nbytes for name, nbytes in reads.items() if name in graph.inputs)
