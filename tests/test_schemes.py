@@ -469,11 +469,12 @@ def test_choices_are_those_of_exhaustive_search(make, data: st.DataObject) -> No
     chosen = choose(model, profile, objective)
 
     def total(places: tuple[dict[str, UnitRect], ...]) -> float:
-        cost, before = 0.0, source
+        cost, held = 0.0, dict.fromkeys(model.graph.inputs, source)
         for layer, place in zip(model.layers, places):
-            cost += Need.of_layer(model, layer, place).cost(before, source, mean, objective)
-            before = place
-        return cost + Need.of_answer(model, profile.source).cost(before, source, mean, objective)
+            need = Need.of_layer(model, layer, place)
+            cost += need.cost(held, mean, objective)
+            held |= dict.fromkeys(need.makes, place)
+        return cost + Need.of_answer(model, profile.source).cost(held, mean, objective)
 
     mine = tuple(stage.regions for stage in chosen for _ in range(stage.first, stage.last + 1))
     assert total(mine) == pytest.approx(min(map(total, itertools.product(*options))), rel=1e-9, abs=1e-15)

@@ -11,8 +11,8 @@ are all alike. Its text is known here by summaries only, so this much is assumed
 * shares are equal, and the choice is made on the mean device and the mean link of the profile;
 * whole layers go to the source, or to the device that other schemes take for what cannot be split: dense layers too,
   which the paper splits by output features;
-* the choices are those of least cost in all: computing, and fetching what a layer reads from where the layer before
-  it was, from the input at the source to the answer there (dynamic programming over the layers).
+* the choices are those of least cost in all, from the input at the source to the answer there: computing, and
+  fetching what a layer reads from where it is (dynamic programming over the layers, exact for chains).
 """
 
 from __future__ import annotations
@@ -82,25 +82,21 @@ def choose(model: Model, profile: Profile, objective: Objective) -> tuple[Stage,
     if not all(layer.splittable for layer in model.layers):
         equal = dict.fromkeys(profile.names, 1 / len(profile.names))
         alone = {place_whole(model, profile, equal, objective): UNIT}
-    # By place of the layer before: least cost so far, and the places of all layers so far.
-    paths: list[tuple[float, list[Regions]]] = [(0.0, [source])]
+    # By place of the layer before, the cheapest way there. In a chain that is all that matters for what follows.
+    ways = [Way(0.0, (), dict.fromkeys(model.graph.inputs, source))]
     for layer in model.layers:
         places = [alone]
         if layer.splittable:
             places = [source, everybody] if alone == source else [source, alone, everybody]
-        grown = []
-        for place in places:
-            need = Need.of_layer(model, layer, place)
-            ways = [(cost + need.cost(path[-1], source, mean, objective), [*path, place]) for cost, path in paths]
-            grown.append(min(ways, key=lambda way: way[0]))
-        paths = grown
+        needs = [Need.of_layer(model, layer, place) for place in places]
+        ways = [
+            min((way.to(need, place, mean, objective) for way in ways), key=lambda way: way.cost)
+            for need, place in zip(needs, places)
+        ]
     answer = Need.of_answer(model, profile.source)
-    _, (_, *chosen) = min(
-        ((cost + answer.cost(path[-1], source, mean, objective), path) for cost, path in paths),
-        key=lambda way: way[0],
-    )
+    chosen = min((way.to(answer, source, mean, objective) for way in ways), key=lambda way: way.cost)
     stages: list[Stage] = []
-    for layer, place in zip(model.layers, chosen):
+    for layer, place in zip(model.layers, chosen.places):
         if len(place) == 1 and stages and stages[-1].regions == place:
             stages[-1] = stages[-1].model_copy(update={"last": layer.index})
         else:
@@ -113,43 +109,47 @@ class Need:
     """What a layer takes in one place.
 
     Attributes:
-        rows: that each device computes of layer `layer`.
-        reads: (device, tensor, region), and whether the tensor is an input of the network.
+        layer: its index; -1 for the answer.
+        rows: that each device computes of it.
+        reads: (device, tensor, region).
+        makes: the tensors that others need, or the client.
     """
 
     layer: int
     rows: tuple[float, ...]
-    reads: tuple[tuple[str, Tensor, Region, bool], ...]
+    reads: tuple[tuple[str, Tensor, Region], ...]
+    makes: tuple[str, ...]
 
     @classmethod
     def of_layer(cls, model: Model, layer: Layer, place: Regions) -> Need:
         tensors, after = model.graph.tensors, layer.index + 1
         made = {name for node in model.graph.nodes[layer.first : layer.stop] for name in node.outputs}
         alive = model.cuts[after].tensors if after < len(model.layers) else model.graph.outputs
+        makes = tuple(name for name in dict.fromkeys(alive) if name in made)
         rows: list[float] = []
-        reads: list[tuple[str, Tensor, Region, bool]] = []
+        reads: list[tuple[str, Tensor, Region]] = []
         for device, rect in place.items():
-            own = {name: rect.of_extent(tensors[name].rows, tensors[name].cols) for name in alive if name in made}
+            own = {name: rect.of_extent(tensors[name].rows, tensors[name].cols) for name in makes}
             wanted = {name: region for name, region in own.items() if not region.empty}
             tile, need = tile_of(model, layer.first, layer.stop, wanted)
             if layer.tensor in need:
                 rows.append(need[layer.tensor].area / layer.cols)
-            reads += [(device, tensors[name], need[name], name in model.graph.inputs) for name in tile.inputs]
-        return cls(layer.index, tuple(rows), tuple(reads))
+            reads += [(device, tensors[name], need[name]) for name in tile.inputs]
+        return cls(layer.index, tuple(rows), tuple(reads), makes)
 
     @classmethod
     def of_answer(cls, model: Model, sink: str) -> Need:
-        return cls(-1, (), tuple((sink, t, t.whole, t.name in model.graph.inputs) for t in model.outputs))
+        return cls(-1, (), tuple((sink, tensor, tensor.whole) for tensor in model.outputs), ())
 
-    def cost(self, before: Regions, source: Regions, mean: Mean, objective: Objective) -> float:
-        """With what it reads where the layer before was: the busiest end of a link, then the most rows.
+    def cost(self, held: Mapping[str, Regions], mean: Mean, objective: Objective) -> float:
+        """The busiest end of a link, then the device with most rows.
 
         Args:
-            before: where that is; inputs of the network are at the `source`.
+            held: by tensor, who has what of it.
         """
         sent, received = defaultdict[str, int](int), defaultdict[str, int](int)
-        for device, tensor, region, is_input in self.reads:
-            for owner, rect in (source if is_input else before).items():
+        for device, tensor, region in self.reads:
+            for owner, rect in held[tensor.name].items():
                 piece = region.intersection(rect.of_extent(tensor.rows, tensor.cols))
                 if owner != device and not piece.empty:
                     nbytes = tensor.region_nbytes(piece)
@@ -160,3 +160,16 @@ class Need:
         seconds = most * mean.seconds_per_byte + (mean.latency_seconds if most else 0.0) + max(computing, default=0.0)
         joules = sum(computing) * mean.compute_watts + sum(sent.values()) * mean.seconds_per_byte * mean.transmit_watts
         return objective.cost(seconds, joules)
+
+
+@dataclass(frozen=True)
+class Way:
+    """The places of the first layers, what they cost, and who has what then."""
+
+    cost: float
+    places: tuple[Regions, ...]
+    held: dict[str, Regions]
+
+    def to(self, need: Need, place: Regions, mean: Mean, objective: Objective) -> Way:
+        cost = self.cost + need.cost(self.held, mean, objective)
+        return Way(cost, (*self.places, place), {**self.held, **dict.fromkeys(need.makes, place)})
