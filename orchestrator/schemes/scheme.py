@@ -9,6 +9,7 @@ from coedge.objective import Objective
 from coedge.plan import Plan, Stage
 from coedge.profile import Profile
 from coedge.program import Work
+from coedge.region import UNIT
 from orchestrator.evaluator import Evaluator
 
 Scheme = Callable[[Model, Profile, Objective], Plan]
@@ -27,15 +28,43 @@ def evaluate(
     return evaluator.plan(evaluator.judge(stages, name, reason))
 
 
+def rank(plan: Plan, objective: Objective) -> tuple[bool, float]:
+    """What plans are compared by, less is better: cost where feasible, otherwise the time that is needed."""
+    assert plan.predicted is not None
+    latency, energy = plan.predicted.latency_seconds, plan.predicted.energy_joules
+    cost = objective.cost(latency, energy, plan.predicted.throughput_fps)
+    return (not plan.feasible, cost if plan.feasible else latency)
+
+
 def best(plans: Iterable[Plan], objective: Objective) -> Plan:
     """The feasible plan of least cost; if there is none, the one that needs the least time."""
+    return min(plans, key=lambda plan: rank(plan, objective))
 
-    def rank(plan: Plan) -> tuple[bool, float]:
-        assert plan.predicted is not None
-        latency, energy = plan.predicted.latency_seconds, plan.predicted.energy_joules
-        return (not plan.feasible, objective.cost(latency, energy) if plan.feasible else latency)
 
-    return min(plans, key=rank)
+def on_one_device(model: Model, device: str) -> tuple[Stage, ...]:
+    """One stage: everything there."""
+    return (Stage(first=0, last=len(model.layers) - 1, regions={device: UNIT}),)
+
+
+def single_device(
+    name: str,
+    model: Model,
+    profile: Profile,
+    objective: Objective,
+    among: Iterable[str] | None = None,
+    reason: str = "",
+) -> Plan:
+    """Everything on the one device that does it best, with the way of the input there and of the output back.
+
+    Args:
+        name: of the scheme that asks.
+        among: the devices to choose from; all of the profile by default.
+    """
+    candidates = profile.names if among is None else among
+    return best(
+        (evaluate(name, model, profile, objective, on_one_device(model, device), reason) for device in candidates),
+        objective,
+    )
 
 
 def full_seconds(model: Model, profile: Profile, device: str, splittable: bool) -> float:

@@ -45,7 +45,7 @@ def search(model: Model, profile: Profile, objective: Objective, known: Iterable
         # What is looked at does not depend on the deadline, so that a looser one never gives a worse plan.
         wishes = weighted(costs, objective)
         for wish in wishes:
-            _explore(evaluator.aiming_at(wish), costs, reach, [], POLISH_STEPS // len(wishes))
+            _explore(evaluator.aiming_at(wish), costs, reach, [], 2 * POLISH_STEPS // len(wishes))
     else:
         _explore(evaluator, costs, reach, named, POLISH_STEPS)
     best = min(evaluator.judged.values(), key=lambda judged: judged.rank(objective))
@@ -53,13 +53,16 @@ def search(model: Model, profile: Profile, objective: Objective, known: Iterable
 
 
 def weighted(costs: Costs, objective: Objective) -> list[Objective]:
-    """Goals without a deadline, from least latency to least joules, that a deadline chooses between."""
-    joule = _seconds_per_joule(costs)
+    """Goals without a deadline, from least latency to least cost, that a deadline chooses between."""
     free = objective.model_copy(update={"deadline_ms": None, "goal": "latency"})
-    weights = [objective.energy_weight if objective.goal == "latency" else 0.0]
-    weights += [joule * factor for factor in WEIGHTS]
-    least = objective.model_copy(update={"deadline_ms": None, "goal": "energy"})
-    return [*(free.model_copy(update={"energy_weight": weight}) for weight in weights), least]
+    if objective.goal == "energy":
+        joule = _seconds_per_joule(costs)
+        weights = [0.0, *(joule * factor for factor in WEIGHTS)]
+        last = [objective.model_copy(update={"deadline_ms": None})]
+    else:
+        weights = [objective.energy_weight * factor for factor in (0.0, 0.3, 1.0)]
+        last = []
+    return [*(free.model_copy(update={"energy_weight": weight}) for weight in dict.fromkeys(weights)), *last]
 
 
 def _explore(evaluator: Evaluator, costs: Costs, reach: Reach, known: Sequence[Judged], steps: int) -> None:
