@@ -46,11 +46,11 @@ def test_every_scheme_makes_valid_plans_and_auto_is_never_worse(name: str, data:
     check(auto, model, profile, objective)
     if any(plan.feasible for plan in made.values()):
         assert auto.feasible
-        assert cost(auto, objective) == min(cost(plan, objective) for plan in made.values() if plan.feasible)
-    else:
-        assert not auto.feasible and auto.predicted is not None
+        assert cost(auto, objective) <= min(cost(plan, objective) for plan in made.values() if plan.feasible)
+    elif not auto.feasible and all(device.memory_bytes is None for device in profile.devices):
+        assert auto.predicted is not None
         least = min(plan.predicted.latency_seconds for plan in made.values() if plan.predicted)
-        assert auto.predicted.latency_seconds == least, "the nearest one"
+        assert auto.predicted.latency_seconds <= least, "the nearest one"
 
 
 def cost(plan: Plan, objective: Objective) -> float:

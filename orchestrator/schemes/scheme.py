@@ -4,17 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from coedge.lowering import lower
-from coedge.memory import program_nbytes
 from coedge.model import Model
 from coedge.objective import Objective
 from coedge.plan import Plan, Stage
 from coedge.profile import Profile
 from coedge.program import Work
 from coedge.region import UNIT
-from coedge.simulator import predict
+from orchestrator.evaluator import Evaluator
 
 Scheme = Callable[[Model, Profile, Objective], Plan]
+
+
+def best_of(
+    name: str,
+    model: Model,
+    profile: Profile,
+    objective: Objective,
+    drafts: Iterable[tuple[Stage, ...]],
+    reason: str = "",
+) -> Plan:
+    """The best of these drafts when simulated; marked infeasible where even that breaks a constraint.
+
+    Args:
+        name: of the scheme.
+        reason: why the scheme chose what it chose, where there is something to say.
+    """
+    evaluator = Evaluator(model, profile, objective)
+    judged = (evaluator.judge(stages, name, reason) for stages in drafts)
+    return evaluator.plan(min(judged, key=lambda found: found.rank(objective)))
 
 
 def evaluate(
@@ -26,43 +43,19 @@ def evaluate(
     reason: str = "",
 ) -> Plan:
     """The plan of these stages with its prediction, marked infeasible where it breaks a constraint."""
-    draft = Plan(
-        scheme=name, model_name=model.name, model_hash=model.hash, devices=profile.names,
-        source=profile.source, sink=profile.source, stages=stages,
-    )  # fmt: skip
-    programs = lower(draft, model)
-    prediction = predict(draft, programs, profile, model)
-    problems = []
-    for device in profile.devices:
-        needed = program_nbytes(programs[device.name], model) if programs[device.name].steps else 0
-        if device.memory_bytes is not None and needed > device.memory_bytes:
-            problems.append(
-                f"{device.name} would need {needed / 1e6:.1f} MB, its limit is {device.memory_bytes / 1e6:.1f} MB"
-            )
-    if not objective.meets_deadline(prediction.latency_seconds):
-        problems.append(
-            f"predicted {prediction.latency_seconds * 1e3:.4g} ms, the deadline is {objective.deadline_ms:.6g} ms"
-        )
-    return draft.model_copy(
-        update={
-            "predicted": prediction,
-            "feasible": not problems,
-            "reason": "; ".join(problems) or reason,
-        }
-    )
-
-
-def rank(plan: Plan, objective: Objective) -> tuple[bool, float]:
-    """What plans are compared by, less is better: cost where feasible, otherwise the time that is needed."""
-    assert plan.predicted is not None
-    latency, energy = plan.predicted.latency_seconds, plan.predicted.energy_joules
-    cost = objective.cost(latency, energy, plan.predicted.throughput_fps)
-    return (not plan.feasible, cost if plan.feasible else latency)
+    return best_of(name, model, profile, objective, [stages], reason)
 
 
 def best(plans: Iterable[Plan], objective: Objective) -> Plan:
     """The feasible plan of least cost; if there is none, the one that needs the least time."""
-    return min(plans, key=lambda plan: rank(plan, objective))
+
+    def rank(plan: Plan) -> tuple[bool, float]:
+        assert plan.predicted is not None
+        latency, energy = plan.predicted.latency_seconds, plan.predicted.energy_joules
+        cost = objective.cost(latency, energy, plan.predicted.throughput_fps)
+        return (not plan.feasible, cost if plan.feasible else latency)
+
+    return min(plans, key=rank)
 
 
 def on_one_device(model: Model, device: str) -> tuple[Stage, ...]:
@@ -85,10 +78,8 @@ def single_device(
         among: the devices to choose from; all of the profile by default.
     """
     candidates = profile.names if among is None else among
-    return best(
-        (evaluate(name, model, profile, objective, on_one_device(model, device), reason) for device in candidates),
-        objective,
-    )
+    drafts = (on_one_device(model, device) for device in candidates)
+    return best_of(name, model, profile, objective, drafts, reason)
 
 
 def full_seconds(model: Model, profile: Profile, device: str, splittable: bool) -> float:
