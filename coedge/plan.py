@@ -19,7 +19,7 @@ class Prediction(BaseModel):
     """What a plan is predicted to cost, for one frame at a time.
 
     Attributes:
-        throughput_fps: of a stream, several frames under way.
+        throughput_fps: of a stream, as the busiest device or link allows with enough frames under way.
         bound_seconds: least latency that any plan could have, were the work as divisible as sand.
     """
 

@@ -9,6 +9,7 @@ from coedge.model import Model
 from coedge.objective import Objective
 from coedge.plan import Plan
 from coedge.profile import Profile
+from orchestrator.mixture import make_mixture
 from orchestrator.schemes.aofl import aofl
 from orchestrator.schemes.coedge import coedge
 from orchestrator.schemes.equal import equal
@@ -60,4 +61,7 @@ def make_plan(model: Model, profile: Profile, objective: Objective | None = None
     objective = objective or Objective()
     if scheme != AUTO:
         return SCHEMES[scheme](model, profile, objective)
-    return search(model, profile, objective, [SCHEMES[name](model, profile, objective) for name in SCHEMES])
+    known = [SCHEMES[name](model, profile, objective) for name in SCHEMES]
+    if objective.goal == "throughput" and any(plan.feasible for plan in known):
+        known += make_mixture(model, profile, objective, known).plans
+    return search(model, profile, objective, known)

@@ -27,6 +27,8 @@ from orchestrator.search.shortest_path import Path, Prices, shortest_path
 REFINED, ROUNDS, POLISH_STEPS = 3, 2, 20_000
 # What a transfer counts: from all of it (a barrier after every stage) down to what does not hide.
 TRANSFERS = (1.0, 0.5, 2.0)
+# Plans for so much of the deadline are looked at too.
+TIGHTER = (1.0, 0.8, 0.6, 0.4)
 # What a joule is worth, against what it takes the fastest device to use one: between least latency and least joules.
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
@@ -45,21 +47,36 @@ def search(model: Model, profile: Profile, objective: Objective, known: Iterable
         # What is looked at does not depend on the deadline, so that a looser one never gives a worse plan.
         wishes = weighted(costs, objective)
         for wish in wishes:
-            _explore(evaluator.aiming_at(wish), costs, reach, [], POLISH_STEPS // len(wishes))
+            _explore(evaluator.aiming_at(wish), costs, reach, named, POLISH_STEPS // len(wishes))
+        _meet_deadline(evaluator, costs)
     else:
         _explore(evaluator, costs, reach, named, POLISH_STEPS)
     best = min(evaluator.judged.values(), key=lambda judged: judged.rank(objective))
     return evaluator.plan(best, "auto")
 
 
+def _meet_deadline(evaluator: Evaluator, costs: Costs) -> None:
+    """Polish under the deadline itself, from the best that meet it and from the best that meet tighter ones."""
+    objective = evaluator.objective
+    if objective.deadline_ms is None:
+        return
+    for part in TIGHTER:
+        tighter = objective.model_copy(update={"deadline_ms": objective.deadline_ms * part})
+        start = min(evaluator.judged.values(), key=lambda judged: judged.rank(tighter))
+        polish(evaluator, start, costs.layouts, POLISH_STEPS // len(TIGHTER))
+
+
 def weighted(costs: Costs, objective: Objective) -> list[Objective]:
-    """Goals without a deadline, from least latency to least joules, that a deadline chooses between."""
-    joule = _seconds_per_joule(costs)
+    """Goals without a deadline, from least latency to least cost, that a deadline chooses between."""
     free = objective.model_copy(update={"deadline_ms": None, "goal": "latency"})
-    weights = [objective.energy_weight if objective.goal == "latency" else 0.0]
-    weights += [joule * factor for factor in WEIGHTS]
-    least = objective.model_copy(update={"deadline_ms": None, "goal": "energy"})
-    return [*(free.model_copy(update={"energy_weight": weight}) for weight in weights), least]
+    if objective.goal == "energy":
+        joule = _seconds_per_joule(costs)
+        weights = [0.0, *(joule * factor for factor in WEIGHTS)]
+        last = [objective.model_copy(update={"deadline_ms": None})]
+    else:
+        weights = [objective.energy_weight * factor for factor in (0.0, 0.3, 1.0)]
+        last = []
+    return [*(free.model_copy(update={"energy_weight": weight}) for weight in dict.fromkeys(weights)), *last]
 
 
 def _explore(evaluator: Evaluator, costs: Costs, reach: Reach, known: Sequence[Judged], steps: int) -> None:

@@ -110,11 +110,13 @@ def _devices(evaluator: Evaluator, stages: Sequence[Stage], start: int, stop: in
     for name in profile.names:
         if name in layout.devices:
             continue
-        share = speed[name] / sum(speed[other] for other in (*layout.devices, name))
-        for position in {0, len(shares), sum(other in shares for other in profile.names[: profile.names.index(name)])}:
-            grown = [*shares.items()]
-            grown.insert(position, (name, share / max(1 - share, 1e-9)))
-            changed.append(in_proportion(dict(grown)))
+        fair = speed[name] / sum(speed[other] for other in (*layout.devices, name))
+        row = 1 / (model.layers[stages[start].last].rows + 1)
+        for position in sorted({0, len(shares), sum(n in shares for n in profile.names[: profile.names.index(name)])}):
+            for share in (fair, row):
+                grown = [*shares.items()]
+                grown.insert(position, (name, share / max(1 - share, 1e-9)))
+                changed.append(in_proportion(dict(grown)))
         swapped = [(name, value) if len(shares) == 1 else (other, value) for other, value in shares.items()]
         changed.append(in_proportion(dict(swapped)))
     for beside in (start - 1, stop):
