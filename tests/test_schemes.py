@@ -21,12 +21,13 @@ from coedge.plan import Plan, Stage, check_plan, strips
 from coedge.profile import LayerTime, Medium, Profile
 from coedge.program import Work
 from coedge.region import UNIT, UnitRect
+from orchestrator.evaluator import Evaluator
 from orchestrator.planner import SCHEMES, make_plan
 from orchestrator.schemes.aofl import cheapest_borders, runs_of
 from orchestrator.schemes.fused_blocks import Backwards, block_costs
 from orchestrator.schemes.musical_chair import Need, choose, mean_of
 from orchestrator.schemes.neurosurgeon import candidates
-from orchestrator.schemes.scheme import best, evaluate, place_whole, rank, single_device
+from orchestrator.schemes.scheme import best, evaluate, place_whole, single_device
 
 # ---------------------------------------------------------------- networks and clusters
 
@@ -71,7 +72,7 @@ SMALL_NETS = (chain, branches, squeeze, two_outputs, softmax_inside, dense_only)
 
 @st.composite
 def clusters(draw: st.DrawFn, model: Model, least: int = 1, most: int = 5) -> Profile:
-    """Any profile: links that differ by direction, layers cheaper inside a stage, limits of memory, a shared medium."""
+    """Any profile: links that differ by direction, layers cheaper inside a stage, limits of memory, shared media."""
     profile = draw(profiles(model, least, most))
     links = tuple(
         link.model_copy(update={"bytes_per_second": draw(powers_of_ten(4, 9)), "latency_seconds": draw(_LATENCIES)})
@@ -80,14 +81,21 @@ def clusters(draw: st.DrawFn, model: Model, least: int = 1, most: int = 5) -> Pr
     devices = []
     for device in profile.devices:
         saved = draw(st.sampled_from([None, 0.5, 0.9]))
-        fused = tuple(
-            LayerTime(fixed_seconds=t.fixed_seconds * saved, seconds_per_row=t.seconds_per_row) for t in device.layers
-        ) if saved else ()  # fmt: skip
+        fused = [t.model_copy(update={"fixed_seconds": t.fixed_seconds * (saved or 1.0)}) for t in device.layers]
+        power = device.power.model_copy(update={"receive_watts": draw(_WATTS), "idle_watts": draw(_WATTS)})
         memory = draw(st.none() | powers_of_ten(4, 7))
-        devices.append(device.model_copy(update={"fused": fused, "memory_bytes": memory}))
-    return profile.model_copy(update={"links": links, "devices": tuple(devices)})
+        changed = {"fused": tuple(fused) if saved else (), "power": power, "memory_bytes": memory}
+        devices.append(device.model_copy(update=changed))
+    media = []
+    for index in range(draw(st.integers(0, 2))):
+        on_it = draw(st.lists(st.sampled_from(profile.names), min_size=1, unique=True))
+        media.append(Medium(name=f"air {index}", devices=tuple(on_it), bytes_per_second=draw(powers_of_ten(4, 9))))
+    joules = draw(st.sampled_from(["dynamic", "total"]))
+    changed = {"links": links, "devices": tuple(devices), "media": tuple(media), "joules": joules}
+    return profile.model_copy(update=changed)
 
 
+_WATTS = st.sampled_from([0.0, 0.3, 2.0])
 _LATENCIES = st.sampled_from([0.0, 1e-5, 1e-4, 2e-3])
 
 
@@ -231,12 +239,14 @@ def test_neurosurgeon_is_the_best_of_all_cuts_and_servers(make, data: st.DataObj
     model = make()
     profile = data.draw(clusters(model))
     objective = data.draw(wishes()).model_copy(update={"keep_local": data.draw(st.integers(0, len(model.layers) + 1))})
+    check_best_cut(model, profile, objective)
+
+
+def check_best_cut(model: Model, profile: Profile, objective: Objective) -> None:
+    evaluator = Evaluator(model, profile, objective)
     plan = make_plan(model, profile, objective, "neurosurgeon")
-    every = [
-        evaluate("neurosurgeon", model, profile, objective, stages)
-        for stages in all_cuts(model, profile, objective.keep_local)
-    ]
-    assert rank(plan, objective) == min(rank(other, objective) for other in every)
+    ranks = [evaluator.judge(stages).rank(objective) for stages in all_cuts(model, profile, objective.keep_local)]
+    assert evaluator.judge(plan.stages).rank(objective) == min(ranks)
 
 
 @pytest.mark.parametrize("make", SMALL_NETS)
@@ -246,24 +256,21 @@ def test_its_bounds_are_those_of_the_simulator(make, data: st.DataObject) -> Non
     """Latency and joules to the last digits, since one frame meets no queue; the rate of a stream from above."""
     model = make()
     profile = data.draw(clusters(model))
+    objectives = [data.draw(wishes()), Objective(goal="throughput")]
     for candidate in candidates(model, profile, Objective()):
-        found = evaluate("x", model, profile, Objective(), candidate.stages).predicted
-        assert found is not None
-        assert candidate.seconds == pytest.approx(found.latency_seconds, rel=1e-9)
-        assert candidate.joules == pytest.approx(found.energy_joules, rel=1e-9, abs=1e-15)
-        stream = Objective(goal="throughput")
-        assert candidate.bound(profile, stream) <= rank(evaluate("x", model, profile, stream, candidate.stages), stream)
+        for objective in objectives:
+            judged = Evaluator(model, profile, objective).judge(candidate.stages)
+            assert candidate.seconds == pytest.approx(judged.latency_seconds, rel=1e-9)
+            assert candidate.joules == pytest.approx(judged.energy_joules, rel=1e-9, abs=1e-15)
+            assert candidate.bound(profile, objective) <= judged.rank(objective)
 
 
 @pytest.mark.parametrize("make", [chain, branches, two_outputs])
 @given(data=st.data())
 @examples(10)
 def test_for_a_stream_it_is_the_cut_of_the_best_rate(make, data: st.DataObject) -> None:
-    model, objective = make(), Objective(goal="throughput")
-    profile = data.draw(clusters(model))
-    plan = make_plan(model, profile, objective, "neurosurgeon")
-    every = [evaluate("neurosurgeon", model, profile, objective, stages) for stages in all_cuts(model, profile)]
-    assert rank(plan, objective) == min(rank(other, objective) for other in every)
+    model = make()
+    check_best_cut(model, data.draw(clusters(model)), Objective(goal="throughput"))
 
 
 def test_where_the_cut_lies_follows_the_link() -> None:
@@ -390,12 +397,19 @@ def block_by_hand(
             wire = nbytes / profile.link(owner, device).bytes_per_second
             sent[owner] += wire
             joules += wire * profile.by_name[owner].power.transmit_watts
+            joules += wire * profile.by_name[device].power.receive_watts
         ready[device] = arriving
+    moved = [(owner, device, nbytes) for device, arriving in ready.items() for owner, nbytes in arriving.items()]
+    on_air = {
+        medium.name: sum(n for o, d, n in moved if medium in profile.media_between(o, d)) / medium.bytes_per_second
+        for medium in profile.media
+    }
     slowest = 0.0
     for device, arriving in ready.items():
         wires = [nbytes / profile.link(o, device).bytes_per_second for o, nbytes in arriving.items()]
         latency = max((profile.link(o, device).latency_seconds for o in arriving), default=0.0)
-        waiting = max([sum(wires), *(sent[o] for o in arriving)]) + latency
+        shared = [on_air[m.name] for o in arriving for m in profile.media_between(o, device)]
+        waiting = max([sum(wires), *(sent[o] for o in arriving), *shared]) + latency
         slowest = max(slowest, waiting + computing[device])
     return slowest, joules
 

@@ -27,7 +27,7 @@ from coedge.plan import Plan, Stage, strips
 from coedge.profile import Profile
 from coedge.region import UNIT
 from orchestrator.schemes.fused_blocks import Array, Backwards, block_costs
-from orchestrator.schemes.scheme import best, evaluate, full_seconds, on_one_device, place_whole
+from orchestrator.schemes.scheme import best_of, full_seconds, on_one_device, place_whole
 
 
 def aofl(model: Model, profile: Profile, objective: Objective) -> Plan:
@@ -42,7 +42,7 @@ def aofl(model: Model, profile: Profile, objective: Objective) -> Plan:
         shares = {name: speed for name, speed in speeds.items() if name in used}
         drafts += fused_stages(reach, profile, shares, goals)
     drafts.append(on_one_device(model, profile.source))
-    return best((evaluate("aofl", model, profile, objective, stages) for stages in unique(drafts)), objective)
+    return best_of("aofl", model, profile, objective, drafts)
 
 
 def degrees(count: int) -> Iterator[int]:
@@ -50,10 +50,6 @@ def degrees(count: int) -> Iterator[int]:
     while count:
         yield count
         count //= 2
-
-
-def unique(drafts: list[tuple[Stage, ...]]) -> list[tuple[Stage, ...]]:
-    return [stages for index, stages in enumerate(drafts) if stages not in drafts[:index]]
 
 
 def fused_stages(

@@ -31,17 +31,17 @@ from coedge.objective import Objective
 from coedge.plan import Plan, Stage, strips
 from coedge.profile import LayerTime, Profile
 from coedge.region import UNIT, Region, UnitRect
-from orchestrator.schemes.scheme import best, evaluate, place_whole
+from orchestrator.schemes.scheme import best_of, place_whole
 
 Regions = Mapping[str, UnitRect]
 
 
 def musical_chair(model: Model, profile: Profile, objective: Objective) -> Plan:
-    drafts = [choose(model, profile, objective)]
-    if objective.deadline_ms is not None and (quickest := choose(model, profile, Objective())) not in drafts:
-        # Least energy may come too late.
-        drafts.append(quickest)
-    return best((evaluate("musical_chair", model, profile, objective, stages) for stages in drafts), objective)
+    goals = [objective]
+    if objective.deadline_ms is not None:
+        goals.append(Objective())  # least energy may come too late
+    drafts = (choose(model, profile, goal) for goal in goals)
+    return best_of("musical_chair", model, profile, objective, drafts)
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,11 @@ from coedge.plan import Plan, Stage
 from coedge.profile import Profile
 from coedge.program import Work
 from coedge.region import UNIT
-from orchestrator.schemes.scheme import best, evaluate, on_one_device, rank
+from orchestrator.evaluator import Evaluator, Judged
+from orchestrator.schemes.scheme import on_one_device
 
-# In a stream of few frames the first answer may come late and the last one early: bounds leave them this much.
-_STREAM_SLACK = 0.8
+# The rate of a stream is measured over some rounds of frames, and may come out a little above what it can be.
+_STREAM_SLACK = 0.95
 # Sums in another order differ in their last digits.
 _ROUNDING = 1 - 1e-9
 
@@ -36,7 +37,8 @@ class Side:
     """The layers on one side of a cut, all of them on one device.
 
     Attributes:
-        read_nbytes: what it reads of the network's inputs, and of what the other side makes.
+        image_nbytes: what it reads of the network's inputs.
+        read_nbytes: what it reads of what the other side makes.
         answer_nbytes: of the network's outputs that it makes.
     """
 
@@ -62,64 +64,95 @@ class Candidate:
     interval_seconds: float
     weight_nbytes: dict[str, int]
 
-    def bound(self, profile: Profile, objective: Objective) -> tuple[bool, float]:
-        """At most the `rank` of the plan."""
+    def bound(self, profile: Profile, objective: Objective) -> tuple[float, float]:
+        """At most the rank of the plan when it is judged: what it exceeds, then its cost, or its time."""
+        excess = 0.0
+        for name, nbytes in self.weight_nbytes.items():
+            limit = profile.by_name[name].memory_bytes
+            excess += nbytes / limit if limit is not None and nbytes > limit else 0.0
         seconds = self.seconds * _ROUNDING
-        limits = {name: profile.by_name[name].memory_bytes for name in self.weight_nbytes}
-        heavy = any(limit is not None and self.weight_nbytes[name] > limit for name, limit in limits.items())
-        if heavy or not objective.meets_deadline(seconds):
-            return True, seconds
+        if objective.deadline_seconds is not None and seconds > objective.deadline_seconds:
+            excess += seconds / objective.deadline_seconds
+        if excess:
+            return excess * _ROUNDING, seconds
         interval = self.interval_seconds * _STREAM_SLACK
-        return False, objective.cost(seconds, self.joules, 1 / interval if interval > 0 else None) * _ROUNDING
+        return 0.0, objective.cost(seconds, self.joules, 1 / interval if interval > 0 else None) * _ROUNDING
 
 
 def neurosurgeon(model: Model, profile: Profile, objective: Objective) -> Plan:
     """The best cut with the best server; only cuts that leave the first `keep_local` layers on the source."""
+    evaluator = Evaluator(model, profile, objective)
     bounded = [(found.bound(profile, objective), found.stages) for found in candidates(model, profile, objective)]
-    chosen: Plan | None = None
+    chosen: Judged | None = None
     for bound, stages in sorted(bounded, key=lambda item: item[0]):
-        if chosen is not None and rank(chosen, objective) <= bound:
+        if chosen is not None and chosen.rank(objective) <= bound:
             break
-        plan = evaluate("neurosurgeon", model, profile, objective, stages)
-        chosen = plan if chosen is None else best((chosen, plan), objective)
+        judged = evaluator.judge(stages, "neurosurgeon")
+        if chosen is None or judged.rank(objective) < chosen.rank(objective):
+            chosen = judged
     assert chosen is not None, "everything on the source is always a candidate"
-    return chosen
+    return evaluator.plan(chosen)
 
 
 def candidates(model: Model, profile: Profile, objective: Objective) -> Iterator[Candidate]:
     """Everything on the source, then cut by cut every server."""
     count, source = len(model.layers), profile.source
-    watts = profile.by_name[source].power
+    devices = profile.by_name
     whole = side(model, 0, count)
-    seconds = profile.by_name[source].compute_seconds(whole.work)
-    joules, weights = seconds * watts.compute_watts, {source: whole.weight_nbytes}
-    yield Candidate(on_one_device(model, source), seconds, joules, seconds, weights)
+    seconds = devices[source].compute_seconds(whole.work)
+    joules = seconds * devices[source].power.compute_watts + _idle_joules(profile, seconds, source)
+    yield Candidate(on_one_device(model, source), seconds, joules, seconds, {source: whole.weight_nbytes})
     servers = [name for name in profile.names if name != source]
     for cut in range(min(objective.keep_local, count), count if servers else 0):
         head, tail = (side(model, 0, cut) if cut else None), side(model, cut, count)
-        first = profile.by_name[source].compute_seconds(head.work) if head else 0.0
+        first = devices[source].compute_seconds(head.work) if head else 0.0
         for server in servers:
-            there, back = profile.link(source, server), profile.link(server, source)
-            power = profile.by_name[server].power
-            second = profile.by_name[server].compute_seconds(tail.work)
-            image, read = tail.image_nbytes / there.bytes_per_second, tail.read_nbytes / there.bytes_per_second
-            answer = tail.answer_nbytes / back.bytes_per_second
+            second = devices[server].compute_seconds(tail.work)
+            image = _Transfer(profile, source, server, tail.image_nbytes)
+            read = _Transfer(profile, source, server, tail.read_nbytes)
+            answer = _Transfer(profile, server, source, tail.answer_nbytes)
             # The image leaves at once; what the source makes leaves when it is made and the image is out.
-            sent = max(first, image) + read if read else image
-            seconds = sent + (there.latency_seconds if image or read else 0.0) + second
-            if tail.answer_nbytes:
-                seconds += answer + back.latency_seconds
-            joules = first * watts.compute_watts + second * power.compute_watts
-            joules += (image + read) * watts.transmit_watts + answer * power.transmit_watts
-            stages = on_one_device(model, server)
-            weights = {server: tail.weight_nbytes}
+            arrived = image.seconds + image.latency_seconds
+            if tail.read_nbytes:
+                arrived = max(first, image.seconds) + read.seconds + read.latency_seconds
+            seconds = arrived + second + answer.seconds + answer.latency_seconds
+            joules = first * devices[source].power.compute_watts + second * devices[server].power.compute_watts
+            joules += image.joules + read.joules + answer.joules + _idle_joules(profile, seconds, source, server)
+            on_air = sum(transfer.medium_seconds for transfer in (image, read, answer))
+            interval = max(first, second, image.seconds + read.seconds, answer.seconds, on_air)
+            stages, weights = on_one_device(model, server), {server: tail.weight_nbytes}
             if head:
                 stages = (
                     Stage(first=0, last=cut - 1, regions={source: UNIT}),
                     Stage(first=cut, last=count - 1, regions={server: UNIT}),
                 )
                 weights[source] = head.weight_nbytes
-            yield Candidate(stages, seconds, joules, max(first, second, image + read, answer), weights)
+            yield Candidate(stages, seconds, joules, interval, weights)
+
+
+class _Transfer:
+    """So many bytes from one device to another, with nothing else on the way.
+
+    Attributes:
+        seconds: that the up-link is taken, be it for the link's rate or for a shared medium's.
+        medium_seconds: that the slowest shared medium is taken.
+    """
+
+    def __init__(self, profile: Profile, sender: str, receiver: str, nbytes: int) -> None:
+        link = profile.link(sender, receiver)
+        wire = nbytes / link.bytes_per_second
+        media = [nbytes / medium.bytes_per_second for medium in profile.media_between(sender, receiver)]
+        self.medium_seconds = max(media, default=0.0)
+        self.seconds = max(wire, self.medium_seconds)
+        self.latency_seconds = link.latency_seconds if nbytes else 0.0
+        sending, receiving = profile.by_name[sender].power, profile.by_name[receiver].power
+        self.joules = wire * (sending.transmit_watts + receiving.receive_watts)
+
+
+def _idle_joules(profile: Profile, seconds: float, *names: str) -> float:
+    if profile.joules != "total":
+        return 0.0
+    return seconds * sum(profile.by_name[name].power.idle_watts for name in names)
 
 
 def side(model: Model, first: int, stop: int) -> Side:

@@ -15,6 +15,25 @@ from orchestrator.evaluator import Evaluator
 Scheme = Callable[[Model, Profile, Objective], Plan]
 
 
+def best_of(
+    name: str,
+    model: Model,
+    profile: Profile,
+    objective: Objective,
+    drafts: Iterable[tuple[Stage, ...]],
+    reason: str = "",
+) -> Plan:
+    """The best of these drafts when simulated; marked infeasible where even that breaks a constraint.
+
+    Args:
+        name: of the scheme.
+        reason: why the scheme chose what it chose, where there is something to say.
+    """
+    evaluator = Evaluator(model, profile, objective)
+    judged = (evaluator.judge(stages, name, reason) for stages in drafts)
+    return evaluator.plan(min(judged, key=lambda found: found.rank(objective)))
+
+
 def evaluate(
     name: str,
     model: Model,
@@ -24,21 +43,19 @@ def evaluate(
     reason: str = "",
 ) -> Plan:
     """The plan of these stages with its prediction, marked infeasible where it breaks a constraint."""
-    evaluator = Evaluator(model, profile, objective)
-    return evaluator.plan(evaluator.judge(stages, name, reason))
-
-
-def rank(plan: Plan, objective: Objective) -> tuple[bool, float]:
-    """What plans are compared by, less is better: cost where feasible, otherwise the time that is needed."""
-    assert plan.predicted is not None
-    latency, energy = plan.predicted.latency_seconds, plan.predicted.energy_joules
-    cost = objective.cost(latency, energy, plan.predicted.throughput_fps)
-    return (not plan.feasible, cost if plan.feasible else latency)
+    return best_of(name, model, profile, objective, [stages], reason)
 
 
 def best(plans: Iterable[Plan], objective: Objective) -> Plan:
     """The feasible plan of least cost; if there is none, the one that needs the least time."""
-    return min(plans, key=lambda plan: rank(plan, objective))
+
+    def rank(plan: Plan) -> tuple[bool, float]:
+        assert plan.predicted is not None
+        latency, energy = plan.predicted.latency_seconds, plan.predicted.energy_joules
+        cost = objective.cost(latency, energy, plan.predicted.throughput_fps)
+        return (not plan.feasible, cost if plan.feasible else latency)
+
+    return min(plans, key=rank)
 
 
 def on_one_device(model: Model, device: str) -> tuple[Stage, ...]:
@@ -61,10 +78,8 @@ def single_device(
         among: the devices to choose from; all of the profile by default.
     """
     candidates = profile.names if among is None else among
-    return best(
-        (evaluate(name, model, profile, objective, on_one_device(model, device), reason) for device in candidates),
-        objective,
-    )
+    drafts = (on_one_device(model, device) for device in candidates)
+    return best_of(name, model, profile, objective, drafts, reason)
 
 
 def full_seconds(model: Model, profile: Profile, device: str, splittable: bool) -> float:
