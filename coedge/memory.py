@@ -8,14 +8,9 @@ from coedge.program import Answer, Compute, Program, Receive
 
 
 def weight_nbytes(program: Program, model: Model) -> int:
-    """Bytes of the constants that the program's nodes read."""
-    names = {
-        name
-        for index in program.node_indices()
-        for name in (*model.graph.nodes[index].inputs, *model.graph.nodes[index].captured)
-        if name in model.graph.constants
-    }
-    return sum(model.graph.constants[name].nbytes for name in names)
+    """Bytes of the constants that the program's nodes read, or of the parts that they read of them."""
+    parts = model.weight_parts(program.tiles()).values()
+    return sum(part.of(model.graph.constants[part.name]).nbytes for part in parts)
 
 
 def activation_nbytes(program: Program, model: Model) -> int:

@@ -1,4 +1,4 @@
-"""Makes plans ready on the devices of a cluster: programs, and each weight once."""
+"""Makes plans ready on the devices of a cluster: programs, and each weight, or a device's part of it, once."""
 
 from __future__ import annotations
 
@@ -84,22 +84,23 @@ class Loader:
         import ray
 
         model, actors = loaded.model, self._members.actors
-        wanted: dict[str, list[str]] = {}
+        asked = {}
         for name in loaded.devices:
-            nodes = (model.graph.nodes[i] for i in loaded.programs[name].node_indices())
-            wanted[name] = sorted({w for n in nodes for w in (*n.inputs, *n.captured) if w in model.weights})
-        asked = {n: actors[n].missing_weights.remote(model.hash, names) for n, names in wanted.items()}
+            parts = model.weight_parts(loaded.programs[name].tiles())
+            large = [part for _, part in sorted(parts.items()) if part.name in model.weights]
+            asked[name] = actors[name].missing_weights.remote(model.hash, large)
         missing = ray_control.gather(asked, ASK_SECONDS, "say what they have")
         # Each weight lies once in Ray's object store; devices of one host share it there.
         stored: dict[str, Any] = {}
         calls = {}
-        for name, (graph_missing, names) in missing.items():
-            for weight in names:
-                if weight not in stored:
-                    stored[weight] = ray.put(np.ascontiguousarray(model.weights[weight]))
+        for name, (graph_missing, lacking) in missing.items():
+            for part in lacking:
+                if part.key not in stored:
+                    stored[part.key] = ray.put(np.ascontiguousarray(part.of(model.weights[part.name])))
             skeleton = model.skeleton if graph_missing else None
-            references = [stored[weight] for weight in names]
-            calls[name] = actors[name].load.remote(loaded.epoch, loaded.programs[name], skeleton, names, references)
+            keys = [part.key for part in lacking]
+            references = [stored[key] for key in keys]
+            calls[name] = actors[name].load.remote(loaded.epoch, loaded.programs[name], skeleton, keys, references)
         ray_control.gather(calls, LOAD_SECONDS, f"prepare {model.name}")
 
     def _unload_old(self) -> None:
