@@ -263,7 +263,12 @@ def model_from_proto(
         rules.append(rule)
         for output in node.outputs:
             if output:
-                tensors[output] = _tensor(output, rule, draft)
+                tensor = tensors[output] = _tensor(output, rule, draft)
+                if tensor.rows < 1 or tensor.cols < 1:
+                    raise CaptureError(
+                        f"{output!r}, made by {node.op} {node.name!r}, is empty: {list(tensor.shape)}; "
+                        "leave it out of the network, or capture it with a larger example"
+                    )
     graph = Graph(tuple(nodes), tensors, constants, inputs, outputs)
     imports = tuple((o.domain, o.version) for o in proto.opset_import)
     return Model(

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from coedge.errors import ClusterError, DeviceLost, InfeasibleError, PlanError
 from coedge.lowering import lower
-from coedge.memory import program_nbytes
+from coedge.memory import held_nbytes, program_nbytes
 from coedge.model import Model
 from coedge.plan import Plan
+from coedge.program import Program
 from orchestrator import ray_control
 from orchestrator.loaded_plan import LoadedPlan
 from orchestrator.members import Members
@@ -74,6 +75,7 @@ class Loader:
                     f"{name} would need {needed:.1f} MB for its part of {model.name} (weights, input and "
                     f"activations), its limit is {limit:.1f} MB; give it less, or raise devices.{name}.memory_mb"
                 )
+        self._make_room(model, programs)
         self.epoch += 1
         loaded = LoadedPlan(self.epoch, model, plan, programs)
         self._check_there(loaded)
@@ -103,13 +105,29 @@ class Loader:
             calls[name] = actors[name].load.remote(loaded.epoch, loaded.programs[name], skeleton, keys, references)
         ray_control.gather(calls, LOAD_SECONDS, f"prepare {model.name}")
 
+    def _make_room(self, model: Model, programs: Mapping[str, Program]) -> None:
+        """Unloads plans, oldest first, that a device's memory limit does not allow it to keep beside a new one."""
+        for name, program in programs.items():
+            limit = self._members.by_name[name].memory_bytes
+            if limit is None or not program.steps:
+                continue
+            for key, old in list(self.loaded.items()):
+                kept = [(p.model, p.programs[name]) for p in self.loaded.values() if name in p.devices]
+                if held_nbytes([*kept, (model, program)]) <= limit:
+                    break
+                if name in old.devices:
+                    self._unload(key)
+
     def _unload_old(self) -> None:
-        """Waits until it is done: a device must not be asked what it has while it is letting go of it."""
         for key in list(self.loaded)[:-KEPT_PLANS]:
-            old = self.loaded[key]
-            if not self._in_flight(old.epoch):
-                del self.loaded[key]
-                there = [name for name in old.devices if name not in self._members.lost]
-                with contextlib.suppress(ClusterError):  # who does not answer is about to be noticed as lost
-                    calls = {name: self._members.by_name[name].actor.unload.remote(old.epoch) for name in there}
-                    ray_control.gather(calls, ASK_SECONDS, "let go of a plan")
+            self._unload(key)
+
+    def _unload(self, key: tuple[str, str | None, str]) -> None:
+        """Waits until it is done: a device must not be asked what it has while it is letting go of it."""
+        old = self.loaded[key]
+        if not self._in_flight(old.epoch):
+            del self.loaded[key]
+            there = [name for name in old.devices if name not in self._members.lost]
+            with contextlib.suppress(ClusterError):  # who does not answer is about to be noticed as lost
+                calls = {name: self._members.by_name[name].actor.unload.remote(old.epoch) for name in there}
+                ray_control.gather(calls, ASK_SECONDS, "let go of a plan")

@@ -69,10 +69,10 @@ class WorkerActor:
         return times
 
     def measure_layers(
-        self, skeleton: bytes, threads: int, cpu_time: bool, budget_seconds: float
+        self, skeleton: bytes, threads: int, cpu_time: bool, budget_seconds: float, memory_bytes: float | None
     ) -> tuple[list[LayerTime], list[LayerTime]]:
         """Times at the full speed of this machine; an emulated speed is applied to them by the caller."""
-        return measure_layers(Model.from_skeleton(skeleton, {}), threads, cpu_time, budget_seconds)
+        return measure_layers(Model.from_skeleton(skeleton, {}), threads, cpu_time, budget_seconds, memory_bytes)
 
     def measure_gflops(self, cpu_time: bool) -> float:
         return measure_gflops(self._worker.threads, cpu_time)
