@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from coedge.codec import check_codecs
 from coedge.errors import PlanError
 from coedge.json_file import load_json, save_json
 from coedge.model import Model
@@ -38,7 +39,8 @@ class Stage(BaseModel):
     the stage's end, a device owns the pixels of its rectangle.
 
     Attributes:
-        borders_first: what others wait for is computed and sent before the rest of the region.
+        borders_first: what others wait for is computed and sent before the rest of the region, and what needs
+            no rows of others does not wait for them (see `coedge.pieces`).
         codecs: how what this stage needs is packed for the wire, by "sender>receiver"; raw where not named.
     """
 
@@ -164,6 +166,7 @@ def check_plan(plan: Plan, model: Model) -> None:
             )
         try:
             check_cover(stage.regions.values())
+            check_codecs(stage.codecs, plan.devices)
         except PlanError as error:
             raise PlanError(f"stage {position}: {error}") from None
     if expected != len(model.layers):
