@@ -280,7 +280,7 @@ class Worker:
         machine, epoch, frame = loaded.machine, message.epoch, message.frame
         machine.begin(frame)
         receive = machine.receive_of(message.channel)
-        index = machine.program.steps.index(receive) if receive else len(machine.program.steps)
+        index = machine.step_of(message.channel) if receive else len(machine.program.steps)
         start = time.monotonic()
         self._running = (epoch, frame, index, start)
         try:
@@ -294,8 +294,10 @@ class Worker:
             return
         finally:
             self._running = None
-        if machine.arrived(frame, message.channel, rows) and frame not in machine.frames:
-            self._end(epoch, loaded, frame)
+        if machine.arrived(frame, message.channel, rows):
+            loaded.note(frame, index, start, message.arrays)
+            if frame not in machine.frames:
+                self._end(epoch, loaded, frame)
 
     def _probe(self, peer: str, nbytes: int, timeout_seconds: float) -> float:
         self._probe_count += 1
