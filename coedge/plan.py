@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -81,6 +82,11 @@ class Plan(BaseModel):
         """Identifies what is to be done (not what it is predicted to cost)."""
         done = self.model_dump_json(exclude={"predicted", "reason", "feasible", "scheme"})
         return hashlib.blake2b(done.encode(), digest_size=8).hexdigest()
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Plan:
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("digest", None)  # a copy would keep what was cached of another plan
+        return copied
 
     def save(self, path: str | Path) -> None:
         save_json(self, path)
