@@ -124,15 +124,22 @@ def simulate(
     return Timeline(tuple(run.spans), dict(run.answered), measured=False)
 
 
-def predict(plan: Plan, programs: Mapping[str, Program], profile: Profile, model: Model) -> Prediction:
-    """Latency and joules of one frame, and the rate of a stream of them."""
+def predict(
+    plan: Plan, programs: Mapping[str, Program], profile: Profile, model: Model, stream: bool = True
+) -> Prediction:
+    """Latency and joules of one frame, and the rate of a stream of them (without `stream`: of single frames)."""
     one = simulate(programs, profile, model)
-    several = simulate(programs, profile, model, frames=6, in_flight=3)
+    several = simulate(programs, profile, model, frames=6, in_flight=3) if stream else one
     return Prediction(
         latency_seconds=one.latency_seconds,
         energy_joules=one.energy_joules(profile),
         throughput_fps=several.throughput_fps,
     )
+
+
+def stream_fps(programs: Mapping[str, Program], profile: Profile, model: Model) -> float:
+    """Answers per second of a steady stream."""
+    return simulate(programs, profile, model, frames=6, in_flight=3).throughput_fps
 
 
 def send_nbytes(program: Program, step: Send, model: Model) -> int:
