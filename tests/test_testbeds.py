@@ -371,7 +371,8 @@ def test_a_network_of_the_zoo_finds_its_own_times(name: str) -> None:
 @pytest.mark.parametrize("name", NETWORKS if EFFORT > 1 else ("mobilenet_v1", "squeezenet"))
 def test_so_does_the_same_network_without_normalisation_and_under_another_name(name: str) -> None:
     assert plain(name).inputs[0].dtype == "float32"
-    assert reference_times(plain(name)) == reference_times(network(name))
+    bare, usual = reference_times(plain(name)), reference_times(network(name))
+    assert (bare.like, bare.measured, bare.layers, bare.fused) == (name, len(usual.layers), usual.layers, usual.fused)
 
 
 @pytest.mark.parametrize("size", [112, 320])
@@ -438,7 +439,7 @@ def test_ratios_of_codecs_belong_to_the_tensors_at_their_places() -> None:
     whole = known.model_dump() | {"layers": layers, "codecs": speeds, "input_codec_ratios": {"zero_mask": 0.9}}
     times = reference_times(model, {"squeezenet": ReferenceModel.model_validate(whole)})
     assert times.codec_ratios[model.inputs[0].name] == {"zero_mask": 0.9}
-    for cut in model.cuts[1:]:
+    for cut in model.cuts:
         assert set(cut.tensors) <= set(times.codec_ratios)
     first = leaving(model, 0)
     assert times.codec_ratios[first[0]] == {"zero_mask": 0.5}
