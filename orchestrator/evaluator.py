@@ -71,6 +71,11 @@ class Evaluator:
             self.judged[key] = self._judge(tuple(stages), scheme, reason)
         return self.judged[key]
 
+    def best(self, objective: Objective | None = None) -> Judged:
+        """Of everything that was judged."""
+        wanted = objective or self.objective
+        return min(self.judged.values(), key=lambda judged: judged.rank(wanted))
+
     def plan(self, judged: Judged, scheme: str | None = None) -> Plan:
         """The plan with all that is known of it: prediction, bound, and the constraints that it breaks."""
         prediction = Prediction(
