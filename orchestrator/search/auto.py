@@ -68,23 +68,21 @@ class _Space:
 
     Attributes:
         costs: with links as they are; and as codecs make them, where codecs pay.
-        packed: the profile with those links, for the convex core.
     """
 
     reach: Reach
     costs: tuple[Costs, ...]
     dresses: tuple[Dress, ...]
-    packed: Profile
 
     @classmethod
     def of(cls, model: Model, profile: Profile, objective: Objective) -> _Space:
         reach, layouts = Reach(model), candidates(model, profile)
-        dressed, packed = dresses(model, profile, objective), profile
+        dressed = dresses(model, profile, objective)
         costs = [Costs(model, profile, reach, layouts, objective.keep_local)]
         if any(dress.codecs for dress in dressed):
             packed = effective(model, profile, objective.lossy)
             costs.append(Costs(model, packed, reach, layouts, objective.keep_local))
-        return cls(reach, tuple(costs), tuple(dressed), packed)
+        return cls(reach, tuple(costs), tuple(dressed))
 
 
 def _explore(evaluator: Evaluator, space: _Space, known: Sequence[Judged], steps: int) -> None:
@@ -94,17 +92,14 @@ def _explore(evaluator: Evaluator, space: _Space, known: Sequence[Judged], steps
     for costs in space.costs:
         found += [evaluator.judge(stages_of_path(path, costs)) for path in drafts(costs, objective)]
     limit = evaluator.steps + steps
-    plain = _distinct(found, objective)[:REFINED]
-    dressed = [evaluator.judge(dress(judged.plan.stages)) for judged in plain for dress in space.dresses]
     refined = []
-    for judged in _distinct([*plain, *dressed], objective)[:REFINED]:
-        profile = space.packed if any(stage.codecs for stage in judged.plan.stages) else evaluator.profile
-        refined.append(refine(evaluator, space.reach, judged, profile))
+    for judged in _distinct(found, objective)[:REFINED]:
+        plain = refine(evaluator, space.reach, judged)
+        refined += [plain, *(evaluator.judge(dress(plain.plan.stages)) for dress in space.dresses[1:])]
     # From the best first; what is left of the steps goes to the others.
-    for judged in _distinct([*plain, *dressed, *refined], objective)[:REFINED]:
+    for judged in _distinct([*found, *refined], objective)[:REFINED]:
         polished = polish(evaluator, judged, space.costs[0].layouts, limit - evaluator.steps)
-        if len(space.dresses) > 1:
-            polish_dress(evaluator, polished, space.dresses, steps // 4)
+        polish_dress(evaluator, polished, space.dresses, steps // 4)
 
 
 def _meet_deadline(evaluator: Evaluator, space: _Space) -> None:
