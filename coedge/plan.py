@@ -6,9 +6,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from coedge.codec import check_codecs
 from coedge.errors import PlanError
 from coedge.json_file import load_json, save_json
 from coedge.layers import Layer
@@ -20,7 +22,7 @@ class Prediction(BaseModel):
     """What a plan is predicted to cost, for one frame at a time.
 
     Attributes:
-        throughput_fps: of a stream, several frames under way.
+        throughput_fps: of a stream, as the busiest device or link allows with enough frames under way.
         bound_seconds: least latency that any plan could have, were the work as divisible as sand.
     """
 
@@ -39,7 +41,8 @@ class Stage(BaseModel):
     the stage's end, a device owns the pixels of its rectangle.
 
     Attributes:
-        borders_first: what others wait for is computed and sent before the rest of the region.
+        borders_first: what others wait for is computed and sent before the rest of the region, and what needs
+            no rows of others does not wait for them (see `coedge.pieces`).
         codecs: how what this stage needs is packed for the wire, by "sender>receiver"; raw where not named.
     """
 
@@ -80,6 +83,11 @@ class Plan(BaseModel):
         """Identifies what is to be done (not what it is predicted to cost)."""
         done = self.model_dump_json(exclude={"predicted", "reason", "feasible", "scheme"})
         return hashlib.blake2b(done.encode(), digest_size=8).hexdigest()
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Plan:
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("digest", None)  # a copy would keep what was cached of another plan
+        return copied
 
     def save(self, path: str | Path) -> None:
         save_json(self, path)
@@ -165,6 +173,7 @@ def check_plan(plan: Plan, model: Model) -> None:
             )
         try:
             check_cover(stage.regions.values())
+            check_codecs(stage.codecs, plan.devices)
         except PlanError as error:
             raise PlanError(f"stage {position}: {error}") from None
     if expected != len(model.layers):

@@ -19,6 +19,8 @@ from coedge.program import Compute, Part, Patch, Program, Read, Receive, Send, S
 from coedge.region import Region
 from coedge.tile import build_tile
 from coedge.weight_part import WeightPart
+from workers.codecs import decode, encode
+from workers.message import MalformedMessage
 
 Array = NDArray[Any]
 
@@ -95,11 +97,12 @@ class Kernels:
         return outputs
 
     def perform(self, patches: Sequence[Patch], step: Step, values: Mapping[int, Array]) -> list[Array]:
-        """The arrays that a step makes: patches for Compute, parts of them for Send, the outputs for Answer."""
+        """The arrays that a step makes: patches for Compute, parts as they travel for Send, outputs for Answer."""
         tensors = self.model.graph.tensors
         if isinstance(step, Send):
             held = [(part, patches[part.patch]) for part in step.parts]
-            return [take(part, tensors[p.tensor], p.region, values[part.patch]) for part, p in held]
+            parts = (take(part, tensors[p.tensor], p.region, values[part.patch]) for part, p in held)
+            return [encode(step.codec, part) for part in parts]
         if isinstance(step, Receive):
             return []
         arrays = [assemble(read, tensors[read.tensor], patches, values) for read in step.reads]
@@ -163,6 +166,27 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     # Idle threads of one session must not take the cores from the next one, or from another device's worker.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
+
+
+def received(
+    step: Receive, patches: Sequence[Patch], tensors: Mapping[str, Tensor], arrays: Sequence[Array]
+) -> list[Array]:
+    """The values of the patches that a message brings, unpacked.
+
+    Raises:
+        MalformedMessage: it does not hold what is expected; it comes over the network.
+    """
+    if len(arrays) != len(step.patches):
+        raise MalformedMessage(f"{step.peer} sent {len(arrays)} arrays, {len(step.patches)} are expected")
+    values = []
+    for patch, array in zip((patches[index] for index in step.patches), arrays):
+        tensor = tensors[patch.tensor]
+        try:
+            values.append(decode(step.codec, array, tensor.region_shape(patch.region), tensor.dtype))
+        except MalformedMessage as error:
+            sent = f"{step.peer} sent {array.dtype} {list(array.shape)} for {patch.tensor!r}"
+            raise MalformedMessage(f"{sent}: {error}") from None
+    return values
 
 
 def assemble(read: Read, tensor: Tensor, patches: Sequence[Patch], values: Mapping[int, Array]) -> Array:
