@@ -350,7 +350,9 @@ def test_a_source_that_is_no_device_is_refused(refusal: Callable[..., str]) -> N
 
 def test_a_near_choice_is_suggested(refusal: Callable[..., str]) -> None:
     message = refusal("objective:\n  goal: enregy\n")
-    assert message.startswith("cluster.yaml:2: objective.goal: must be 'latency' or 'energy'; given enregy.")
+    assert message.startswith(
+        "cluster.yaml:2: objective.goal: must be 'latency', 'energy' or 'throughput'; given enregy."
+    )
     assert message.endswith("did you mean `energy`?")
 
 
@@ -493,7 +495,7 @@ def test_every_key_is_described_with_its_unit() -> None:
     }
     assert rows["devices"]["default"] == "[]"
     assert rows["devices.N.name"]["default"] == "required"
-    assert rows["objective.goal"]["type"] == "latency or energy"
+    assert rows["objective.goal"]["type"] == "latency or energy or throughput"
     json.dumps(list(rows.values()))
 
 

@@ -18,7 +18,7 @@ from coedge.errors import PlanError
 from coedge.lowering import lower
 from coedge.plan import Plan
 from coedge.profile import Medium, Profile
-from coedge.simulator import predict, simulate
+from coedge.simulator import simulate
 from coedge.span import Span
 from coedge.timeline import Timeline
 
@@ -133,7 +133,6 @@ def test_joules_add_up_and_frames_of_a_kind_draw_the_same(case: tuple[Plan, Prof
     assert several.energy_joules(profile) == pytest.approx(sum(i.joules for i in items) / frames)
     # One frame after the other, so not even idle watts differ.
     assert several.energy_joules(profile) == pytest.approx(one.energy_joules(profile))
-    assert predict(plan, programs, profile, halos(), stream=False).energy_joules == one.energy_joules(profile)
     by_hand = sum(s.seconds * profile.by_name[s.device].power.compute_watts for s in one.spans if s.kind == "compute")
     for (sender, receiver), nbytes in one.sent_nbytes().items():
         watts = profile.by_name[sender].power.transmit_watts + profile.by_name[receiver].power.receive_watts

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from coedge.machine import Machine
 from coedge.model import Model
 from coedge.program import CLIENT, RAW, Answer, Compute, Program, Receive, Send
+from coedge.weight_part import WeightPart
 from workers.codecs import check_available
 from workers.emulation import Pace
 from workers.kernels import Kernels, received
@@ -111,7 +112,7 @@ class Worker:
 
         Args:
             skeleton: the model's graph; None where this worker has it already.
-            weights: the constants that the program needs and this worker does not have.
+            weights: the constants that the program needs and this worker does not have, or the parts of them, by key.
         """
         with self._loading:
             kernels = self._models.get(program.model_hash)
@@ -130,10 +131,10 @@ class Worker:
             self._models[program.model_hash] = kernels
             self._loaded[epoch] = _Loaded(Machine(program), kernels)
 
-    def missing_weights(self, model_hash: str, names: Iterable[str]) -> tuple[bool, list[str]]:
+    def missing_weights(self, model_hash: str, parts: Iterable[WeightPart]) -> tuple[bool, list[WeightPart]]:
         """(whether the graph of the model is missing, the weights of these that are)."""
         kernels = self._models.get(model_hash)
-        return kernels is None, [n for n in names if kernels is None or n not in kernels.weight_names]
+        return kernels is None, [part for part in parts if kernels is None or kernels.lacks(part)]
 
     def unload(self, epoch: int) -> None:
         """Forgets a program, and the sessions that no other program uses."""
@@ -156,7 +157,7 @@ class Worker:
             for epoch, loaded in list(self._loaded.items())
             for frame in loaded.machine.frames
         }
-        return WorkerStatus(running, waiting)
+        return WorkerStatus(running, waiting, sum(kernels.weight_nbytes for kernels in list(self._models.values())))
 
     def in_loop(self, function: Callable[[], T], timeout_seconds: float) -> T:
         """Runs a function on the loop thread, between two steps; its result."""
