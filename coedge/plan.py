@@ -43,7 +43,8 @@ class Stage(BaseModel):
     Attributes:
         borders_first: what others wait for is computed and sent before the rest of the region, and what needs
             no rows of others does not wait for them (see `coedge.pieces`).
-        codecs: how what this stage needs is packed for the wire, by "sender>receiver"; raw where not named.
+        codecs: how what this stage fetches is packed for the wire, by "sender>receiver"; raw where not named
+            (see `coedge.codec`). The answer travels as it is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
