@@ -271,10 +271,11 @@ class Worker:
                 index = steps.index(receive) if receive else len(steps)
                 self._fail(message.epoch, loaded, message.frame, index, ValueError(problem))
                 return
-            if loaded.machine.arrived(message.frame, message.channel, message.arrays) and (
-                message.frame not in loaded.machine.frames
-            ):
-                self._end(message.epoch, loaded, message.frame)
+            if loaded.machine.arrived(message.frame, message.channel, message.arrays):
+                index, now = loaded.machine.step_of(message.channel), time.monotonic()
+                loaded.traces.setdefault(message.frame, []).append((index, now, now))
+                if message.frame not in loaded.machine.frames:
+                    self._end(message.epoch, loaded, message.frame)
 
     def _mismatch(self, loaded: _Loaded, message: Message) -> str:
         """What is wrong with the rows in a message, if anything: they come over the network."""
