@@ -28,7 +28,6 @@ from coedge.dealing import deal
 from coedge.errors import PlanError
 from coedge.machine import Machine
 from coedge.model import Model
-from coedge.plan import Plan, Prediction
 from coedge.profile import DeviceProfile, Profile
 from coedge.program import CLIENT, Answer, Compute, Program, Receive, Send, Step
 from coedge.span import Span, SpanKind
@@ -269,23 +268,10 @@ def simulate_mixture(
     return Timeline(tuple(run.spans), run.answered, measured=False)
 
 
-def predict(
-    plan: Plan, programs: Mapping[str, Program], profile: Profile, model: Model, stream: bool = True
-) -> Prediction:
-    """Latency and joules of one frame, and the rate of a stream of them.
-
-    Args:
-        stream: False: do not simulate the stream, which takes far longer than one frame; the rate is then
-            that of one frame after the other.
-    """
-    one = simulate(programs, profile, model)
-    fps = one.throughput_fps
-    if stream:
-        in_flight = credits_of(len(profile.devices))
-        fps = simulate(programs, profile, model, 6 * in_flight + 1, in_flight).steady_fps(in_flight)
-    return Prediction(
-        latency_seconds=one.latency_seconds, energy_joules=one.energy_joules(profile), throughput_fps=fps
-    )  # fmt: skip
+def stream_fps(programs: Mapping[str, Program], profile: Profile, model: Model) -> float:
+    """Answers per second of a steady stream, with as many frames under way as a cluster allows."""
+    in_flight = credits_of(len(profile.devices))
+    return simulate(programs, profile, model, 6 * in_flight + 1, in_flight).steady_fps(in_flight)
 
 
 def credits_of(devices: int) -> int:

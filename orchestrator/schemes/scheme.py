@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from coedge.lowering import lower
-from coedge.memory import program_nbytes
 from coedge.model import Model
 from coedge.objective import Objective
 from coedge.plan import Plan, Stage
 from coedge.profile import Profile
 from coedge.program import Work
-from coedge.simulator import predict
+from orchestrator.evaluator import Evaluator
 
 Scheme = Callable[[Model, Profile, Objective], Plan]
 
@@ -25,30 +23,8 @@ def evaluate(
     reason: str = "",
 ) -> Plan:
     """The plan of these stages with its prediction, marked infeasible where it breaks a constraint."""
-    draft = Plan(
-        scheme=name, model_name=model.name, model_hash=model.hash, devices=profile.names,
-        source=profile.source, sink=profile.source, stages=stages,
-    )  # fmt: skip
-    programs = lower(draft, model)
-    prediction = predict(draft, programs, profile, model)
-    problems = []
-    for device in profile.devices:
-        needed = program_nbytes(programs[device.name], model) if programs[device.name].steps else 0
-        if device.memory_bytes is not None and needed > device.memory_bytes:
-            problems.append(
-                f"{device.name} would need {needed / 1e6:.1f} MB, its limit is {device.memory_bytes / 1e6:.1f} MB"
-            )
-    if not objective.meets_deadline(prediction.latency_seconds):
-        problems.append(
-            f"predicted {prediction.latency_seconds * 1e3:.4g} ms, the deadline is {objective.deadline_ms:.6g} ms"
-        )
-    return draft.model_copy(
-        update={
-            "predicted": prediction,
-            "feasible": not problems,
-            "reason": "; ".join(problems) or reason,
-        }
-    )
+    evaluator = Evaluator(model, profile, objective)
+    return evaluator.plan(evaluator.judge(stages, name, reason))
 
 
 def best(plans: Iterable[Plan], objective: Objective) -> Plan:

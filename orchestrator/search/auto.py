@@ -27,42 +27,57 @@ from orchestrator.search.shortest_path import Path, Prices, shortest_path
 REFINED, ROUNDS, POLISH_STEPS = 3, 2, 20_000
 # What a transfer counts: from all of it (a barrier after every stage) down to what does not hide.
 TRANSFERS = (1.0, 0.5, 2.0)
+# What a joule is worth, against what it takes the fastest device to use one: between least latency and least joules.
+WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 def search(model: Model, profile: Profile, objective: Objective, known: Iterable[Plan] = ()) -> Plan:
     """The best plan found.
 
     Args:
-        known: plans of named schemes, to begin with.
+        known: plans of named schemes: candidates too.
     """
     evaluator = Evaluator(model, profile, objective)
     reach = Reach(model)
-    found = [evaluator.judge(plan.stages, plan.scheme, plan.reason if plan.feasible else "") for plan in known]
-    layouts = candidates(model, profile)
-    costs = Costs(model, profile, reach, layouts, objective.keep_local)
-    for path in drafts(costs, objective):
-        found.append(evaluator.judge(stages_of_path(path, costs)))
-    best = min(found, key=lambda judged: judged.rank(objective))
-    for judged in _distinct(found, objective)[:REFINED]:
-        refined = refine(evaluator, reach, judged)
-        if better(refined, best, objective):
-            best = refined
-    best = polish(evaluator, best, POLISH_STEPS)
-    return best.plan.model_copy(update={"scheme": "auto"})
+    costs = Costs(model, profile, reach, candidates(model, profile), objective.keep_local)
+    named = [evaluator.judge(plan.stages, plan.scheme, plan.reason if plan.feasible else "") for plan in known]
+    if objective.goal == "energy" or objective.deadline_seconds is not None:
+        # What is looked at does not depend on the deadline, so that a looser one never gives a worse plan.
+        wishes = weighted(costs, objective)
+        for wish in wishes:
+            _explore(evaluator.aiming_at(wish), costs, reach, [], POLISH_STEPS // len(wishes))
+    else:
+        _explore(evaluator, costs, reach, named, POLISH_STEPS)
+    best = min(evaluator.judged.values(), key=lambda judged: judged.rank(objective))
+    return evaluator.plan(best, "auto")
+
+
+def weighted(costs: Costs, objective: Objective) -> list[Objective]:
+    """Goals without a deadline, from least latency to least joules, that a deadline chooses between."""
+    joule = _seconds_per_joule(costs)
+    free = objective.model_copy(update={"deadline_ms": None, "goal": "latency"})
+    weights = [objective.energy_weight if objective.goal == "latency" else 0.0]
+    weights += [joule * factor for factor in WEIGHTS]
+    least = objective.model_copy(update={"deadline_ms": None, "goal": "energy"})
+    return [*(free.model_copy(update={"energy_weight": weight}) for weight in weights), least]
+
+
+def _explore(evaluator: Evaluator, costs: Costs, reach: Reach, known: Sequence[Judged], steps: int) -> None:
+    """Drafts, boundaries and polish for one objective; everything that is judged stays with the evaluator."""
+    objective = evaluator.objective
+    found = [*known, *(evaluator.judge(stages_of_path(path, costs)) for path in drafts(costs, objective))]
+    refined = [refine(evaluator, reach, judged) for judged in _distinct(found, objective)[:REFINED]]
+    limit = evaluator.steps + steps
+    # From the best first; what is left of the steps goes to the others.
+    for judged in _distinct([*found, *refined], objective)[:REFINED]:
+        polish(evaluator, judged, costs.layouts, limit - evaluator.steps)
 
 
 def drafts(costs: Costs, objective: Objective) -> list[Path]:
     """Shortest paths under the prices that the objective may mean."""
-    energy_scale = _seconds_per_joule(costs)
-    if objective.goal == "energy":
-        joules = [energy_scale * factor for factor in (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)]
-    else:
-        joules = [objective.energy_weight]
-    paths = [
-        shortest_path(costs, Prices(joule=joule, transfer=transfer))
-        for joule in joules
-        for transfer in (TRANSFERS if len(joules) == 1 else TRANSFERS[:1])
-    ]
+    second, joule = (0.0, 1.0) if objective.goal == "energy" else (1.0, objective.energy_weight)
+    prices = [Prices(second=second, joule=joule, transfer=transfer) for transfer in TRANSFERS]
+    paths = [shortest_path(costs, price) for price in (prices if second else prices[:1])]
     return list(dict.fromkeys(path for path in paths if path is not None))
 
 
