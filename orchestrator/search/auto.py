@@ -37,6 +37,13 @@ def search(model: Model, profile: Profile, objective: Objective, known: Iterable
     Args:
         known: plans of named schemes: candidates too.
     """
+    evaluator = explored(model, profile, objective, known)
+    best = min(evaluator.judged.values(), key=lambda judged: judged.rank(objective))
+    return evaluator.plan(best, "auto")
+
+
+def explored(model: Model, profile: Profile, objective: Objective, known: Iterable[Plan] = ()) -> Evaluator:
+    """An evaluator with everything that the search looks at."""
     evaluator = Evaluator(model, profile, objective)
     reach = Reach(model)
     costs = Costs(model, profile, reach, candidates(model, profile), objective.keep_local)
@@ -48,8 +55,7 @@ def search(model: Model, profile: Profile, objective: Objective, known: Iterable
             _explore(evaluator.aiming_at(wish), costs, reach, [], POLISH_STEPS // len(wishes))
     else:
         _explore(evaluator, costs, reach, named, POLISH_STEPS)
-    best = min(evaluator.judged.values(), key=lambda judged: judged.rank(objective))
-    return evaluator.plan(best, "auto")
+    return evaluator
 
 
 def weighted(costs: Costs, objective: Objective) -> list[Objective]:
