@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -12,8 +12,8 @@ from coedge.objective import Objective
 from coedge.profile import Profile
 from coedge.timeline import EnergyItem, Timeline
 
-# A gain of less than this part of the whole is not worth a line.
-LEAST_SHARE = 1e-4
+# A gain of less than this part of the whole is not worth a line; how many lines of a kind people are shown.
+LEAST_SHARE, MOST_LINES = 1e-4, 8
 
 
 class _Value(BaseModel):
@@ -42,6 +42,16 @@ class Figures(_Value):
             energy_joules=self.energy_joules - other.energy_joules,
             throughput_fps=other.throughput_fps - self.throughput_fps,
         )
+
+
+def energy_source(profile: Profile, names: Iterable[str]) -> str:
+    """That joules are modelled, and where the watts of these devices come from."""
+    sources: dict[str, list[str]] = {}
+    for name in names:
+        sources.setdefault(profile.by_name[name].power_source, []).append(name)
+    if len(sources) == 1:
+        return f"modelled, watts: {next(iter(sources))}"
+    return "modelled, watts: " + "; ".join(f"{source} ({', '.join(who)})" for source, who in sources.items())
 
 
 def figures_of(timeline: Timeline, profile: Profile) -> Figures:
@@ -127,7 +137,7 @@ class LeftOut(_Value):
         if now == then:
             text = f"adding {names} would leave {goal_name(objective)} at {now}"
         text += f", with {_percent(self.share)} of the work"
-        if self.by_speed is not None and abs(self.share_by_speed - self.share) > 0.005:
+        if self.by_speed is not None and self.share_by_speed > self.share + 0.005:
             more = goal_words(self.by_speed, objective)
             text += f" ({more} with {_percent(self.share_by_speed)}, the share of its speed)"
         return f"{text}: {self.reason}" if self.reason else text
@@ -137,6 +147,8 @@ class Explanation(_Value):
     """Why a plan costs what it costs.
 
     Attributes:
+        objective: what it is explained for: where no plan is in time, for least latency.
+        energy_source: that joules are modelled, and where the watts come from.
         path: what the latency of a frame consists of, the largest part first.
         energy: joules of a frame by device and cause, modelled, with where the watts come from; largest first.
         busiest: the device, link or medium that limits a stream, and its part of the time at that rate (1) spent
@@ -149,6 +161,7 @@ class Explanation(_Value):
 
     objective: Objective
     figures: Figures
+    energy_source: str
     bound_seconds: float
     path: tuple[PathPart, ...]
     energy: tuple[EnergyItem, ...]
@@ -165,14 +178,16 @@ class Explanation(_Value):
             (part.words, milliseconds(part.seconds), f"{part.share:.0%}{_under_way(part)}") for part in self.path
         )
         if self.energy:
-            lines += ["", f"and {joules(self.figures.energy_joules)}, modelled from watts:"]
+            lines += ["", f"and {joules(self.figures.energy_joules)}, {self.energy_source}:"]
             total = self.figures.energy_joules or 1.0
             lines += _columns(
-                (f"{item.device} {item.cause}", joules(item.joules), f"{item.joules / total:.0%}  {item.source}")
+                (f"{item.device} {item.cause}", joules(item.joules), f"{item.joules / total:.0%}")
                 for item in self.energy
             )
         lines += ["", "what small changes are worth, with the same plan:"]
-        lines += _columns((worth.change, f"saves {saved_words(worth.saves, self.objective)}") for worth in self.worths)
+        lines += _columns(
+            (worth.change, f"saves {saved_words(self.figures, worth.saves, self.objective)}") for worth in self.worths
+        )
         if not self.worths:
             lines.append("  no single device or link is worth anything")
         if self.constraints:
@@ -191,7 +206,8 @@ def joules(amount: float) -> str:
 
 
 def mbps(bytes_per_second: float) -> str:
-    return f"{bytes_per_second * 8e-6:.3g} Mbit/s"
+    rate = _significant(bytes_per_second * 8e-6)
+    return f"{rate.rstrip('0').rstrip('.') if '.' in rate else rate} Mbit/s"
 
 
 def goal_name(objective: Objective) -> str:
@@ -210,14 +226,25 @@ def goal_words(figures: Figures, objective: Objective) -> str:
     return f"{words} and {joules(figures.energy_joules)}" if objective.energy_weight else words
 
 
-def saved_words(saves: Figures, objective: Objective) -> str:
+def saved_words(now: Figures, saves: Figures, objective: Objective) -> str:
     """What is saved, the figure that the objective asks for first."""
-    seconds, energy = milliseconds(saves.latency_seconds), joules(saves.energy_joules)
-    if objective.goal == "energy":
-        return f"{energy} (and {seconds})"
+    words = {
+        "latency": _change(saves.latency_seconds, now.latency_seconds, milliseconds),
+        "energy": _change(saves.energy_joules, now.energy_joules, joules),
+    }
     if objective.goal == "throughput":
-        return f"{saves.throughput_fps:.2g} frames/s more (and {seconds})"
-    return f"{seconds} (and {energy})"
+        first = f"{_significant(saves.throughput_fps)} frames/s more"
+        others = [words["latency"], words["energy"]]
+    else:
+        first = words.pop(objective.goal) or "nothing"
+        others = list(words.values())
+    return ", ".join([first, *(other for other in others if other)])
+
+
+def _change(saved: float, now: float, words: Callable[[float], str]) -> str:
+    if abs(saved) <= LEAST_SHARE * now:
+        return ""
+    return words(saved) if saved > 0 else f"but costs {words(-saved)}"
 
 
 def _under_way(part: PathPart) -> str:
@@ -238,9 +265,11 @@ def _percent(share: float) -> str:
 
 
 def _columns(rows: Iterable[tuple[str, ...]]) -> list[str]:
-    """Rows as text, the columns in line."""
+    """Rows as text, the columns in line; of many, the first ones."""
     table = list(rows)
     if not table:
         return []
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    return ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in table]
+    shown, more = table[:MOST_LINES], len(table) - MOST_LINES
+    widths = [max(len(row[column]) for row in shown) for column in range(len(table[0]))]
+    lines = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in shown]
+    return lines if more <= 0 else [*lines, f"  and {more} smaller ones"]

@@ -17,6 +17,7 @@ from orchestrator import what_if
 from orchestrator.evaluator import Evaluator, Judged
 from orchestrator.explanation import Figures, LeftOut, figures_of, joules, mbps, milliseconds
 from orchestrator.joining import Joining, used_devices, whole_seconds, work_share
+from orchestrator.search.polish import LEAST_GAIN
 
 # Of the share that its speed suggests, what the device is given to begin with: all, some, and a row of every stage.
 PARTS = (1.0, 0.3, 0.0)
@@ -127,6 +128,8 @@ class _Study:
         if self.plan.feasible and excess > 0:
             return "it would then miss the deadline"
         loss = cost - base.cost(self.objective)
+        if abs(loss) < LEAST_GAIN * cost:
+            return "it is worth nothing here"
         if loss < 0:
             if self.plan.scheme == "auto":
                 return "a plan that the search did not find"
