@@ -7,7 +7,8 @@
     down-link b                        [== receive ==]          n / rate of the link: the message streams through
     device b                                          [ compute ]
 
-device      kernels as long as the profile says, and packing, where a codec packs
+device      kernels as long as the profile says; packing before a message leaves, where its channel has a codec,
+            and unpacking before its rows are there, which goes before kernels
 up-link     one message at a time per sender, in the order in which they were sent. The first in line also waits
             for its media, and holds the up-link until the slowest of them all would have carried it
 medium      one message at a time, first come first served
@@ -24,12 +25,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from coedge.codec import codec_speed, packed_nbytes
 from coedge.dealing import deal
 from coedge.errors import PlanError
 from coedge.machine import Machine
 from coedge.model import Model
 from coedge.profile import DeviceProfile, Profile
-from coedge.program import CLIENT, Answer, Compute, Program, Receive, Send, Step
+from coedge.program import CLIENT, RAW, Answer, Compute, Program, Receive, Send, Step
 from coedge.span import Span, SpanKind
 from coedge.timeline import Timeline
 
@@ -76,6 +78,7 @@ class _Device:
     name: str
     parts: dict[int, _Part] = field(default_factory=dict)
     busy: bool = False
+    inbox: deque[tuple[_Action, int]] = field(default_factory=deque)  # to be unpacked
     outbox: deque[tuple[_Action, int]] = field(default_factory=deque)
     up_free: float = 0.0
     last_send: int = -1
@@ -142,10 +145,24 @@ class _Run:
         """A message is through the down-link."""
         part = device.parts[self.part_of[frame]]
         part.machine.begin(frame)
-        part.machine.arrived(frame, channel, part.receives[channel].values)
+        action = part.receives[channel]
+        if action.busy_seconds > 0:
+            device.inbox.append((action, frame))
+        else:
+            part.machine.arrived(frame, channel, action.values)
         self._fire(now, device, cause)
 
+    def _unpacked(self, now: float, device: _Device, action: _Action, frame: int, span: int) -> None:
+        device.busy = False
+        device.parts[self.part_of[frame]].machine.arrived(frame, action.channel, action.values)
+        self._fire(now, device, span)
+
     def _fire(self, now: float, device: _Device, cause: int) -> None:
+        if device.inbox and not device.busy:
+            action, frame = device.inbox.popleft()
+            device.busy = True
+            self._at(now + action.busy_seconds, self._unpacked, device, action, frame, len(self.spans))
+            self._span(device, frame, action, now, now + action.busy_seconds, cause, "compute")
         while not device.busy and (ready := device.next()) is not None:
             part, frame, index = ready
             action = part.actions[index]
@@ -279,9 +296,16 @@ def credits_of(devices: int) -> int:
     return 2 * devices + 2
 
 
-def packing_seconds(step: Send, nbytes: int, sender: DeviceProfile) -> float:
-    """How long a send occupies its device. Rows travel as they are: it does not."""
-    return 0.0
+def packing_seconds(step: Send | Receive, nbytes: int, device: DeviceProfile) -> float:
+    """How long a message occupies the device at its end: packing `nbytes` of rows, or unpacking them.
+
+    Raises:
+        PlanError: how fast the device does that was not measured.
+    """
+    if step.codec == RAW:
+        return 0.0
+    speed = codec_speed(device, step.codec)
+    return nbytes / (speed.encode_bytes_per_second if isinstance(step, Send) else speed.decode_bytes_per_second)
 
 
 def send_nbytes(program: Program, step: Send, model: Model) -> int:
@@ -308,19 +332,18 @@ def step_label(step: Step, model: Model) -> str:
     return "answer"
 
 
-def span_of(program: Program, index: int, model: Model, frame: int, start_seconds: float, stop_seconds: float) -> Span:
-    """The span of a step that a device ran between these times."""
+def span_of(
+    program: Program, index: int, model: Model, frame: int, start_seconds: float, stop_seconds: float, nbytes: int
+) -> Span:
+    """The span of a step that a device ran between these times; `nbytes` travelled in it, as packed."""
     step = program.steps[index]
     kind: SpanKind = "answer"
-    stage, peer, nbytes, channel = -1, "", 0, -1
+    stage, peer, channel = -1, "", -1
     if isinstance(step, Compute):
         kind, stage = "compute", step.stage
-    elif isinstance(step, Send):
-        kind, stage, peer, channel = "send", step.stage, step.peer, step.channel
-        nbytes = send_nbytes(program, step, model)
-    elif isinstance(step, Receive):
-        kind, stage, peer, channel = "receive", step.stage, step.peer, step.channel
-        nbytes = receive_nbytes(program, step, model)
+    elif isinstance(step, (Send, Receive)):
+        kind = "send" if isinstance(step, Send) else "receive"
+        stage, peer, channel = step.stage, step.peer, step.channel
     label = step_label(step, model)
     return Span(program.device, frame, kind, label, start_seconds, stop_seconds, stage, peer, nbytes, channel)
 
@@ -329,16 +352,19 @@ def _action(program: Program, step: Step, profile: Profile, model: Model, media:
     label = step_label(step, model)
     if isinstance(step, Answer):
         return _Action("answer", label)
-    if isinstance(step, Receive):  # what it carries is known at the other end, see `_join`
-        return _Action("receive", label, 0.0, (None,) * len(step.patches), step.stage, step.peer, step.channel)
     device = profile.by_name.get(program.device)
     if device is None:
         raise PlanError(f"the profile has no device {program.device!r}; measure the cluster again")
+    if isinstance(step, Receive):  # what it carries on the wire is known at the other end, see `_join`
+        seconds = packing_seconds(step, receive_nbytes(program, step, model), device)
+        return _Action("receive", label, seconds, (None,) * len(step.patches), step.stage, step.peer, step.channel)
     if isinstance(step, Compute):
         return _Action("compute", label, device.compute_seconds(step.work), (None,) * len(step.writes), step.stage)
-    nbytes, link = send_nbytes(program, step, model), profile.link(program.device, step.peer)
+    seconds = packing_seconds(step, send_nbytes(program, step, model), device)
+    nbytes = packed_nbytes(program, step, model, profile.codec_ratios)
+    link = profile.link(program.device, step.peer)
     return _Action(
-        "send", label, packing_seconds(step, nbytes, device), (), step.stage, step.peer, step.channel, nbytes,
+        "send", label, seconds, (), step.stage, step.peer, step.channel, nbytes,
         nbytes / link.bytes_per_second, link.latency_seconds,
         tuple((media[m.name], nbytes / m.bytes_per_second) for m in profile.media_between(link.sender, link.receiver)),
     )  # fmt: skip

@@ -11,13 +11,13 @@ class Span(NamedTuple):
     """One step of one device. Seconds are of the client's clock, from the start of the first frame.
 
                 predicted                               measured
-        compute the kernels of a step, or packing       the same
+        compute the kernels of a step, or (un)packing   the kernels of a step
         send    the message is on the up-link           the device packs it and hands it to the transport
-        receive the message is on the down-link         the moment when the device takes it
+        receive the message is on the down-link         the device takes it and unpacks it
         answer  the outputs are there                   the device packs them and hands them to the transport
 
     Attributes:
-        nbytes: what a message carried, without its header.
+        nbytes: what a message carried as packed, without its header.
         stage: of a computation; of a message, the stage that needs what it brings.
         peer: of a message, the other device.
         channel: of a message; with the frame it tells which receive belongs to which send.

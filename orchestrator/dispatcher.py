@@ -195,15 +195,15 @@ class Dispatcher:
     def _trace(self, key: tuple[int, int], device: str, message: Message) -> None:
         with self._lock:
             entry = self._traced.get(key)
-        if entry is None or len(message.arrays) != 2:
+        if entry is None or len(message.arrays) != 3:
             return
         job, loaded = entry
         offset, uncertainty = self._clocks.get(device, (0.0, 0.0))
         program = loaded.programs[device]
         spans = []
-        for index, (start, stop) in zip(message.arrays[0].tolist(), message.arrays[1].tolist()):
+        for index, (start, stop), nbytes in zip(*(array.tolist() for array in message.arrays)):
             shift = offset + job.asked_seconds
-            spans.append(span_of(program, index, loaded.model, job.frame, start - shift, stop - shift))
+            spans.append(span_of(program, index, loaded.model, job.frame, start - shift, stop - shift, nbytes))
         if job.add_spans(device, spans, offset, uncertainty):
             with self._lock:
                 self._traced.pop(key, None)

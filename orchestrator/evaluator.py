@@ -13,7 +13,7 @@ from coedge.plan import Plan, Prediction, Stage
 from coedge.profile import Profile
 from coedge.program import Program
 from coedge.region import UNIT
-from coedge.simulator import simulate, stream_fps
+from coedge.simulator import simulate
 from coedge.timeline import Timeline
 from orchestrator.bound import bound_seconds
 
@@ -71,16 +71,17 @@ class Evaluator:
             self.judged[key] = self._judge(tuple(stages), scheme, reason)
         return self.judged[key]
 
+    def best(self, objective: Objective | None = None) -> Judged:
+        """Of everything that was judged."""
+        wanted = objective or self.objective
+        return min(self.judged.values(), key=lambda judged: judged.rank(wanted))
+
     def plan(self, judged: Judged, scheme: str | None = None) -> Plan:
         """The plan with all that is known of it: prediction, bound, and the constraints that it breaks."""
         prediction = Prediction(
             latency_seconds=judged.latency_seconds, energy_joules=judged.energy_joules,
             throughput_fps=judged.throughput_fps, bound_seconds=bound_seconds(self.model, self.profile),
         )  # fmt: skip
-        if self.objective.goal != "throughput":
-            programs = lower(judged.plan, self.model)
-            rate = stream_fps(programs, self.profile, self.model)
-            prediction = prediction.model_copy(update={"throughput_fps": rate})
         problems = list(judged.problems)
         if not self.objective.meets_deadline(judged.latency_seconds):
             problems.append(
@@ -104,13 +105,11 @@ class Evaluator:
         programs = lower(draft, model)
         self.steps += sum(len(program.steps) for program in programs.values())
         timeline = simulate(programs, profile, model)
-        # A stream takes many times as long to simulate as a frame: only where it is what counts.
-        wanted = self.objective.goal == "throughput"
-        rate = stream_fps(programs, profile, model) if wanted else timeline.throughput_fps
         problems, excess = self._problems(stages, programs)
         return Judged(
-            draft, timeline, timeline.latency_seconds, timeline.energy_joules(profile), rate, tuple(problems), excess
-        )
+            draft, timeline, timeline.latency_seconds, timeline.energy_joules(profile),
+            timeline.saturated_fps(profile), tuple(problems), excess,
+        )  # fmt: skip
 
     def _problems(self, stages: Sequence[Stage], programs: dict[str, Program]) -> tuple[list[str], float]:
         objective, problems, excess = self.objective, [], 0.0

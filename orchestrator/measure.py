@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -38,6 +39,11 @@ class Member:
     @property
     def emulated(self) -> bool:
         return self.config.speed is not None
+
+    @property
+    def memory_bytes(self) -> float | None:
+        """What a plan may use there; None: not limited."""
+        return None if self.config.memory_mb is None else self.config.memory_mb * 1e6
 
 
 def measure_links(members: Mapping[str, Member]) -> tuple[Link, ...]:
@@ -94,7 +100,7 @@ def measure_model(
         if found is not None and len(found.layers) == len(model.layers):
             times[kind] = found
         else:
-            missing[kind] = alike[0]
+            missing[kind] = max(alike, key=lambda member: member.memory_bytes or math.inf)
     with progress(f"measuring {model.name}", len(missing)) as advance:
         for kind, measured in _measure_kinds(model, missing, budget_seconds, advance).items():
             times[kind] = measured
@@ -111,7 +117,7 @@ def measure_model(
                 layers=tuple(scaled(t, 1 / (member.config.speed or 1.0)) for t in by_member[member.name].layers),
                 fused=tuple(scaled(t, 1 / (member.config.speed or 1.0)) for t in by_member[member.name].fused),
                 power=member.config.power,
-                memory_bytes=None if member.config.memory_mb is None else member.config.memory_mb * 1e6,
+                memory_bytes=member.memory_bytes,
             )
             for member in members.values()
         ),
@@ -132,7 +138,7 @@ def _measure_kinds(
         for kind in turn:
             member = missing[kind]
             calls[member.name] = member.actor.measure_layers.remote(
-                model.skeleton, member.facts.threads, member.emulated, budget_seconds
+                model.skeleton, member.facts.threads, member.emulated, budget_seconds, member.memory_bytes
             )
         results = gather(calls, MEASURE_SECONDS, f"measure {model.name}")
         for kind in turn:

@@ -13,7 +13,6 @@ from nets import make_plan
 from nets import one_stage as one_stage_plan
 from virtual import LOWER, ROW_NBYTES, UPPER, cases, chain, cluster, halos, layer_split, run
 
-import coedge.simulator
 from coedge.dealing import deal
 from coedge.errors import PlanError
 from coedge.lowering import lower
@@ -456,16 +455,6 @@ def test_what_comes_slowly_over_a_medium_does_not_hold_the_down_link() -> None:
     timeline = simulate(programs, cluster(chain(1), ("a", "b", "d"), rate=1024.0, media=(air,)), chain(1))
     assert times(timeline, "d", "receive") == [(1.0, 2.0), (7.0, 8.0)]
     assert timeline.latency_seconds == 8.0
-
-
-def test_packing_keeps_the_device_busy_before_the_message_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coedge.simulator, "packing_seconds", lambda step, nbytes, sender: nbytes / 2048)
-    model = chain(2)
-    timeline = run(layer_split(model, 1), cluster(model, rate=512.0), model, frames=2, in_flight=2)
-    assert times(timeline, "a", "compute") == [(0.0, 8.0), (8.0, 8.5), (8.5, 16.5), (16.5, 17.0)]
-    assert times(timeline, "a", "send") == [(8.5, 10.5), (17.0, 19.0)]
-    assert timeline.answered[0] == (0.0, 18.5)
-    assert timeline.sent_nbytes() == {("a", "b"): 2 * 8 * ROW_NBYTES}
 
 
 # ---------------------------------------------------------------- mixtures

@@ -12,6 +12,7 @@ from typing import Any
 from coedge.model import Model
 from coedge.profile import LayerTime
 from coedge.program import Program
+from coedge.weight_part import WeightPart
 from workers.layer_times import measure_gflops, measure_layers
 from workers.paced_transport import LinkSpec
 from workers.spec import WorkerFacts, WorkerSpec, WorkerStatus
@@ -37,21 +38,21 @@ class WorkerActor:
     def serve(self) -> None:
         self._worker.serve()
 
-    def missing_weights(self, model_hash: str, names: Sequence[str]) -> tuple[bool, list[str]]:
-        return self._worker.missing_weights(model_hash, names)
+    def missing_weights(self, model_hash: str, parts: Sequence[WeightPart]) -> tuple[bool, list[WeightPart]]:
+        return self._worker.missing_weights(model_hash, parts)
 
     def load(
         self,
         epoch: int,
         program: Program,
         skeleton: bytes | None,
-        names: Sequence[str],
+        keys: Sequence[str],
         references: Sequence[Any],
     ) -> None:
-        """`references` are of the weights `names` in Ray's object store, where devices of one host share them."""
+        """`references` are of the weights `keys` in Ray's object store, where devices of one host share them."""
         import ray
 
-        self._worker.load(epoch, program, skeleton, dict(zip(names, ray.get(list(references)))))
+        self._worker.load(epoch, program, skeleton, dict(zip(keys, ray.get(list(references)))))
 
     def unload(self, epoch: int) -> None:
         self._worker.unload(epoch)
@@ -68,10 +69,10 @@ class WorkerActor:
         return times
 
     def measure_layers(
-        self, skeleton: bytes, threads: int, cpu_time: bool, budget_seconds: float
+        self, skeleton: bytes, threads: int, cpu_time: bool, budget_seconds: float, memory_bytes: float | None
     ) -> tuple[list[LayerTime], list[LayerTime]]:
         """Times at the full speed of this machine; an emulated speed is applied to them by the caller."""
-        return measure_layers(Model.from_skeleton(skeleton, {}), threads, cpu_time, budget_seconds)
+        return measure_layers(Model.from_skeleton(skeleton, {}), threads, cpu_time, budget_seconds, memory_bytes)
 
     def measure_gflops(self, cpu_time: bool) -> float:
         return measure_gflops(self._worker.threads, cpu_time)

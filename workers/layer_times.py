@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,43 +27,48 @@ from workers.kernels import Kernels, assemble
 Array = NDArray[Any]
 
 FRACTIONS = (1.0, 0.5, 0.25, 0.125)
+# Of the features of a dense layer: every fraction is a session with weights of its own.
+FEATURE_FRACTIONS = (1.0, 0.25)
 LEAST_SWEEPS, MOST_SWEEPS = 3, 5
 # An emulated device sleeps after every kernel, and so should the measurement: waking up costs cache lines.
 REST_SECONDS = 0.001
 
 
 def measure_layers(
-    model: Model, threads: int, cpu_time: bool, budget_seconds: float = 20.0
+    model: Model,
+    threads: int,
+    cpu_time: bool,
+    budget_seconds: float = 20.0,
+    memory_bytes: float | None = None,
 ) -> tuple[list[LayerTime], list[LayerTime]]:
     """The affine time of every layer at the end of its stage, and inside of one. Weights are made up.
 
     Args:
         cpu_time: for emulated devices of one thread: CPU time of this thread instead of wall time, with rests.
         budget_seconds: about how long it may take, preparation not counted.
+        memory_bytes: of this device. A dense layer that needs more is measured on as many features as fit.
     """
     emulated = cpu_time and threads == 1
     clock = time.thread_time if emulated else time.perf_counter
     kernels = Kernels(model, threads)
-    kernels.add_weights(made_up_weights(model))
     points = [
         point
         for layer in model.layers
-        for fraction in (FRACTIONS if layer.splittable else (1.0,))
+        for fraction in _fractions(model, layer, memory_bytes)
         if (point := _point(model, layer.first, layer.stop, fraction, layer.index)) is not None
     ]
     together = _longest_splittable_run(model)
     fused = _point(model, together[0].first, together[-1].stop, 1.0, -1)
     assert fused is not None
+    kernels.add_weights(made_up_weights(model, [point.tile for point in (*points, fused)]))
     for point in (*points, fused):
         point.run(model, kernels)  # builds the session
     begun = time.monotonic()
     for sweep in range(MOST_SWEEPS):
         if sweep >= LEAST_SWEEPS and time.monotonic() - begun > budget_seconds * sweep / (sweep + 1):
             break
-        for fraction in FRACTIONS:
-            for point in points:
-                if point.fraction == fraction:
-                    point.time(model, kernels, clock, emulated)
+        for point in sorted(points, key=lambda point: -point.fraction):
+            point.time(model, kernels, clock, emulated)
         fused.time(model, kernels, clock, emulated)
     times = []
     for layer in model.layers:
@@ -73,6 +78,16 @@ def measure_layers(
     total = sum(times[layer.index].seconds(layer.rows) for layer in together)
     ratio = statistics.median(fused.samples) / total if total > 0 else 1.0
     return times, [scaled(time, min(max(ratio, 0.05), 1.5)) for time in times]
+
+
+def _fractions(model: Model, layer: Layer, memory_bytes: float | None) -> tuple[float, ...]:
+    """The shares of a layer's rows at which it is measured."""
+    if layer.splittable or not layer.by_features:
+        return FRACTIONS if layer.splittable else (1.0,)
+    weights = sum(model.weights[name].nbytes for name in model.weight_names(layer.first, layer.stop))
+    # Twice: a session packs its weights into a copy.
+    fits = 1.0 if memory_bytes is None else min(1.0, memory_bytes / max(2 * weights, 1))
+    return tuple(max(fits, 1 / layer.rows) * fraction for fraction in FEATURE_FRACTIONS)
 
 
 def _longest_splittable_run(model: Model) -> list[Layer]:
@@ -166,15 +181,20 @@ def measure_gflops(threads: int, cpu_time: bool) -> float:
     return 2 * 64 * 64 * 9 * 56 * 56 / seconds / 1e9
 
 
-def made_up_weights(model: Model) -> dict[str, np.ndarray]:
-    """Arrays of the right shapes: times do not depend on the values, as long as they are ordinary numbers."""
+def made_up_weights(model: Model, tiles: Iterable[Tile]) -> dict[str, np.ndarray]:
+    """Arrays of the right shapes for the large constants that tiles read, or for the parts that they read, by key.
+
+    Times do not depend on the values, as long as they are ordinary numbers.
+    """
     noise = np.random.default_rng(0).standard_normal(65_536).astype(np.float32) * 0.02
     made: dict[str, np.ndarray] = {}
-    for name, value in model.weights.items():
-        if value.dtype.kind == "f":
-            made[name] = np.resize(noise, value.shape).astype(value.dtype, copy=False)
-        else:
-            made[name] = np.array(value)
+    for key, part in model.weight_parts(tiles).items():
+        if part.name in model.weights:
+            value = part.of(model.weights[part.name])
+            if value.dtype.kind == "f":
+                made[key] = np.resize(noise, value.shape).astype(value.dtype, copy=False)
+            else:
+                made[key] = np.array(value)
     return made
 
 

@@ -53,7 +53,9 @@ class WorkerStatus:
     Attributes:
         running: (epoch, frame, index of the step, seconds so far), or None.
         waiting: per (epoch, frame), the channels whose messages have not come.
+        weight_nbytes: of the large weights, and parts of such, that it holds for all of its programs.
     """
 
     running: tuple[int, int, int, float] | None
     waiting: dict[tuple[int, int], tuple[int, ...]]
+    weight_nbytes: int = 0

@@ -9,9 +9,29 @@ from coedge.objective import Objective
 from coedge.plan import Plan, Stage
 from coedge.profile import Profile
 from coedge.program import Work
+from coedge.region import UNIT
 from orchestrator.evaluator import Evaluator
 
 Scheme = Callable[[Model, Profile, Objective], Plan]
+
+
+def best_of(
+    name: str,
+    model: Model,
+    profile: Profile,
+    objective: Objective,
+    drafts: Iterable[tuple[Stage, ...]],
+    reason: str = "",
+) -> Plan:
+    """The best of these drafts when simulated; marked infeasible where even that breaks a constraint.
+
+    Args:
+        name: of the scheme.
+        reason: why the scheme chose what it chose, where there is something to say.
+    """
+    evaluator = Evaluator(model, profile, objective)
+    judged = (evaluator.judge(stages, name, reason) for stages in drafts)
+    return evaluator.plan(min(judged, key=lambda found: found.rank(objective)))
 
 
 def evaluate(
@@ -23,8 +43,7 @@ def evaluate(
     reason: str = "",
 ) -> Plan:
     """The plan of these stages with its prediction, marked infeasible where it breaks a constraint."""
-    evaluator = Evaluator(model, profile, objective)
-    return evaluator.plan(evaluator.judge(stages, name, reason))
+    return best_of(name, model, profile, objective, [stages], reason)
 
 
 def best(plans: Iterable[Plan], objective: Objective) -> Plan:
@@ -33,9 +52,34 @@ def best(plans: Iterable[Plan], objective: Objective) -> Plan:
     def rank(plan: Plan) -> tuple[bool, float]:
         assert plan.predicted is not None
         latency, energy = plan.predicted.latency_seconds, plan.predicted.energy_joules
-        return (not plan.feasible, objective.cost(latency, energy) if plan.feasible else latency)
+        cost = objective.cost(latency, energy, plan.predicted.throughput_fps)
+        return (not plan.feasible, cost if plan.feasible else latency)
 
     return min(plans, key=rank)
+
+
+def on_one_device(model: Model, device: str) -> tuple[Stage, ...]:
+    """One stage: everything there."""
+    return (Stage(first=0, last=len(model.layers) - 1, regions={device: UNIT}),)
+
+
+def single_device(
+    name: str,
+    model: Model,
+    profile: Profile,
+    objective: Objective,
+    among: Iterable[str] | None = None,
+    reason: str = "",
+) -> Plan:
+    """Everything on the one device that does it best, with the way of the input there and of the output back.
+
+    Args:
+        name: of the scheme that asks.
+        among: the devices to choose from; all of the profile by default.
+    """
+    candidates = profile.names if among is None else among
+    drafts = (on_one_device(model, device) for device in candidates)
+    return best_of(name, model, profile, objective, drafts, reason)
 
 
 def full_seconds(model: Model, profile: Profile, device: str, splittable: bool) -> float:

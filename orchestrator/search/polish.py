@@ -12,6 +12,7 @@ from coedge.model import Model
 from coedge.objective import Objective
 from coedge.plan import Stage
 from orchestrator.evaluator import Evaluator, Judged
+from orchestrator.search.dress import Dress
 from orchestrator.search.layout import Layout, in_proportion, layout_of
 
 # An improvement by less is none: it would be noise of floating point.
@@ -35,6 +36,23 @@ def polish(evaluator: Evaluator, start: Judged, layouts: Sequence[Layout], steps
             if better(found, best, evaluator.objective):
                 best, improved = found, True
                 break
+    return best
+
+
+def polish_dress(evaluator: Evaluator, start: Judged, dresses: Sequence[Dress], steps: int) -> Judged:
+    """The dress that is best for all stages, and then for each stage by itself."""
+    best, limit = start, evaluator.steps + steps
+    for dress in dresses:
+        found = evaluator.judge(dress(start.plan.stages))
+        best = found if better(found, best, evaluator.objective) else best
+    for at in range(len(start.plan.stages)):
+        for dress in dresses:
+            if evaluator.steps >= limit:
+                return best
+            stages = list(best.plan.stages)
+            stages[at] = dress(stages)[at]
+            found = evaluator.judge(stages)
+            best = found if better(found, best, evaluator.objective) else best
     return best
 
 
@@ -110,11 +128,13 @@ def _devices(evaluator: Evaluator, stages: Sequence[Stage], start: int, stop: in
     for name in profile.names:
         if name in layout.devices:
             continue
-        share = speed[name] / sum(speed[other] for other in (*layout.devices, name))
-        for position in {0, len(shares), sum(other in shares for other in profile.names[: profile.names.index(name)])}:
-            grown = [*shares.items()]
-            grown.insert(position, (name, share / max(1 - share, 1e-9)))
-            changed.append(in_proportion(dict(grown)))
+        fair = speed[name] / sum(speed[other] for other in (*layout.devices, name))
+        row = 1 / (model.layers[stages[start].last].rows + 1)
+        for position in sorted({0, len(shares), sum(n in shares for n in profile.names[: profile.names.index(name)])}):
+            for share in (fair, row):
+                grown = [*shares.items()]
+                grown.insert(position, (name, share / max(1 - share, 1e-9)))
+                changed.append(in_proportion(dict(grown)))
         swapped = [(name, value) if len(shares) == 1 else (other, value) for other, value in shares.items()]
         changed.append(in_proportion(dict(swapped)))
     for beside in (start - 1, stop):
@@ -192,4 +212,7 @@ def _on(stages: Sequence[Stage], start: int, stop: int, layout: Layout) -> tuple
 
 
 def _replaced(stages: Sequence[Stage], start: int, stop: int, instead: Sequence[Stage]) -> tuple[Stage, ...]:
-    return (*stages[:start], *instead, *stages[stop:])
+    """New stages in place of old ones, dressed like the first of them."""
+    old = stages[start]
+    dressed = (s.model_copy(update={"codecs": old.codecs, "borders_first": old.borders_first}) for s in instead)
+    return (*stages[:start], *dressed, *stages[stop:])
