@@ -12,9 +12,7 @@ from coedge.plan import Plan, Stage
 from coedge.profile import Profile
 from coedge.region import UNIT
 from orchestrator import what_if
-from orchestrator.evaluator import Evaluator
 from orchestrator.explanation import Constraint, Figures, Worth, figures_of, goal_words, joules, milliseconds
-from orchestrator.joining import used_devices
 from orchestrator.planner import AUTO, SCHEMES, make_plan
 from orchestrator.search.auto import as_draft, explored
 from orchestrator.search.boundaries import Programme
@@ -100,7 +98,7 @@ class _Checker:
         if not limits:
             return
         programs = lower(self.plan, self.model)
-        needed = {name: float(program_nbytes(programs[name], self.model)) for name in used_devices(self.plan)}
+        needed = {name: float(program_nbytes(programs[name], self.model)) for name in self.plan.used_devices}
         for name, limit in limits.items():
             if needed.get(name, 0.0) > limit:
                 text = f"{needed[name] / 1e6:.1f} MB are needed"
@@ -173,8 +171,11 @@ class _Checker:
         plan = make_plan(self.model, profile, objective, self.scheme)
         if not plan.feasible:
             return None
-        aim = objective.model_copy(update={"goal": "latency"})
-        return figures_of(Evaluator(self.model, profile, aim).judge(plan.stages).timeline, profile)
+        assert plan.predicted is not None
+        return Figures(
+            latency_seconds=plan.predicted.latency_seconds, energy_joules=plan.predicted.energy_joules,
+            throughput_fps=plan.predicted.throughput_fps,
+        )  # fmt: skip
 
     def _better(self, found: Figures | None) -> Figures | None:
         """None where it is not better than the plan: an infeasible one is worse than any."""

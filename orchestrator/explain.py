@@ -33,8 +33,7 @@ from orchestrator.explanation import (
     joules,
     milliseconds,
 )
-from orchestrator.joining import used_devices
-from orchestrator.left_out import left_out
+from orchestrator.left_out import left_out, unused
 
 # How much each figure is changed, and how many links are looked at, the busiest first.
 DEVICE, LINK, MOST_LINKS = 1.01, 1.10, 32
@@ -55,7 +54,7 @@ def explain(
     Args:
         objective: what the plan was made for. A plan that misses its deadline is explained for least latency.
         everybody: the profile with the devices that the user excluded, so that they can be reckoned with, too.
-        done: called after each part, some seconds apart.
+        done: called after each of its parts.
 
     Raises:
         PlanError: the profile is of another model, or lacks a device of the plan.
@@ -83,7 +82,7 @@ def explain(
     partial = Explanation(
         objective=aim,
         figures=figures,
-        energy_source=energy_source(profile, used_devices(plan)),
+        energy_source=energy_source(profile, plan.used_devices),
         bound_seconds=bound_seconds(model, profile),
         path=path,
         energy=energy,
@@ -95,6 +94,11 @@ def explain(
         left_out=left_out(plan, model, profile, aim, done),
     )
     return partial.model_copy(update={"binds": _binds(partial)})
+
+
+def parts_of(plan: Plan, profile: Profile) -> int:
+    """How often `explain` says that it has done a part."""
+    return 2 + len(unused(plan, profile))
 
 
 def path_of(timeline: Timeline) -> tuple[PathPart, ...]:
@@ -136,7 +140,7 @@ def _changes(
     plan: Plan, timeline: Timeline, profile: Profile, path: tuple[PathPart, ...]
 ) -> Iterator[tuple[str, Profile]]:
     """Each figure that the plan depends on, a little better."""
-    for name in used_devices(plan):
+    for name in plan.used_devices:
         yield f"{name} 1 % faster", what_if.faster_device(profile, name, DEVICE)
     on_path = {(part.device, part.peer): part.seconds for part in path}
     sent = timeline.sent_nbytes()

@@ -174,19 +174,19 @@ class Explanation(_Value):
 
     def __str__(self) -> str:
         lines = [f"what binds: {self.binds}", "", f"a frame takes {milliseconds(self.figures.latency_seconds)}:"]
-        lines += _columns(
+        lines += columns(
             (part.words, milliseconds(part.seconds), f"{part.share:.0%}{_under_way(part)}") for part in self.path
         )
         if self.energy:
             lines += ["", f"and {joules(self.figures.energy_joules)}, {self.energy_source}:"]
             total = self.figures.energy_joules or 1.0
-            lines += _columns(
+            lines += columns(
                 (f"{item.device} {item.cause}", joules(item.joules), f"{item.joules / total:.0%}")
                 for item in self.energy
             )
         lines += ["", "what small changes are worth, with the same plan:"]
-        lines += _columns(
-            (worth.change, f"saves {saved_words(self.figures, worth.saves, self.objective)}") for worth in self.worths
+        lines += columns(
+            (worth.change, saved_words(self.figures, worth.saves, self.objective)) for worth in self.worths
         )
         if not self.worths:
             lines.append("  no single device or link is worth anything")
@@ -221,24 +221,20 @@ def goal_words(figures: Figures, objective: Objective) -> str:
     if objective.goal == "energy":
         return joules(figures.energy_joules)
     if objective.goal == "throughput":
-        return f"{figures.throughput_fps:.3g} frames/s"
+        return f"{_significant(figures.throughput_fps)} frames/s"
     words = milliseconds(figures.latency_seconds)
     return f"{words} and {joules(figures.energy_joules)}" if objective.energy_weight else words
 
 
 def saved_words(now: Figures, saves: Figures, objective: Objective) -> str:
     """What is saved, the figure that the objective asks for first."""
-    words = {
-        "latency": _change(saves.latency_seconds, now.latency_seconds, milliseconds),
-        "energy": _change(saves.energy_joules, now.energy_joules, joules),
-    }
+    time = _change(saves.latency_seconds, now.latency_seconds, milliseconds)
+    energy = _change(saves.energy_joules, now.energy_joules, joules)
+    words = [energy, time] if objective.goal == "energy" else [time, energy]
+    saved = ", ".join(word for word in words if word)
     if objective.goal == "throughput":
-        first = f"{_significant(saves.throughput_fps)} frames/s more"
-        others = [words["latency"], words["energy"]]
-    else:
-        first = words.pop(objective.goal) or "nothing"
-        others = list(words.values())
-    return ", ".join([first, *(other for other in others if other)])
+        return f"gains {_significant(saves.throughput_fps)} frames/s" + (f", saves {saved}" if saved else "")
+    return f"saves {saved or 'nothing'}"
 
 
 def _change(saved: float, now: float, words: Callable[[float], str]) -> str:
@@ -255,6 +251,7 @@ def _under_way(part: PathPart) -> str:
 
 def _significant(value: float) -> str:
     """Three digits, never an exponent."""
+    value = float(f"{value:.3g}")
     if abs(value) < 1e-6:
         return "0"
     return f"{value:.{max(2 - math.floor(math.log10(abs(value))), 0)}f}"
@@ -264,7 +261,7 @@ def _percent(share: float) -> str:
     return f"{share:.0%}" if share >= 0.0095 else f"{share:.1%}"
 
 
-def _columns(rows: Iterable[tuple[str, ...]]) -> list[str]:
+def columns(rows: Iterable[tuple[str, ...]]) -> list[str]:
     """Rows as text, the columns in line; of many, the first ones."""
     table = list(rows)
     if not table:

@@ -1,7 +1,7 @@
 """Plans in which a certain device takes part: what a plan would look like with one device more.
 
 1  structures  the device joins every stage that is split; where none is, the layer that takes longest, by a
-               shortest path
+               shortest path; with borders first or not, with codecs or not
 2  refined     the convex core, then row by row, never down to none
 """
 
@@ -20,6 +20,7 @@ from orchestrator.evaluator import Evaluator, Judged
 from orchestrator.search.auto import as_draft, as_stages
 from orchestrator.search.boundaries import Programme
 from orchestrator.search.costs import Costs
+from orchestrator.search.dress import dresses, effective
 from orchestrator.search.flow import DraftStage
 from orchestrator.search.layout import Layout, in_proportion, layout_of
 from orchestrator.search.reach import Reach
@@ -34,12 +35,6 @@ Rank = Callable[[Judged, Profile], tuple[float, float]]
 
 def area(rect: UnitRect) -> float:
     return max(rect.row_stop - rect.row_start, 0.0) * max(rect.col_stop - rect.col_start, 0.0)
-
-
-def used_devices(plan: Plan) -> tuple[str, ...]:
-    """Those with a share of some stage, in the plan's order."""
-    names = {name for stage in plan.stages for name, rect in stage.regions.items() if area(rect) > 0}
-    return tuple(name for name in plan.devices if name in names)
 
 
 def work_share(stages: Iterable[Stage], name: str, model: Model, profile: Profile) -> float:
@@ -63,13 +58,12 @@ class Joining:
     """Of one plan.
 
     Args:
-        objective: with a goal that one frame tells.
         rank: what judged plans are compared by, less is better.
     """
 
     def __init__(self, plan: Plan, model: Model, objective: Objective, rank: Rank) -> None:
         self.plan, self.model, self.objective, self.rank = plan, model, objective, rank
-        self.used, self.reach = used_devices(plan), Reach(model)
+        self.used, self.reach = plan.used_devices, Reach(model)
 
     # 1: structures
 
@@ -87,9 +81,10 @@ class Joining:
                 # Of a grid, strips of the same areas.
                 layout = layout_of(stage) or in_proportion(active)
                 layout = self._grown(profile, layout, name, part, stage.first, stage.last)
-                stage, joined = layout.stage(stage.first, stage.last), joined or name in layout.devices
+                stage, joined = layout.stage(stage.first, stage.last), True
             grown.append(stage)
-        return [tuple(grown)] if joined else list(self._through_the_heaviest(profile, name, part))
+        found = [tuple(grown)] if joined else list(self._through_the_heaviest(profile, name, part))
+        return [dress(stages) for stages in found for dress in dresses(self.model, profile, self.objective)]
 
     def _grown(self, profile: Profile, layout: Layout, name: str, part: float, first: int, last: int) -> Layout:
         speed = {n: 1 / whole_seconds(self.model, profile, n, first, last) for n in (*layout.devices, name)}
@@ -153,12 +148,15 @@ class Joining:
         draft = as_draft(judged.plan.stages)
         if draft is None or all(len(stage.layout.devices) == 1 for stage in draft):
             return judged
-        programme = Programme(self.model, evaluator.profile, self.reach, draft)
-        solved = programme.solve(evaluator.profile, self.objective)
+        profile, before = evaluator.profile, judged.plan.stages
+        if any(stage.codecs for stage in before):
+            profile = effective(self.model, profile, self.objective.lossy)
+        solved = Programme(self.model, profile, self.reach, draft).solve(profile, self.objective)
         if solved is None:
             return judged
-        stages = as_stages(nearest(self.model, solved.stages))
-        if any(name in old.regions and name not in new.regions for old, new in zip(judged.plan.stages, stages)):
+        moved = as_stages(nearest(self.model, solved.stages))
+        stages = tuple(old.model_copy(update={"regions": new.regions}) for old, new in zip(before, moved))
+        if any(name in old.regions and name not in new.regions for old, new in zip(before, stages)):
             return judged
         both = (judged, evaluator.judge(stages))
         return min(both, key=lambda found: self.rank(found, evaluator.profile))
@@ -178,8 +176,9 @@ class Joining:
                     moved = list(edges)
                     for index in range(min(giver, taker) + 1, max(giver, taker) + 1):
                         moved[index] += 1 if taker < giver else -1
-                    changed = Layout(layout.devices, tuple(edge / rows for edge in moved))
-                    yield (*stages[:start], *(changed.stage(s.first, s.last) for s in run), *stages[stop:])
+                    regions = Layout(layout.devices, tuple(edge / rows for edge in moved)).regions
+                    changed = (stage.model_copy(update={"regions": regions}) for stage in run)
+                    yield (*stages[:start], *changed, *stages[stop:])
 
 
 def _with(

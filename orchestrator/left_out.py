@@ -16,7 +16,7 @@ from coedge.profile import Profile
 from orchestrator import what_if
 from orchestrator.evaluator import Evaluator, Judged
 from orchestrator.explanation import Figures, LeftOut, figures_of, joules, mbps, milliseconds
-from orchestrator.joining import Joining, used_devices, whole_seconds, work_share
+from orchestrator.joining import Joining, whole_seconds, work_share
 from orchestrator.search.polish import LEAST_GAIN
 
 # Of the share that its speed suggests, what the device is given to begin with: all, some, and a row of every stage.
@@ -58,7 +58,7 @@ def left_out(
 
 def unused(plan: Plan, profile: Profile) -> list[tuple[str, ...]]:
     """The devices without a share, those together that have the same figures and links."""
-    used = used_devices(plan)
+    used = plan.used_devices
     groups: dict[str, list[str]] = {}
     for device in profile.devices:
         if device.name in used:
@@ -79,14 +79,11 @@ class _Study:
 
     def __init__(self, plan: Plan, model: Model, profile: Profile, objective: Objective) -> None:
         self.plan, self.model, self.profile, self.objective = plan, model, profile, objective
-        # A stream takes too long to simulate for so many plans: its rate is taken from a frame (see `Figures`).
-        goal = "latency" if objective.goal == "throughput" else objective.goal
-        self.aim = objective.model_copy(update={"goal": goal})
-        self.joining = Joining(plan, model, self.aim, self._rank)
+        self.joining = Joining(plan, model, objective, self._rank)
 
     def of(self, names: tuple[str, ...]) -> LeftOut:
         name, profile = names[0], self.profile
-        base, evaluator = self._base(profile), Evaluator(self.model, profile, self.aim)
+        base, evaluator = self._base(profile), Evaluator(self.model, profile, self.objective)
         found = [[evaluator.judge(stages) for stages in self.joining.structures(profile, name, part)] for part in PARTS]
         seeds = sorted((judged for part in found for judged in part), key=lambda judged: self._rank(judged, profile))
         if not seeds:
@@ -108,7 +105,7 @@ class _Study:
 
     def _base(self, profile: Profile) -> Figures:
         """Of the plan as it is."""
-        judged = Evaluator(self.model, profile, self.aim).judge(self.plan.stages)
+        judged = Evaluator(self.model, profile, self.objective).judge(self.plan.stages)
         return figures_of(judged.timeline, profile)
 
     def _rank(self, judged: Judged, profile: Profile) -> tuple[float, float]:
@@ -148,7 +145,7 @@ class _Study:
 
     def _margin(self, profile: Profile, name: str, best: Judged) -> float:
         """By how much the device pays on another profile: cost without it, less the cost with it."""
-        evaluator = Evaluator(self.model, profile, self.aim)
+        evaluator = Evaluator(self.model, profile, self.objective)
         base = self._base(profile).cost(self.objective)
         structures = [stages for part in PARTS for stages in self.joining.structures(profile, name, part)]
         found = [evaluator.judge(stages) for stages in (best.plan.stages, *structures)]
