@@ -108,7 +108,7 @@ def as_row(plan: Plan, profile: Profile) -> dict[str, Any]:
 
 
 def _show_all(plans: list[Plan], model: Model, profile: Profile, objective: Objective, as_json: bool) -> None:
-    from coedge.cli.render import compare_table, console, ratio
+    from coedge.cli.render import compare_table, console, ratio, say
     from orchestrator.explanation import energy_source
 
     plans = [with_bound(plan, model, profile) for plan in plans]
@@ -118,6 +118,9 @@ def _show_all(plans: list[Plan], model: Model, profile: Profile, objective: Obje
         print(json.dumps(rows))
     else:
         console.print(compare_table(plans, best, objective, energy_source(profile, profile.names)))
+        for plan in plans:
+            if not plan.feasible:
+                say(f"* {plan.scheme} is infeasible: {plan.reason}")
 
 
 def _show(

@@ -117,23 +117,58 @@ def compare_table(plans: Sequence[Plan], best: Plan, objective: Objective, energ
         title_justify="left", caption_justify="left", header_style="bold",
     )  # fmt: skip
     table.add_column("scheme", no_wrap=True)
-    for column in ("ms", "x bound", "J (modelled)", "frames/s", f"x {best.scheme}"):
-        table.add_column(column, justify="right")
-    table.add_column("devices", no_wrap=True)
-    noted = any(not plan.feasible for plan in plans)
-    if noted:
-        table.add_column("")
+    for column in ("ms", "x bound", "J\n(modelled)", "frames/s", f"x {best.scheme}"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("devices")
     for plan in plans:
         assert plan.predicted is not None
-        seconds, names = plan.predicted.latency_seconds, plan.used_devices
+        seconds = plan.predicted.latency_seconds
         table.add_row(
-            plan.scheme, f"{seconds * 1e3:.1f}", f"{seconds / bound:.2f}" if bound else "-",
-            f"{plan.predicted.energy_joules:.3f}", f"{plan.predicted.throughput_fps:.1f}",
-            f"{ratio(plan, best, objective):.2f}", ", ".join(names) if len(names) <= NAMED else str(len(names)),
-            *["" if plan.feasible else f"[red]infeasible:[/] {escape(plan.reason)}"] * noted,
+            plan.scheme if plan.feasible else f"{plan.scheme} [red]*[/]", f"{seconds * 1e3:.1f}",
+            f"{seconds / bound:.2f}" if bound else "-", f"{plan.predicted.energy_joules:.3f}", f"{plan.predicted.throughput_fps:.1f}", f"{ratio(plan, best, objective):.2f}", _names(plan),
             style="bold" if plan is best else None,
         )  # fmt: skip
     return table
+
+
+def pareto_table(plans: Sequence[Plan], schemes: Sequence[Plan], energy_source: str) -> Table:
+    """The plans, the fastest first, and the named schemes where they belong among them."""
+    assert plans[0].predicted is not None
+    bound = plans[0].predicted.bound_seconds or 0.0
+    table = Table(
+        title=f"{plans[0].model_name}: energy against latency, predicted", title_justify="left",
+        caption=f"divisible-load bound {bound * 1e3:.1f} ms; J {escape(energy_source)}", caption_justify="left",
+        header_style="bold",
+    )  # fmt: skip
+    for column in ("", "ms", "J\n(modelled)", "frames/s"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("devices")
+    table.add_column("scheme")
+    numbered = [(str(index + 1), plan) for index, plan in enumerate(plans)]
+    digests = {plan.digest for plan in plans}
+    named: dict[str, list[str]] = {}
+    for plan in schemes:
+        named.setdefault(plan.digest, []).append(plan.scheme)
+    beside = {plan.digest: ("", plan) for plan in schemes if plan.digest not in digests}
+    for number, plan in sorted([*numbered, *beside.values()], key=lambda item: _seconds_and_joules(item[1])):
+        seconds, joules = _seconds_and_joules(plan)
+        assert plan.predicted is not None
+        words = ", ".join(named.get(plan.digest, ())) + ("" if plan.feasible else " (infeasible)")
+        table.add_row(
+            number, f"{seconds * 1e3:.1f}", f"{joules:.3f}", f"{plan.predicted.throughput_fps:.1f}",
+            _names(plan), words, style="bold" if number else "dim",
+        )  # fmt: skip
+    return table
+
+
+def _seconds_and_joules(plan: Plan) -> tuple[float, float]:
+    assert plan.predicted is not None
+    return plan.predicted.latency_seconds, plan.predicted.energy_joules
+
+
+def _names(plan: Plan) -> str:
+    names = plan.used_devices
+    return ", ".join(names) if len(names) <= NAMED else str(len(names))
 
 
 def ratio(plan: Plan, best: Plan, objective: Objective) -> float:
