@@ -72,13 +72,22 @@ class WorkerActor:
         self, skeleton: bytes, threads: int, cpu_time: bool, budget_seconds: float, memory_bytes: float | None
     ) -> tuple[list[LayerTime], list[LayerTime]]:
         """Times at the full speed of this machine; an emulated speed is applied to them by the caller."""
-        return measure_layers(Model.from_skeleton(skeleton, {}), threads, cpu_time, budget_seconds, memory_bytes)
+        try:
+            return measure_layers(Model.from_skeleton(skeleton, {}), threads, cpu_time, budget_seconds, memory_bytes)
+        finally:
+            _return_memory()
 
     def measure_gflops(self, cpu_time: bool) -> float:
         return measure_gflops(self._worker.threads, cpu_time)
 
     def stop(self) -> None:
         self._worker.stop()
+
+
+def _return_memory() -> None:
+    """Gives the system back what was freed: sessions of a measurement take more than those of a plan ever will."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _tune_process(emulated: bool) -> None:

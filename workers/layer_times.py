@@ -46,7 +46,7 @@ def measure_layers(
     Args:
         cpu_time: for emulated devices of one thread: CPU time of this thread instead of wall time, with rests.
         budget_seconds: about how long it may take, preparation not counted.
-        memory_bytes: of this device. A dense layer that needs more is measured on as many features as fit.
+        memory_bytes: of this device. Dense layers that need more are measured on as many features as fit.
     """
     emulated = cpu_time and threads == 1
     clock = time.thread_time if emulated else time.perf_counter
@@ -84,9 +84,11 @@ def _fractions(model: Model, layer: Layer, memory_bytes: float | None) -> tuple[
     """The shares of a layer's rows at which it is measured."""
     if layer.splittable or not layer.by_features:
         return FRACTIONS if layer.splittable else (1.0,)
-    weights = sum(model.weights[name].nbytes for name in model.weight_names(layer.first, layer.stop))
+    dense = [other for other in model.layers if other.by_features]
+    weights = sum(model.weights[name].nbytes for d in dense for name in model.weight_names(d.first, d.stop))
     # Twice: a session packs its weights into a copy.
-    fits = 1.0 if memory_bytes is None else min(1.0, memory_bytes / max(2 * weights, 1))
+    needed = 2 * sum(FEATURE_FRACTIONS) * weights
+    fits = min(1.0, memory_bytes / needed) if memory_bytes is not None and needed else 1.0
     return tuple(max(fits, 1 / layer.rows) * fraction for fraction in FEATURE_FRACTIONS)
 
 
