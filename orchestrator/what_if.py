@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from coedge.profile import CodecSpeed, DeviceProfile, Link, Medium, Profile, scaled
 
@@ -58,7 +57,7 @@ def faster_link(profile: Profile, sender: str, receiver: str, factor: float) -> 
             return link
         return link.model_copy(update={"bytes_per_second": link.bytes_per_second * factor})
 
-    return rebuilt(profile, links=tuple(changed(link) for link in profile.links))
+    return profile.model_copy(update={"links": tuple(changed(link) for link in profile.links)})
 
 
 def faster_medium(profile: Profile, name: str, factor: float) -> Profile:
@@ -72,7 +71,7 @@ def faster_medium(profile: Profile, name: str, factor: float) -> Profile:
 
     wider = medium.model_copy(update={"bytes_per_second": medium.bytes_per_second * factor})
     media = tuple(wider if other.name == name else other for other in profile.media)
-    return rebuilt(profile, links=tuple(changed(link) for link in profile.links), media=media)
+    return profile.model_copy(update={"links": tuple(changed(link) for link in profile.links), "media": media})
 
 
 def faster_links_of(profile: Profile, name: str, factor: float) -> Profile:
@@ -87,7 +86,7 @@ def faster_links_of(profile: Profile, name: str, factor: float) -> Profile:
     for medium in profile.media:
         wider = medium.model_copy(update={"bytes_per_second": medium.bytes_per_second * factor})
         media.append(wider if name in medium.devices else medium)
-    return rebuilt(profile, links=tuple(changed(link) for link in profile.links), media=tuple(media))
+    return profile.model_copy(update={"links": tuple(changed(link) for link in profile.links), "media": tuple(media)})
 
 
 def lower_latency(profile: Profile, factor: float, of: Iterable[str] | None = None) -> Profile:
@@ -103,15 +102,9 @@ def lower_latency(profile: Profile, factor: float, of: Iterable[str] | None = No
             return link
         return link.model_copy(update={"latency_seconds": link.latency_seconds / factor})
 
-    return rebuilt(profile, links=tuple(changed(link) for link in profile.links))
+    return profile.model_copy(update={"links": tuple(changed(link) for link in profile.links)})
 
 
-def rebuilt(profile: Profile, **changes: Any) -> Profile:
-    """A copy with other fields. `model_copy` would keep what the original has looked up."""
-    fields = {name: getattr(profile, name) for name in Profile.model_fields}
-    return Profile(**{**fields, **changes})
-
-
-def _with_device(profile: Profile, name: str, changed: Any) -> Profile:
+def _with_device(profile: Profile, name: str, changed: Callable[[DeviceProfile], DeviceProfile]) -> Profile:
     devices = tuple(changed(device) if device.name == name else device for device in profile.devices)
-    return rebuilt(profile, devices=devices)
+    return profile.model_copy(update={"devices": devices})

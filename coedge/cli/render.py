@@ -125,7 +125,8 @@ def compare_table(plans: Sequence[Plan], best: Plan, objective: Objective, energ
         seconds = plan.predicted.latency_seconds
         table.add_row(
             plan.scheme if plan.feasible else f"{plan.scheme} [red]*[/]", f"{seconds * 1e3:.1f}",
-            f"{seconds / bound:.2f}" if bound else "-", f"{plan.predicted.energy_joules:.3f}", f"{plan.predicted.throughput_fps:.1f}", f"{ratio(plan, best, objective):.2f}", _names(plan),
+            f"{seconds / bound:.2f}" if bound else "-", f"{plan.predicted.energy_joules:.3f}",
+            f"{plan.predicted.throughput_fps:.1f}", f"{ratio(plan, best, objective):.2f}", _names(plan),
             style="bold" if plan is best else None,
         )  # fmt: skip
     return table
