@@ -85,6 +85,13 @@ class Plan(BaseModel):
         done = self.model_dump_json(exclude={"predicted", "reason", "feasible", "scheme"})
         return hashlib.blake2b(done.encode(), digest_size=8).hexdigest()
 
+    @property
+    def used_devices(self) -> tuple[str, ...]:
+        """Those with a share of some stage."""
+        shares = [(name, rect) for stage in self.stages for name, rect in stage.regions.items()]
+        names = {name for name, rect in shares if rect.row_stop > rect.row_start and rect.col_stop > rect.col_start}
+        return tuple(name for name in self.devices if name in names)
+
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Plan:
         copied = super().model_copy(update=update, deep=deep)
         copied.__dict__.pop("digest", None)  # a copy would keep what was cached of another plan

@@ -60,11 +60,17 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Boundaries:
-    """An optimum: the same stages with edges where they cost least, as the programme counts."""
+    """An optimum: the same stages with edges where they cost least, as the programme counts.
+
+    Attributes:
+        deadline_price: what a second more would save while nothing else changes: the multiplier of the deadline.
+            Joules for the goal of energy, weighted seconds otherwise; 0 where it does not bind.
+    """
 
     stages: tuple[DraftStage, ...]
     seconds: float
     certificate: Certificate
+    deadline_price: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,8 @@ class Programme:
         if not solved(self.problem):
             return None
         edges = [float(value) for value in self._edges.value]
-        return Boundaries(self._stages_at(edges), float(self._latency.value) * unit, self._certify())
+        seconds, price = float(self._latency.value) * unit, float(np.sum(self._in_time.dual_value))
+        return Boundaries(self._stages_at(edges), seconds, self._certify(), price)
 
     def _build(self) -> None:
         import cvxpy
@@ -131,7 +138,8 @@ class Programme:
         megabytes = weights @ rows + np.array([c.nbytes / 1e6 for c in flow.channels] or [0.0])
         wire, medium = cvxpy.multiply(given.wire, megabytes), cvxpy.multiply(given.medium, megabytes)
         self._latency = start[computes]
-        constraints: list[Any] = [rows >= 0, start >= 0, left >= 0, self._latency <= given.deadline]
+        self._in_time = self._latency <= given.deadline
+        constraints: list[Any] = [rows >= 0, start >= 0, left >= 0, self._in_time]
         if not flow.edges:
             constraints.append(self._edges == 0)
         if terms:
