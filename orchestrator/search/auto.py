@@ -9,14 +9,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from coedge.model import Model
 from coedge.objective import Objective
 from coedge.plan import Plan, Stage
 from coedge.profile import Profile
 from orchestrator.evaluator import Evaluator, Judged
-from orchestrator.search.boundaries import Programme
+from orchestrator.search.boundaries import FULL, Programme
 from orchestrator.search.costs import Costs
 from orchestrator.search.dress import Dress, dresses, effective
 from orchestrator.search.flow import DraftStage
@@ -32,6 +34,8 @@ REFINED, ROUNDS, POLISH_STEPS = 3, 2, 20_000
 TRANSFERS = (1.0, 0.5, 2.0)
 # Plans for so much of the deadline are looked at too.
 TIGHTER = (1.0, 0.8, 0.6, 0.4)
+# How often bytes on full devices get dearer.
+MEMORY_ROUNDS = 8
 # What a joule is worth, against what it takes the fastest device to use one: between least latency and least joules.
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
@@ -68,23 +72,21 @@ class _Space:
 
     Attributes:
         costs: with links as they are; and as codecs make them, where codecs pay.
-        packed: the profile with those links, for the convex core.
     """
 
     reach: Reach
     costs: tuple[Costs, ...]
     dresses: tuple[Dress, ...]
-    packed: Profile
 
     @classmethod
     def of(cls, model: Model, profile: Profile, objective: Objective) -> _Space:
         reach, layouts = Reach(model), candidates(model, profile)
-        dressed, packed = dresses(model, profile, objective), profile
+        dressed = dresses(model, profile, objective)
         costs = [Costs(model, profile, reach, layouts, objective.keep_local)]
         if any(dress.codecs for dress in dressed):
             packed = effective(model, profile, objective.lossy)
             costs.append(Costs(model, packed, reach, layouts, objective.keep_local))
-        return cls(reach, tuple(costs), tuple(dressed), packed)
+        return cls(reach, tuple(costs), tuple(dressed))
 
 
 def _explore(evaluator: Evaluator, space: _Space, known: Sequence[Judged], steps: int) -> None:
@@ -94,17 +96,14 @@ def _explore(evaluator: Evaluator, space: _Space, known: Sequence[Judged], steps
     for costs in space.costs:
         found += [evaluator.judge(stages_of_path(path, costs)) for path in drafts(costs, objective)]
     limit = evaluator.steps + steps
-    plain = _distinct(found, objective)[:REFINED]
-    dressed = [evaluator.judge(dress(judged.plan.stages)) for judged in plain for dress in space.dresses]
     refined = []
-    for judged in _distinct([*plain, *dressed], objective)[:REFINED]:
-        profile = space.packed if any(stage.codecs for stage in judged.plan.stages) else evaluator.profile
-        refined.append(refine(evaluator, space.reach, judged, profile))
+    for judged in _distinct(found, objective)[:REFINED]:
+        plain = refine(evaluator, space.reach, judged)
+        refined += [plain, *(evaluator.judge(dress(plain.plan.stages)) for dress in space.dresses[1:])]
     # From the best first; what is left of the steps goes to the others.
-    for judged in _distinct([*plain, *dressed, *refined], objective)[:REFINED]:
+    for judged in _distinct([*found, *refined], objective)[:REFINED]:
         polished = polish(evaluator, judged, space.costs[0].layouts, limit - evaluator.steps)
-        if len(space.dresses) > 1:
-            polish_dress(evaluator, polished, space.dresses, steps // 4)
+        polish_dress(evaluator, polished, space.dresses, steps // 4)
 
 
 def _meet_deadline(evaluator: Evaluator, space: _Space) -> None:
@@ -135,8 +134,26 @@ def drafts(costs: Costs, objective: Objective) -> list[Path]:
     """Shortest paths under the prices that the objective may mean."""
     second, joule = (0.0, 1.0) if objective.goal == "energy" else (1.0, objective.energy_weight)
     prices = [Prices(second=second, joule=joule, transfer=transfer) for transfer in TRANSFERS]
-    paths = [shortest_path(costs, price) for price in (prices if second else prices[:1])]
-    return list(dict.fromkeys(path for path in paths if path is not None))
+    paths = [path for price in (prices if second else prices[:1]) for path in _within_memory(costs, price)]
+    return list(dict.fromkeys(paths))
+
+
+def _within_memory(costs: Costs, prices: Prices) -> list[Path]:
+    """The shortest path; where weights do not fit, others on which bytes cost more and more on full devices."""
+    limits = np.array([d.memory_bytes or np.inf for d in costs.profile.devices])
+    price, paths = np.zeros(len(limits)), list[Path]()
+    # So that all weights together cost about as much as all the work, at first.
+    step = float(costs.busy[0, costs.count].max()) / max(costs.model.weight_nbytes, 1)
+    for _ in range(MEMORY_ROUNDS):
+        path = shortest_path(costs, replace(prices, memory=price if price.any() else None))
+        if path is None:
+            break
+        paths.append(path)
+        full = costs.held_nbytes(path) > FULL * limits
+        if not full.any():
+            break
+        price = np.where(full, np.maximum(2 * price, step), price)
+    return paths
 
 
 def stages_of_path(path: Path, costs: Costs) -> tuple[Stage, ...]:

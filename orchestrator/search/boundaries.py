@@ -8,7 +8,7 @@
                 u[t] >= u[t'] + wire[t]                           t': before it on the sender's up-link, or the medium
                 d[t] >= u[t] + latency[t],  d[t] >= d[t'] + wire[t]     t': before it on the receiver's down-link
                 g[c] >= d[t]                                      c: what needs the transfer
-                latency <= deadline,  strips of one row at least
+                latency <= deadline,  strips of one row at least,  weights fit the devices
 
 The longest path through the real schedule: no barrier stands between stages. Measured figures are parameters
 (DPP), so that a change of bandwidth needs no new canonicalisation. The order on links is that of the draft.
@@ -26,12 +26,15 @@ from numpy.typing import NDArray
 from coedge.model import Model
 from coedge.objective import Objective
 from coedge.profile import Profile
+from orchestrator.convex import solved
 from orchestrator.search.flow import SOURCE, DraftStage, Linear, make_flow
 from orchestrator.search.layout import Layout
 from orchestrator.search.order import order_of
 from orchestrator.search.reach import Reach
 
 Vector = NDArray[np.float64]
+# What of a device's memory weights may take: rows need some too.
+FULL = 0.9
 
 
 @dataclass(frozen=True)
@@ -88,19 +91,14 @@ class Programme:
     def __init__(self, model: Model, profile: Profile, reach: Reach, stages: Sequence[DraftStage]) -> None:
         self.model, self.reach, self.stages = model, reach, tuple(stages)
         self.flow = make_flow(model, profile, reach, stages)
+        self._limits = {d.name: FULL * d.memory_bytes for d in profile.devices if d.memory_bytes is not None}
         self.order = order_of(self.flow, profile)
         self._build()
 
     def solve(self, profile: Profile, objective: Objective) -> Boundaries | None:
         """The best edges; None: infeasible, or the solver gave up."""
-        import cvxpy
-
         unit = self._set(profile, objective)
-        try:
-            self.problem.solve(solver=cvxpy.CLARABEL)
-        except cvxpy.SolverError:
-            return None
-        if self.problem.status not in (cvxpy.OPTIMAL, cvxpy.OPTIMAL_INACCURATE):
+        if not solved(self.problem):
             return None
         edges = [float(value) for value in self._edges.value]
         return Boundaries(self._stages_at(edges), float(self._latency.value) * unit, self._certify())
@@ -147,6 +145,13 @@ class Programme:
             # A row at least, and no more than is there at the draft where that is less.
             least = [min(self._row(flow.computes[i].stage), flow.computes[i].share.at(flow.edges)) for i in strips]
             constraints.append(share[strips] >= np.array(least))
+
+        for device, limit in self._limits.items():
+            mine = [i for i, c in enumerate(flow.computes) if c.device == device]
+            room = limit - sum(flow.computes[i].held_nbytes for i in mine)
+            each = np.array([flow.computes[i].shared_nbytes for i in mine])
+            if room > 0 and each.any():
+                constraints.append((each / room) @ share[mine] <= 1)
 
         def not_before(times: Any, pairs: Sequence[tuple[int, int]], after: Any, extra: Any = None) -> None:
             """times[b] >= after[a] (+ extra[b]) for all pairs (a, b)."""

@@ -63,7 +63,8 @@ def full_seconds(model: Model, profile: Profile) -> dict[str, float]:
 
 
 def candidates(model: Model, profile: Profile) -> list[Layout]:
-    """Every device alone, and sets of them with strips in proportion to their speed, in the profile's order.
+    """Every device alone, and sets of them with strips in proportion to their speed (and to their memory, where it
+    is limited), in the profile's order.
 
     For few devices all subsets; for many, the best so many by speed, by nearness to the source, by joules.
     """
@@ -77,7 +78,12 @@ def candidates(model: Model, profile: Profile) -> list[Layout]:
         for ranking in _rankings(model, profile, seconds):
             sets += [tuple(sorted(ranking[:size], key=names.index)) for size in _sizes(len(ranking))]
     unique = dict.fromkeys(sets)
-    return alone + [in_proportion({name: 1 / seconds[name] for name in chosen}) for chosen in unique]
+    made = [in_proportion({name: 1 / seconds[name] for name in chosen}) for chosen in unique]
+    room = {device.name: device.memory_bytes for device in profile.devices}
+    if any(value is not None for value in room.values()):
+        most = float(model.weight_nbytes)
+        made += [in_proportion({n: min(room[n] or most, most) for n in chosen}) for chosen in unique]
+    return alone + list(dict.fromkeys(made))
 
 
 def _sizes(count: int) -> Iterable[int]:
