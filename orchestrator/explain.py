@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 
+from coedge.errors import PlanError
 from coedge.lowering import lower
 from coedge.model import Model
 from coedge.objective import Objective
-from coedge.plan import Plan
+from coedge.plan import Plan, check_plan
 from coedge.profile import Profile
 from coedge.simulator import simulate
 from coedge.timeline import Timeline
@@ -57,9 +58,16 @@ def explain(
         done: called after each of its parts.
 
     Raises:
-        PlanError: the profile is of another model, or lacks a device of the plan.
+        PlanError: plan, model and profile do not belong together.
     """
     profile.check(model)
+    check_plan(plan, model)
+    strangers = [name for name in (plan.sink, *plan.used_devices) if name not in profile.names]
+    if plan.source != profile.source or plan.sink != profile.source or strangers:
+        raise PlanError(
+            f"the plan goes from {plan.source} by {', '.join(plan.used_devices)} to {plan.sink}; what is explained "
+            f"goes from {profile.source} and back by devices of the profile: {', '.join(profile.names)}"
+        )
     programs = lower(plan, model)
 
     def simulated(changed: Profile) -> Timeline:

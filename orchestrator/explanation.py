@@ -250,11 +250,11 @@ def _under_way(part: PathPart) -> str:
 
 
 def _significant(value: float) -> str:
-    """Three digits, never an exponent."""
-    value = float(f"{value:.3g}")
+    """Three digits at least, never an exponent."""
     if abs(value) < 1e-6:
         return "0"
-    return f"{value:.{max(2 - math.floor(math.log10(abs(value))), 0)}f}"
+    magnitude = math.floor(math.log10(float(f"{abs(value):.3g}")))
+    return f"{value:.{max(2 - magnitude, 0)}f}"
 
 
 def _percent(share: float) -> str:
