@@ -296,6 +296,16 @@ def test_operands_with_a_value_for_each_feature_are_sliced_too() -> None:
     }
 
 
+def test_features_in_another_shape_are_gathered_by_the_dense_layer_that_reads_them() -> None:
+    net = Net(opset=17)
+    x = net.op("Gemm", net.op("Flatten", net.input((2, 2, 4, 3))), net.weight(24, 8))
+    x = net.op("Gemm", net.op("Reshape", net.op("Relu", x), net.ints(1, 16)), net.weight(16, 4))
+    model = capture(net.proto(x))
+    assert [(layer.op, layer.by_features) for layer in model.layers] == [("Gemm", True), ("Gemm", True)]
+    assert model.graph.nodes[model.layers[1].first].op == "Reshape"
+    check_split(model, even_plan(model, 3, split_dense=True), [image((2, 2, 4, 3))])
+
+
 REASONS = [
     ("flowing weights", "multiplies two tensors that flow"),
     ("flowing bias", "its bias flows"),
@@ -553,5 +563,16 @@ def test_a_network_that_fits_on_no_device_runs_on_four(cluster: Cluster, vgg: Mo
         programs = lower(plan, vgg)
         for name, nbytes in held_nbytes(cluster).items():
             assert 0 < nbytes <= weight_nbytes(programs[name], vgg) < LIMIT_MB * 1e6
-    profile = cluster.profile(vgg)
-    assert all(device.memory_bytes == LIMIT_MB * 1e6 for device in profile.devices)
+
+
+@pytest.mark.ray
+def test_planned_and_run_without_a_word_about_dense_layers(cluster: Cluster, vgg: Model) -> None:
+    assert all(device.memory_bytes == LIMIT_MB * 1e6 for device in cluster.profile(vgg).devices)
+    plan = cluster.plan(vgg)
+    assert plan.feasible, plan.reason
+    x = zoo.example("vgg16", image_size=96)
+    got = cluster.submit(vgg, x, plan=plan).result()
+    assert difference(got.numpy(), unsplit(vgg, [x.numpy()])[0]) <= TOLERANCE
+    programs = lower(plan, vgg)
+    for name, nbytes in held_nbytes(cluster).items():
+        assert nbytes <= weight_nbytes(programs[name], vgg) < LIMIT_MB * 1e6

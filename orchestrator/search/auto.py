@@ -29,7 +29,7 @@ from orchestrator.search.rounding import fair, nearest
 from orchestrator.search.shortest_path import Path, Prices, shortest_path
 
 # How many drafts go through the convex core, how often each, and how many program steps polishing may simulate.
-REFINED, ROUNDS, POLISH_STEPS = 3, 2, 20_000
+REFINED, ROUNDS, POLISH_STEPS = 3, 2, 16_000
 # What a transfer counts: from all of it (a barrier after every stage) down to what does not hide.
 TRANSFERS = (1.0, 0.5, 2.0)
 # Plans for so much of the deadline are looked at too.
@@ -95,15 +95,15 @@ def _explore(evaluator: Evaluator, space: _Space, known: Sequence[Judged], steps
     found = list(known)
     for costs in space.costs:
         found += [evaluator.judge(stages_of_path(path, costs)) for path in drafts(costs, objective)]
+    refined = [refine(evaluator, space.reach, judged) for judged in _distinct(found, objective)[:REFINED]]
+    dressed = [evaluator.judge(dress(judged.plan.stages)) for judged in refined for dress in space.dresses[1:]]
+    starts = _distinct([*found, *refined, *dressed], objective)[:REFINED]
+    # Half of the steps from the best, and so on: what one does not need is left for the next.
     limit = evaluator.steps + steps
-    refined = []
-    for judged in _distinct(found, objective)[:REFINED]:
-        plain = refine(evaluator, space.reach, judged)
-        refined += [plain, *(evaluator.judge(dress(plain.plan.stages)) for dress in space.dresses[1:])]
-    # From the best first; what is left of the steps goes to the others.
-    for judged in _distinct([*found, *refined], objective)[:REFINED]:
-        polished = polish(evaluator, judged, space.costs[0].layouts, limit - evaluator.steps)
-        polish_dress(evaluator, polished, space.dresses, steps // 4)
+    for index, judged in enumerate(starts):
+        left = limit - evaluator.steps
+        polish(evaluator, judged, space.costs[0].layouts, left if index == len(starts) - 1 else left // 2)
+    polish_dress(evaluator, evaluator.best(), space.dresses, steps // 4)
 
 
 def _meet_deadline(evaluator: Evaluator, space: _Space) -> None:
@@ -213,9 +213,13 @@ def _as_before(stages: Sequence[Stage], before: Sequence[Stage]) -> tuple[Stage,
 
 
 def _distinct(found: Sequence[Judged], objective: Objective) -> list[Judged]:
-    """Best first, those that do the same once."""
+    """Best first; of those that differ in their dress alone, the best."""
     ranked = sorted(found, key=lambda judged: judged.rank(objective))
-    return list({judged.plan.digest: judged for judged in ranked}.values())
+    unique: dict[tuple[object, ...], Judged] = {}
+    for judged in ranked:
+        key = tuple((s.first, s.last, tuple(s.regions.items())) for s in judged.plan.stages)
+        unique.setdefault(key, judged)
+    return list(unique.values())
 
 
 def _seconds_per_joule(costs: Costs) -> float:
