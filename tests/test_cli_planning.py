@@ -150,6 +150,15 @@ def test_all_schemes_beside_auto(cli, net: str, bed: str, goal: str) -> None:
     assert "divisible-load bound" in shown.out and "modelled, watts:" in shown.out
 
 
+def test_for_a_stream_the_mixture_is_named_beside_the_plan(cli, net: str, bed: str) -> None:
+    args = ("plan", net, "--profile", bed, "--goal", "throughput")
+    found = read(cli(*args, "--json"))
+    assert found["mixture"]["rate_fps"] > found["predicted"]["throughput_fps"]
+    assert sum(part["part"] for part in found["mixture"]["parts"]) == pytest.approx(1)
+    assert f"{found['mixture']['rate_fps']:.1f} frames/s: coedge simulate ... --mixture" in cli(*args).out
+    assert "mixture" not in read(cli(*args, "--scheme", "local", "--json"))
+
+
 def test_schemes_that_miss_the_deadline_say_so_below_the_table(cli, net: str, bed: str) -> None:
     rows = read(cli("plan", net, "--profile", bed, "--compare", "--json"))
     limit = rows[-1]["predicted"]["latency_seconds"] * 1e3 * 1.01
