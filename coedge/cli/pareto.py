@@ -46,7 +46,7 @@ def pareto(
 
     Example: coedge pareto mobilenet_v2 --profile configs/testbeds/home-wifi.yaml --plot pareto.png
     """
-    from coedge.cli.plan import as_row, with_bound
+    from coedge.cli.plan import as_row
     from orchestrator.explanation import energy_source
     from orchestrator.pareto import pareto as best_plans
     from orchestrator.pareto import parts_of
@@ -66,7 +66,7 @@ def pareto(
         plans = best_plans(captured, measured, wanted, points, done)
         schemes = []
         for name in SCHEMES:
-            schemes.append(with_bound(make_plan(captured, measured, wanted, name), captured, measured))
+            schemes.append(make_plan(captured, measured, wanted, name))
             done()
     if folder is not None:
         folder.mkdir(exist_ok=True)

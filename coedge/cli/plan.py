@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,6 +29,10 @@ from coedge.plan import Plan
 from coedge.profile import Profile
 from coedge.progress import progress
 
+if TYPE_CHECKING:
+    from orchestrator.explanation import Explanation
+    from orchestrator.mixture import Mixture
+
 
 def plan(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
@@ -53,6 +57,9 @@ def plan(
 
     Example: coedge plan vgg16 --profile configs/testbeds/home-wifi.yaml --goal energy --deadline 400ms --explain
     """
+    from orchestrator.explain import explain as explained
+    from orchestrator.explain import parts_of
+    from orchestrator.mixture import make_mixture
     from orchestrator.planner import AUTO, SCHEMES, check_scheme, make_plan
 
     if compare and (save or scheme or explain):
@@ -64,7 +71,7 @@ def plan(
     chosen = scheme or given.scheme
     check_scheme(chosen)
     wanted = objective(given.objective, goal, deadline, keep_local)
-    from coedge.cli.render import busy
+    from coedge.cli.render import busy, say
 
     with busy(f"building {model} and exporting it once to ONNX"):
         captured = load_model(model, size)
@@ -79,23 +86,25 @@ def plan(
             for name in names:
                 plans.append(make_plan(captured, measured, wanted, name))
                 done()
-        _show_all(plans, captured, measured, wanted, as_json)
+        _show_all(plans, measured, wanted, as_json)
         return
     with busy(f"planning {captured.name}"):
-        made = with_bound(make_plan(captured, measured, wanted, chosen), captured, measured)
+        made = make_plan(captured, measured, wanted, chosen)
+        mixture = None
+        if wanted.goal == "throughput" and chosen == AUTO and made.feasible:
+            mixture = make_mixture(captured, measured, wanted, [made])
     if save:
         made.save(save)
-    _show(made, captured, measured, everybody, wanted, explain, as_json)
-
-
-def with_bound(plan: Plan, model: Model, profile: Profile) -> Plan:
-    """The plan with the divisible-load bound beside its prediction."""
-    from orchestrator.bound import bound_seconds
-
-    if plan.predicted is None or plan.predicted.bound_seconds is not None:
-        return plan
-    predicted = plan.predicted.model_copy(update={"bound_seconds": bound_seconds(model, profile)})
-    return plan.model_copy(update={"predicted": predicted})
+    reasons = None
+    if explain:
+        with progress("explaining", parts_of(made, measured)) as done:
+            reasons = explained(made, captured, measured, wanted, everybody, done)
+    if as_json:
+        print(json.dumps(as_row(made, measured) | _mixed(mixture) | _explained(reasons)))
+        return
+    _show(made, captured, measured, mixture)
+    if reasons is not None:
+        say(f"\n{reasons}")
 
 
 def as_row(plan: Plan, profile: Profile) -> dict[str, Any]:
@@ -107,11 +116,30 @@ def as_row(plan: Plan, profile: Profile) -> dict[str, Any]:
     return {**row, "devices_used": used, "energy_source": energy_source(profile, used)}
 
 
-def _show_all(plans: list[Plan], model: Model, profile: Profile, objective: Objective, as_json: bool) -> None:
+def _mixed(mixture: Mixture | None) -> dict[str, Any]:
+    if mixture is None:
+        return {}
+    parts = [
+        {"part": part, "plan": json.loads(plan.model_dump_json())} for plan, part in zip(mixture.plans, mixture.parts)
+    ]
+    return {
+        "mixture": {
+            "rate_fps": mixture.rate_fps,
+            "energy_joules": mixture.energy_joules,
+            "in_flight": mixture.in_flight,
+            "parts": parts,
+        }
+    }
+
+
+def _explained(reasons: Explanation | None) -> dict[str, Any]:
+    return {} if reasons is None else {"explanation": json.loads(reasons.model_dump_json())}
+
+
+def _show_all(plans: list[Plan], profile: Profile, objective: Objective, as_json: bool) -> None:
     from coedge.cli.render import compare_table, console, ratio, say
     from orchestrator.explanation import energy_source
 
-    plans = [with_bound(plan, model, profile) for plan in plans]
     best = plans[-1]
     if as_json:
         rows = [{**as_row(plan, profile), "ratio_to_auto": ratio(plan, best, objective)} for plan in plans]
@@ -123,30 +151,14 @@ def _show_all(plans: list[Plan], model: Model, profile: Profile, objective: Obje
                 say(f"* {plan.scheme} is infeasible: {plan.reason}")
 
 
-def _show(
-    plan: Plan,
-    model: Model,
-    profile: Profile,
-    everybody: Profile,
-    objective: Objective,
-    explained: bool,
-    as_json: bool,
-) -> None:
+def _show(plan: Plan, model: Model, profile: Profile, mixture: Mixture | None) -> None:
     from coedge.cli.render import console, plan_table, prediction_line, say
-    from orchestrator.explain import explain, parts_of
     from orchestrator.explanation import energy_source
 
-    reasons = None
-    if explained:
-        with progress("explaining", parts_of(plan, profile)) as done:
-            reasons = explain(plan, model, profile, objective, everybody, done)
-    if as_json:
-        row = as_row(plan, profile)
-        if reasons is not None:
-            row["explanation"] = json.loads(reasons.model_dump_json())
-        print(json.dumps(row))
-        return
     console.print(plan_table(plan, len(model.layers)))
     console.print(prediction_line(plan, energy_source(profile, plan.used_devices)))
-    if reasons is not None:
-        say(f"\n{reasons}")
+    if mixture is not None and len(mixture.plans) > 1:
+        say(
+            f"a mixture of {len(mixture.plans)} plans, whole frames dealt to each, would answer "
+            f"{mixture.rate_fps:.1f} frames/s: coedge simulate ... --mixture"
+        )
