@@ -20,7 +20,6 @@ from orchestrator.schemes.neurosurgeon import neurosurgeon
 from orchestrator.schemes.offload import offload
 from orchestrator.schemes.scheme import Scheme, rank
 from orchestrator.search.auto import search
-from orchestrator.search.layout import nearest_devices
 
 SCHEMES: dict[str, Scheme] = {
     "local": local,
@@ -35,8 +34,6 @@ SCHEMES: dict[str, Scheme] = {
 AUTO = "auto"
 # So many of the named schemes' plans, the best, the search begins with.
 KNOWN = 3
-# Of more devices, the better half is planned for first.
-MANY = 10
 
 
 def check_scheme(scheme: str) -> None:
@@ -69,10 +66,6 @@ def make_plan(model: Model, profile: Profile, objective: Objective | None = None
     known = [SCHEMES[name](model, profile, objective) for name in SCHEMES]
     if any(plan.feasible for plan in known):
         known = sorted(known, key=lambda plan: rank(plan, objective))[:KNOWN]
-    if len(profile.names) > MANY:
-        # A plan for the better half is one for all: more devices then never make a worse one.
-        half = nearest_devices(model, profile, len(profile.names) // 2)
-        known.append(make_plan(model, profile.without(set(profile.names) - set(half)), objective))
     if objective.goal == "throughput" and any(plan.feasible for plan in known):
         known += make_mixture(model, profile, objective, known).plans
     return search(model, profile, objective, known)

@@ -22,7 +22,7 @@ from orchestrator.search.boundaries import FULL, Programme
 from orchestrator.search.costs import Costs
 from orchestrator.search.dress import Dress, dresses, effective
 from orchestrator.search.flow import DraftStage
-from orchestrator.search.layout import candidates, layout_of
+from orchestrator.search.layout import candidates, layout_of, nearest_devices
 from orchestrator.search.polish import better, polish, polish_dress
 from orchestrator.search.reach import Reach
 from orchestrator.search.rounding import fair, nearest
@@ -30,6 +30,8 @@ from orchestrator.search.shortest_path import Path, Prices, shortest_path
 
 # How many drafts go through the convex core, how often each, and how many program steps polishing may simulate.
 REFINED, ROUNDS, POLISH_STEPS = 3, 2, 16_000
+# Of more devices, the better half is planned for first.
+MANY = 10
 # Of plans with more strips only the best goes through the convex core, once.
 LARGE = 300
 # What a transfer counts: from all of it (a barrier after every stage) down to what does not hide.
@@ -56,6 +58,11 @@ def explored(model: Model, profile: Profile, objective: Objective, known: Iterab
     """An evaluator that has judged everything that the search looks at."""
     evaluator = Evaluator(model, profile, objective)
     named = [evaluator.judge(plan.stages, plan.scheme, plan.reason if plan.feasible else "") for plan in known]
+    if len(profile.names) > MANY:
+        # A plan for the better half is one for all: more devices then hardly ever make a worse one.
+        half = set(nearest_devices(model, profile, len(profile.names) // 2))
+        fewer = search(model, profile.without(set(profile.names) - half), objective)
+        named.append(evaluator.judge(fewer.stages))
     space = _Space.of(model, profile, objective)
     if objective.goal == "energy" or objective.deadline_seconds is not None:
         # What is looked at hardly depends on the deadline, so that a looser one does not give a worse plan.
