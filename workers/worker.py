@@ -96,7 +96,7 @@ class Worker:
         if any(link.bytes_per_second or link.latency_seconds for link in links.values()):
             own = links.get(self.spec.index, LinkSpec())
             others = {index: link for index, link in links.items() if index != self.spec.index}
-            self._transport = PacedTransport(self._transport, own, others)
+            self._transport = PacedTransport(self._transport, own, others, ready=self.pace.now)
         self._transport.connect(peers)
 
     def load(self, epoch: int, program: Program, skeleton: bytes | None, weights: Mapping[str, Array]) -> None:
@@ -171,19 +171,29 @@ class Worker:
         """Runs until `stop`."""
         try:
             while not self._stopping.is_set():
-                while (message := self._transport.receive(0.0)) is not None:
-                    self._handle(message)
+                while self._receive(0.0):
+                    pass
                 self._run_calls()
                 if not self._fire():
-                    message = self._transport.receive(IDLE_SECONDS)
-                    if message is not None:
-                        self._handle(message)
+                    self._receive(IDLE_SECONDS)
         finally:
             self._transport.close()
+
+    def _receive(self, timeout_seconds: float) -> bool:
+        """Handles the next message; False: none came."""
+        self.pace.now()  # what was done so far counts, waiting does not
+        message = self._transport.receive(timeout_seconds)
+        if message is None:
+            self.pace.reach(0.0)
+            return False
+        self.pace.reach(message.due or time.monotonic())
+        self._handle(message)
+        return True
 
     def _run_calls(self) -> None:
         while not self._calls.empty():
             function, future = self._calls.get()
+            self.pace.reach(time.monotonic())
             try:
                 future.set_result(function())
             except BaseException as error:
@@ -203,7 +213,7 @@ class Worker:
         return False
 
     def _step(self, epoch: int, loaded: _Loaded, frame: int, index: int) -> None:
-        start = time.monotonic()
+        start = self.pace.now()
         self._running = (epoch, frame, index, start)
         try:
             written = self._perform(epoch, loaded, frame, index)
@@ -212,7 +222,7 @@ class Worker:
             return
         finally:
             self._running = None
-        loaded.traces.setdefault(frame, []).append((index, start, time.monotonic()))
+        loaded.traces.setdefault(frame, []).append((index, start, self.pace.now()))
         if loaded.machine.done(frame, index, written):
             self._end(epoch, loaded, frame)
 
@@ -230,6 +240,7 @@ class Worker:
 
     def _send(self, peer: str, kind: Kind, epoch: int, frame: int, arrays: Iterable[Array], channel: int = 0) -> None:
         message = Message(kind, self.spec.index, epoch, frame, channel, tuple(arrays))
+        self.pace.rest()
         self._transport.send(self._index_of[peer], message)
 
     def _end(self, epoch: int, loaded: _Loaded, frame: int) -> None:
@@ -299,18 +310,16 @@ class Worker:
         self._probe_count += 1
         channel = self._probe_count % 2**31
         payload = (np.zeros(nbytes, np.uint8),) if nbytes else ()
-        start = time.perf_counter()
+        start = self.pace.now()
         message = Message(Kind.PROBE, self.spec.index, channel=channel, arrays=payload)
         self._transport.send(self._index_of[peer], message)
         while channel not in self._echoes:
-            left = timeout_seconds - (time.perf_counter() - start)
+            left = timeout_seconds - (time.monotonic() - start)
             if left <= 0:
                 raise TimeoutError(f"{peer} did not echo {nbytes} bytes within {timeout_seconds:.0f} s")
-            answer = self._transport.receive(left)
-            if answer is not None:
-                self._handle(answer)
+            self._receive(left)
         self._echoes.discard(channel)
-        return time.perf_counter() - start
+        return self.pace.now() - start
 
 
 def fingerprint(threads: int) -> str:
