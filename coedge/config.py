@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -39,7 +39,7 @@ class LinkConfig(_Section):
 
 
 class PowerConfig(_Section):
-    """Power that energy is modelled from; nothing is measured. By default a joule is one busy second."""
+    """Power that energy is modelled from. By default a joule is one busy second."""
 
     idle_watts: float = Field(default=0.0, ge=0, description="Watts drawn all the time. Modelled.")
     compute_watts: float = Field(default=1.0, ge=0, description="Watts above idle while computing. Modelled.")
@@ -62,13 +62,33 @@ class DeviceConfig(_Section):
         default=None, gt=0, le=1, description="Emulated fraction of the real speed. Null: not emulated."
     )
     link: LinkConfig = Field(default=LinkConfig(), description="Emulation of its network interface.")
-    power: PowerConfig = Field(default=PowerConfig(), description="Watts that its energy is modelled from.")
+    power: PowerConfig = Field(
+        default=PowerConfig(),
+        description="Watts that its energy is modelled from. Left out: measured where the device has a meter.",
+    )
     threads: int | None = Field(
         default=None, ge=1, description="Threads. Null: 1 if `speed` is given, else all physical cores."
     )
     memory_mb: float | None = Field(
         default=None, gt=0, description="Most memory for a plan, in MB (10^6 bytes). Null: all."
     )
+
+    @property
+    def power_given(self) -> bool:
+        """Whether the watts were written down, rather than left to the defaults."""
+        return "power" in self.model_fields_set
+
+
+class MediumConfig(_Section):
+    """A capacity that transfers share, such as the air of a Wi-Fi."""
+
+    name: str = Field(min_length=1, description="Name of the medium, unique.")
+    devices: tuple[str, ...] = Field(
+        min_length=1,
+        strict=False,
+        description="Devices that are on it: all that they send or receive takes part of it.",
+    )
+    mbps: float = Field(gt=0, description="Rate of everything on it together, in Mbit/s (10^6 bit/s).")
 
 
 class RayConfig(_Section):
@@ -90,6 +110,9 @@ class RayConfig(_Section):
         return address
 
 
+T = TypeVar("T", DeviceConfig, MediumConfig)
+
+
 class ClusterConfig(_Section):
     """Everything that `coedge.connect` needs to know."""
 
@@ -100,9 +123,23 @@ class ClusterConfig(_Section):
     source: str | None = Field(
         default=None, min_length=1, description="Device that inputs come from. Null: the one that asks."
     )
+    media: tuple[MediumConfig, ...] = Field(
+        default=(),
+        strict=False,
+        description="Capacities that devices share. Plans and predictions count with them; emulated links, which are "
+        "each a device's own, do not. Shared media between real hosts are also found by measuring.",
+    )
+    joules: Literal["dynamic", "total"] = Field(
+        default="dynamic",
+        description="What counts as energy. dynamic: computing and transmitting, above idle. total: also the idle "
+        "watts of the devices that take part, while the frame runs.",
+    )
     encryption: bool = Field(default=True, description="Encrypt what devices send each other.")
     connect_timeout_seconds: float = Field(default=60.0, gt=0, description="Seconds to wait for all devices to join.")
     frame_timeout_seconds: float = Field(default=30.0, gt=0, description="Seconds to wait for the answer to one frame.")
+    profile_budget_seconds: float = Field(
+        default=20.0, gt=0, description="Seconds that measuring a model on one kind of machine may take, about."
+    )
     cache_dir: str | None = Field(
         default=None,
         min_length=1,
@@ -111,15 +148,26 @@ class ClusterConfig(_Section):
     objective: Objective = Field(default=Objective(), description="What plans minimise and keep to.")
     scheme: str = Field(default="auto", min_length=1, description='Planning scheme. "auto": the best of all.')
 
-    @field_validator("devices")
+    @field_validator("devices", "media")
     @classmethod
-    def _names_differ(cls, devices: tuple[DeviceConfig, ...]) -> tuple[DeviceConfig, ...]:
-        names = [device.name for device in devices]
+    def _names_differ(cls, items: tuple[T, ...], info: ValidationInfo) -> tuple[T, ...]:
+        names = [item.name for item in items]
         for index, name in enumerate(names):
             if (first := names.index(name)) != index:
-                context = {"first": first, "name": name, "at": (index, "name")}
-                raise PydanticCustomError("name", "is also the name of devices.{first} ({name})", context)
-        return devices
+                context = {"list": info.field_name, "first": first, "name": name, "at": (index, "name")}
+                raise PydanticCustomError("name", "is also the name of {list}.{first} ({name})", context)
+        return items
+
+    @field_validator("media")
+    @classmethod
+    def _media_are_of_devices(cls, media: tuple[MediumConfig, ...], info: ValidationInfo) -> tuple[MediumConfig, ...]:
+        names = [device.name for device in info.data.get("devices", ())]
+        for index, medium in enumerate(media):
+            for place, name in enumerate(medium.devices):
+                if names and name not in names:
+                    context = {"names": ", ".join(names), "name": name, "at": (index, "devices", place)}
+                    raise PydanticCustomError("device", "must be a device: {names}", context)
+        return media
 
     @field_validator("source")
     @classmethod
@@ -186,11 +234,11 @@ def describe_keys() -> list[dict[str, str]]:
 def _rows(section: type[BaseModel], prefix: str) -> Iterator[dict[str, str]]:
     for name, field in section.model_fields.items():
         inner, is_list = _section_of(field), get_origin(field.annotation) is tuple
-        default = "required" if field.is_required() else "{}" if inner else json.dumps(field.default)
+        default = "[]" if is_list else "{}" if inner else field.default
         yield {
             "key": prefix + name,
             "type": _allowed(field),
-            "default": "[]" if is_list else default,
+            "default": "required" if field.is_required() else default if inner or is_list else json.dumps(default),
             "description": _description(section, name),
         }
         if inner:
@@ -216,6 +264,8 @@ def _allowed(field: FieldInfo) -> str:
         return " or ".join(str(kind) for kind in kinds)
     if _section_of(field):
         return "list of sections" if get_origin(field.annotation) is tuple else "section"
+    if get_origin(field.annotation) is tuple:
+        return f"list of {words[kinds[0]]}"
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     found = [(sign, getattr(rule, key, None)) for rule in field.metadata for key, sign in signs.items()]
     bounds = ", ".join(f"{sign} {bound:g}" for sign, bound in found if bound is not None)
@@ -226,7 +276,7 @@ def _allowed(field: FieldInfo) -> str:
 def _plain(value: Any, sequence: type[list[Any]] | type[tuple[Any, ...]]) -> Any:
     """A deep copy out of dicts, scalars, and one kind of sequence."""
     if isinstance(value, BaseModel):
-        value = value.model_dump()
+        value = value.model_dump(exclude_unset=True)  # what was left out stays left out: see `power_given`
     if isinstance(value, Mapping):
         return {key: _plain(inner, sequence) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -250,10 +300,11 @@ def _explain(details: ErrorDetails, settings: Settings) -> str:
     kind, given, context = details["type"], details["input"], details.get("ctx", {})
     path: KeyPath = (*details["loc"], *context.get("at", ()))
     section: type[BaseModel] = ClusterConfig
-    for step in path[:-1]:
-        section = (isinstance(step, str) and _section_of(section.model_fields[step])) or section
-    key, origin = path[-1], settings.origin(path)
-    field = section.model_fields.get(str(key))
+    *sections, key = [step for step in path if isinstance(step, str)] or [str(path[-1])]
+    for step in sections:
+        section = _section_of(section.model_fields[step]) or section
+    origin = settings.origin(path)
+    field = section.model_fields.get(key)
     fact = _FACTS.get(kind, re.sub("^(Input|String) should", "must", details["msg"]))
     if kind != "missing":
         fact += f"; given {origin.written or reprlib.repr(_plain(context.get('name', given), list))}"
@@ -261,8 +312,10 @@ def _explain(details: ErrorDetails, settings: Settings) -> str:
         inner = _section_of(field) if field else None
         allowed = "keys " + ", ".join((inner or section).model_fields)
     else:
-        allowed = f"{_allowed(field)}. {_description(section, str(key))}"
-    remedy = _remedy(kind, given, context.get("names", ""), origin, section, str(key))
+        allowed = f"{_allowed(field)}. {_description(section, key)}"
+    remedy = _remedy(
+        kind, given if kind != "device" else context["name"], context.get("names", ""), origin, section, key
+    )
     return f"{origin.where}: {dotted(path)}: {fact}.\n    Allowed: {allowed}\n    Next: {remedy}"
 
 
