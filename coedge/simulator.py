@@ -124,10 +124,12 @@ def simulate(
     return Timeline(tuple(run.spans), dict(run.answered), measured=False)
 
 
-def predict(plan: Plan, programs: Mapping[str, Program], profile: Profile, model: Model) -> Prediction:
-    """Latency and joules of one frame, and the rate of a stream of them."""
+def predict(
+    plan: Plan, programs: Mapping[str, Program], profile: Profile, model: Model, stream: bool = True
+) -> Prediction:
+    """Latency and joules of one frame, and the rate of a stream of them (without `stream`: of single frames)."""
     one = simulate(programs, profile, model)
-    several = simulate(programs, profile, model, frames=6, in_flight=3)
+    several = simulate(programs, profile, model, frames=6, in_flight=3) if stream else one
     return Prediction(
         latency_seconds=one.latency_seconds,
         energy_joules=one.energy_joules(profile),

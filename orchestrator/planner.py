@@ -13,7 +13,8 @@ from orchestrator.schemes.coedge import coedge
 from orchestrator.schemes.equal import equal
 from orchestrator.schemes.local import local
 from orchestrator.schemes.modnn import modnn
-from orchestrator.schemes.scheme import Scheme, best
+from orchestrator.schemes.scheme import Scheme
+from orchestrator.search.auto import search
 
 SCHEMES: dict[str, Scheme] = {"local": local, "equal": equal, "modnn": modnn, "coedge": coedge}
 AUTO = "auto"
@@ -32,7 +33,7 @@ def make_plan(model: Model, profile: Profile, objective: Objective | None = None
 
     Args:
         objective: least latency by default.
-        scheme: one of `SCHEMES`, or `auto`: the best of them all, as predicted.
+        scheme: one of `SCHEMES`, or `auto`: a search through the whole plan space, with them among its candidates.
 
     Returns:
         The plan. Where the objective's constraints cannot be met, the nearest one, with `feasible` False
@@ -46,4 +47,4 @@ def make_plan(model: Model, profile: Profile, objective: Objective | None = None
     objective = objective or Objective()
     if scheme != AUTO:
         return SCHEMES[scheme](model, profile, objective)
-    return best((SCHEMES[name](model, profile, objective) for name in SCHEMES), objective)
+    return search(model, profile, objective, [SCHEMES[name](model, profile, objective) for name in SCHEMES])

@@ -1,0 +1,216 @@
+"""What every stage that a network could have would take on every layout: the tables of the shortest path.
+
+A stage is layers [i, j) on one layout. Its time is that of its slowest strip, overlap included; what comes
+before it is moving its inputs there from the layout before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coedge.model import Model
+from coedge.profile import Profile
+from orchestrator.search.layout import Layout
+from orchestrator.search.reach import Reach
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Between layouts A (before) and B (after), per byte that is alive at the cut.
+
+    Attributes:
+        seconds: of the busiest sender or receiver, [A, B].
+        joules: of all senders, [A, B].
+        latency: of one message on the slowest of the links that are used, [A, B].
+    """
+
+    seconds: Array
+    joules: Array
+    latency: Array
+
+
+@dataclass(frozen=True)
+class Halos:
+    """Between neighbours of one layout, per byte of halo above and below; and of what everybody needs."""
+
+    above: Array
+    below: Array
+    joules_above: Array
+    joules_below: Array
+    latency: Array
+    gather: Array
+    gather_joules: Array
+    share: Array
+    share_joules: Array
+
+
+class Costs:
+    """Tables over layers [0, L], layouts M and devices N.
+
+    Attributes:
+        busy: [i, j, M, N] seconds that device N computes in stage [i, j).
+        allowed: [i, j, M] whether the stage may be on the layout.
+        weights: [i, j] bytes of constants.
+        body: [i] bytes alive at the cut before layer i.
+        above, below, everybody, shares: [i, j] bytes of the stage's inputs: halo rows above and below a strip,
+            needed whole by everybody, and sums of which everybody has a share.
+    """
+
+    def __init__(
+        self, model: Model, profile: Profile, reach: Reach, layouts: Sequence[Layout], keep_local: int = 0
+    ) -> None:
+        self.model, self.profile, self.layouts = model, profile, tuple(layouts)
+        self.names = profile.names
+        self.count = len(model.layers)
+        position = {name: index for index, name in enumerate(self.names)}
+        sets = len(self.layouts)
+        self.share = np.zeros((sets, len(self.names)))
+        self.start = np.zeros((sets, len(self.names)))
+        for row, layout in enumerate(self.layouts):
+            for name, start, share in zip(layout.devices, layout.edges, layout.shares):
+                self.share[row, position[name]] = share
+                self.start[row, position[name]] = start
+        self.several = np.array([len(layout.devices) > 1 for layout in self.layouts])
+        self._stages(reach, keep_local)
+        self.weights = self._weights()
+        self.moves = self._moves()
+        self.halos = self._halos()
+
+    def _stages(self, reach: Reach, keep_local: int) -> None:
+        layers, count = self.model.layers, self.count
+        sets, devices = self.share.shape
+        heights = np.array([float(layer.rows) for layer in layers])
+        splits = np.array([layer.splittable for layer in layers])
+        first_time = np.array(
+            [[d.layer_time(i, False).fixed_seconds for d in self.profile.devices] for i in range(count)]
+        )
+        row_time = np.array(
+            [[d.layer_time(i, False).seconds_per_row for d in self.profile.devices] for i in range(count)]
+        )
+        first_end = np.array([[d.layer_time(i).fixed_seconds for d in self.profile.devices] for i in range(count)])
+        row_end = np.array([[d.layer_time(i).seconds_per_row for d in self.profile.devices] for i in range(count)])
+        used = self.share > 0
+        has_above = used & (self.start > 0)
+        has_below = used & (self.start + self.share < 1 - 1e-12)
+        self.busy = np.zeros((count, count + 1, sets, devices))
+        self.allowed = np.zeros((count, count + 1, sets), bool)
+        shape = (count, count + 1)
+        self.above, self.below, self.everybody, self.shares = (np.zeros(shape) for _ in range(4))
+        self.body = np.zeros(count)
+        for stop in range(1, count + 1):
+            end = reach.end(stop)
+            # In whole rows, as they will be: of few rows some devices get none.
+            high = heights[:stop, None, None]
+            own = np.floor((self.start + self.share)[None] * high + 0.5) - np.floor(self.start[None] * high + 0.5)
+            halo = has_above[None] * end.above[:, None, None] + has_below[None] * end.below[:, None, None]
+            # What the last layer of a stage gives nobody a row of, nobody computes the layers before for.
+            rows = np.clip(own + halo, 0, high) * (own[-1:] > 0)
+            rows = np.where(end.whole[:, None, None], high, rows) * used[None] * end.needed[:, None, None]
+            rows[:, ~self.several] = used[~self.several] * high * end.needed[:, None, None]
+            computed = rows > 0
+            seconds = computed * first_time[:stop, None] + rows * row_time[:stop, None]
+            seconds[-1] = computed[-1] * first_end[stop - 1] + rows[-1] * row_end[stop - 1]
+            self.busy[:stop, stop] = np.cumsum(seconds[::-1], axis=0)[::-1]
+            # From the last layer that cannot be split on, several devices may take a stage.
+            whole = np.flatnonzero(~splits[:stop])
+            begin = int(whole[-1]) + 1 if len(whole) else 0
+            self.allowed[:stop, stop] = ~self.several[None]
+            self.allowed[begin:stop, stop] |= self.several[None]
+            for first in range(stop):
+                for item in end.inputs[first]:
+                    if item.partial:
+                        self.shares[first, stop] += item.nbytes
+                    elif item.whole:
+                        self.everybody[first, stop] += item.nbytes
+                    else:
+                        self.above[first, stop] += max(item.above, 0.0) * item.row_nbytes
+                        self.below[first, stop] += max(item.below, 0.0) * item.row_nbytes
+        for first, cut in enumerate(self.model.cuts):
+            # What is alive moves with the layout, though a later stage may be the one that needs it.
+            alive = [self.model.graph.tensors[name] for name in cut.tensors]
+            self.body[first] = sum(t.region_nbytes(t.whole) for t in alive if not t.partial_extent)
+        if keep_local:
+            alone = np.array([layout.devices == (self.profile.source,) for layout in self.layouts])
+            self.allowed[:keep_local] &= alone
+
+    def _weights(self) -> Array:
+        """[i, j] bytes of the constants that a stage reads."""
+        graph = self.model.graph
+        each = np.zeros(self.count)
+        for layer in self.model.layers:
+            names = {n for node in graph.nodes[layer.first : layer.stop] for n in (*node.inputs, *node.captured)}
+            each[layer.index] = sum(graph.constants[n].nbytes for n in names if n in graph.constants)
+        passed = np.concatenate([[0.0], np.cumsum(each)])
+        held: Array = np.maximum(passed[None, :] - passed[:-1, None], 0.0)
+        return held
+
+    def _per_byte(self) -> tuple[Array, Array]:
+        """Seconds per byte, and latency, from each device to each other; 0 to itself."""
+        count = len(self.names)
+        seconds, latency = np.zeros((count, count)), np.zeros((count, count))
+        for a, sender in enumerate(self.names):
+            for b, receiver in enumerate(self.names):
+                if a != b:
+                    link = self.profile.link(sender, receiver)
+                    rates = [
+                        link.bytes_per_second,
+                        *(m.bytes_per_second for m in self.profile.media_between(sender, receiver)),
+                    ]
+                    seconds[a, b], latency[a, b] = 1 / min(rates), link.latency_seconds
+        return seconds, latency
+
+    def _watts(self) -> Array:
+        """[sender, receiver] while a byte passes."""
+        send = np.array([d.power.transmit_watts for d in self.profile.devices])
+        receive = np.array([d.power.receive_watts for d in self.profile.devices])
+        watts: Array = send[:, None] + receive[None]
+        return watts
+
+    def _moves(self) -> Moves:
+        per_byte, latency = self._per_byte()
+        start, stop = self.start, self.start + self.share
+        # [A, B, sender, receiver]: the part of the image that moves.
+        overlap = np.minimum(stop[:, None, :, None], stop[None, :, None, :]) - np.maximum(
+            start[:, None, :, None], start[None, :, None, :]
+        )
+        moved = np.maximum(overlap, 0.0) * (self.share > 0)[:, None, :, None] * (self.share > 0)[None, :, None, :]
+        moved *= 1 - np.eye(len(self.names))
+        seconds = moved * per_byte
+        return Moves(
+            seconds=np.maximum(seconds.sum(axis=3).max(axis=2), seconds.sum(axis=2).max(axis=2)),
+            joules=(seconds * self._watts()).sum(axis=(2, 3)),
+            latency=np.where(moved > 1e-9, latency, 0.0).max(axis=(2, 3)),
+        )
+
+    def _halos(self) -> Halos:
+        per_byte, latency = self._per_byte()
+        watts = self._watts()
+        position = {name: index for index, name in enumerate(self.names)}
+        columns: list[list[float]] = []
+        for row, layout in enumerate(self.layouts):
+            at = [position[name] for name in layout.devices]
+            pairs = list(zip(at, at[1:]))
+            above = [per_byte[a, b] for a, b in pairs] or [0.0]
+            below = [per_byte[b, a] for a, b in pairs] or [0.0]
+            inside = per_byte[np.ix_(at, at)]
+            shares = self.share[row, at]
+            gather = inside * shares[:, None]
+            columns.append(
+                [
+                    max(above), max(below),
+                    sum(per_byte[a, b] * watts[a, b] for a, b in pairs),
+                    sum(per_byte[b, a] * watts[b, a] for a, b in pairs),
+                    max([latency[a, b] for a, b in (*pairs, *((b, a) for a, b in pairs))] or [0.0]),
+                    max(gather.sum(axis=1).max(), gather.sum(axis=0).max()),
+                    float((gather * watts[np.ix_(at, at)]).sum()),
+                    max(inside.sum(axis=1).max(), inside.sum(axis=0).max()),
+                    float((inside * watts[np.ix_(at, at)]).sum()),
+                ]
+            )  # fmt: skip
+        return Halos(*np.array(columns).T)

@@ -1,0 +1,113 @@
+"""Who takes part in a stage, and where the strips meet: the nodes of the shortest path."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from coedge.model import Model
+from coedge.plan import Stage
+from coedge.profile import Profile
+from coedge.region import UnitRect
+
+# Up to so many devices, every subset is looked at.
+ALL_SUBSETS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Strips from the top down. `edges` begin with 0 and end with 1: one more than there are devices."""
+
+    devices: tuple[str, ...]
+    edges: tuple[float, ...]
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        return tuple(b - a for a, b in zip(self.edges, self.edges[1:]))
+
+    @property
+    def regions(self) -> dict[str, UnitRect]:
+        return {name: UnitRect(a, b) for name, a, b in zip(self.devices, self.edges, self.edges[1:])}
+
+    def stage(self, first: int, last: int) -> Stage:
+        return Stage(first=first, last=last, regions=self.regions)
+
+
+def layout_of(stage: Stage) -> Layout | None:
+    """The strips of a stage; None where it is a grid."""
+    parts = [(rect, name) for name, rect in stage.regions.items() if rect.row_stop > rect.row_start]
+    if any((rect.col_start, rect.col_stop) != (0.0, 1.0) for rect, _ in parts):
+        return None
+    parts.sort()
+    edges = (0.0, *(rect.row_stop for rect, _ in parts))
+    return Layout(tuple(name for _, name in parts), edges)
+
+
+def in_proportion(shares: Mapping[str, float]) -> Layout:
+    """Strips in this order, proportional to the shares."""
+    total = sum(shares.values())
+    passed = list(itertools.accumulate(shares.values()))
+    edges = [0.0, *(value / total for value in passed[:-1]), 1.0]
+    return Layout(tuple(shares), tuple(edges))
+
+
+def full_seconds(model: Model, profile: Profile) -> dict[str, float]:
+    """Time of everything that can be split, as one stage, on each device."""
+    found = {}
+    for device in profile.devices:
+        splittable = [layer for layer in model.layers if layer.splittable] or list(model.layers)
+        seconds = sum(device.layer_time(layer.index, False).seconds(layer.rows) for layer in splittable)
+        found[device.name] = max(seconds, 1e-12)
+    return found
+
+
+def candidates(model: Model, profile: Profile) -> list[Layout]:
+    """Every device alone, and sets of them with strips in proportion to their speed, in the profile's order.
+
+    For few devices all subsets; for many, the best so many by speed, by nearness to the source, by joules.
+    """
+    names = profile.names
+    seconds = full_seconds(model, profile)
+    alone = [Layout((name,), (0.0, 1.0)) for name in names]
+    sets: list[tuple[str, ...]] = []
+    if len(names) <= ALL_SUBSETS:
+        sets = [s for size in range(2, len(names) + 1) for s in itertools.combinations(names, size)]
+    else:
+        for ranking in _rankings(model, profile, seconds):
+            sets += [tuple(sorted(ranking[:size], key=names.index)) for size in _sizes(len(ranking))]
+    unique = dict.fromkeys(sets)
+    return alone + [in_proportion({name: 1 / seconds[name] for name in chosen}) for chosen in unique]
+
+
+def _sizes(count: int) -> Iterable[int]:
+    """2, 3, 4 ... and sparser beyond a dozen."""
+    size = 2
+    while size < count:
+        yield size
+        size += max(1, size // 8)
+    yield count
+
+
+def _rankings(model: Model, profile: Profile, seconds: Mapping[str, float]) -> list[Sequence[str]]:
+    """Orders in which devices could be taken on."""
+    source = profile.source
+    image = sum(t.region_nbytes(t.whole) for t in model.inputs)
+
+    def near(name: str) -> float:
+        sending = 0.0 if name == source else image / profile.link(source, name).bytes_per_second
+        return seconds[name] + sending
+
+    def joules(name: str) -> float:
+        return seconds[name] * profile.by_name[name].power.compute_watts
+
+    others = [name for name in profile.names if name != source]
+    by_speed = sorted(profile.names, key=lambda name: seconds[name])
+    by_nearness = sorted(profile.names, key=near)
+    by_joules = sorted(profile.names, key=joules)
+    from_source = [source, *sorted(others, key=near)]
+    # One slow device in the middle of a ranking is in the way of all that follow: leave each out in turn.
+    rankings: list[Sequence[str]] = [by_speed, by_nearness, by_joules, from_source]
+    if len(profile.names) <= 10:
+        rankings += [[name for name in by_speed if name != gone] for gone in by_speed]
+    return rankings
