@@ -26,19 +26,24 @@ from coedge.errors import ConfigError
 from coedge.objective import Objective
 from coedge.yaml_source import KeyPath, Origin, Settings, dotted, read_yaml
 
+# Narrow on purpose: "@" begins names that are not devices, "/" and blanks would break addresses and logs.
+NAME_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 
-class _Section(BaseModel):
+
+class Section(BaseModel):
+    """Part of a configuration file: what is misspelt, or of another type, is refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class LinkConfig(_Section):
+class LinkConfig(Section):
     """Emulation of a device's network interface: what it sends is paced, without privileges."""
 
     mbps: float | None = Field(default=None, gt=0, description="Rate in Mbit/s (10^6 bit/s). Null: as it is.")
     latency_ms: float = Field(default=0.0, ge=0, description="Added one-way delay in ms. 0: none.")
 
 
-class PowerConfig(_Section):
+class PowerConfig(Section):
     """Power that energy is modelled from. By default a joule is one busy second."""
 
     idle_watts: float = Field(default=0.0, ge=0, description="Watts drawn all the time. Modelled.")
@@ -47,12 +52,11 @@ class PowerConfig(_Section):
     receive_watts: float = Field(default=0.0, ge=0, description="Watts above idle while receiving. Modelled.")
 
 
-class DeviceConfig(_Section):
+class DeviceConfig(Section):
     """One device: a worker on a Ray node."""
 
-    # Narrow on purpose: "@" begins names that are not devices, "/" and blanks would break addresses and logs.
     name: str = Field(
-        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        pattern=NAME_PATTERN,
         description="Name of the device, unique: 1 to 64 of the characters A-Z a-z 0-9 . _ -",
     )
     node: str | None = Field(
@@ -79,7 +83,7 @@ class DeviceConfig(_Section):
         return "power" in self.model_fields_set
 
 
-class MediumConfig(_Section):
+class MediumConfig(Section):
     """A capacity that transfers share, such as the air of a Wi-Fi."""
 
     name: str = Field(min_length=1, description="Name of the medium, unique.")
@@ -91,7 +95,7 @@ class MediumConfig(_Section):
     mbps: float = Field(gt=0, description="Rate of everything on it together, in Mbit/s (10^6 bit/s).")
 
 
-class RayConfig(_Section):
+class RayConfig(Section):
     """The Ray cluster that control runs on."""
 
     address: str | None = Field(
@@ -110,10 +114,10 @@ class RayConfig(_Section):
         return address
 
 
-T = TypeVar("T", DeviceConfig, MediumConfig)
+Named = TypeVar("Named", DeviceConfig, MediumConfig)
 
 
-class ClusterConfig(_Section):
+class ClusterConfig(Section):
     """Everything that `coedge.connect` needs to know."""
 
     devices: tuple[DeviceConfig, ...] = Field(
@@ -150,12 +154,8 @@ class ClusterConfig(_Section):
 
     @field_validator("devices", "media")
     @classmethod
-    def _names_differ(cls, items: tuple[T, ...], info: ValidationInfo) -> tuple[T, ...]:
-        names = [item.name for item in items]
-        for index, name in enumerate(names):
-            if (first := names.index(name)) != index:
-                context = {"list": info.field_name, "first": first, "name": name, "at": (index, "name")}
-                raise PydanticCustomError("name", "is also the name of {list}.{first} ({name})", context)
+    def _names_differ(cls, items: tuple[Named, ...], info: ValidationInfo) -> tuple[Named, ...]:
+        check_names([item.name for item in items], str(info.field_name))
         return items
 
     @field_validator("media")
@@ -163,18 +163,16 @@ class ClusterConfig(_Section):
     def _media_are_of_devices(cls, media: tuple[MediumConfig, ...], info: ValidationInfo) -> tuple[MediumConfig, ...]:
         names = [device.name for device in info.data.get("devices", ())]
         for index, medium in enumerate(media):
-            for place, name in enumerate(medium.devices):
-                if names and name not in names:
-                    context = {"names": ", ".join(names), "name": name, "at": (index, "devices", place)}
-                    raise PydanticCustomError("device", "must be a device: {names}", context)
+            for place, name in enumerate(medium.devices if names else ()):
+                check_device(name, names, (index, "devices", place))
         return media
 
     @field_validator("source")
     @classmethod
     def _source_is_a_device(cls, source: str | None, info: ValidationInfo) -> str | None:
         names = [device.name for device in info.data.get("devices", ())]
-        if source is not None and names and source not in names:
-            raise PydanticCustomError("source", "must be a device: {names}", {"names": ", ".join(names)})
+        if source is not None and names:
+            check_device(source, names)
         return source
 
     @property
@@ -184,6 +182,28 @@ class ClusterConfig(_Section):
             return Path(self.cache_dir).expanduser()
         base = os.environ.get("XDG_CACHE_HOME", "")  # the XDG rules: a relative path counts as unset
         return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "coedge"
+
+
+def check_names(names: Sequence[str], key: str = "devices") -> None:
+    """For validators of a list of named sections: refuses a name that is there twice, at the second."""
+    for index, name in enumerate(names):
+        if (first := names.index(name)) != index:
+            context = {"first": first, "name": name, "key": key, "at": (index, "name")}
+            raise PydanticCustomError("name", "is also the name of {key}.{first} ({name})", context)
+
+
+def check_device(name: str, names: Sequence[str], at: KeyPath = ()) -> None:
+    """For validators: refuses the name of a device that there is not.
+
+    Args:
+        at: where it is, below the field that is validated.
+    """
+    if name not in names:
+        context = {"names": ", ".join(names), "name": name, "at": at}
+        raise PydanticCustomError("source", "must be a device: {names}", context)
+
+
+Kind = TypeVar("Kind", bound=Section)
 
 
 def load_config(
@@ -201,34 +221,53 @@ def load_config(
     Raises:
         ConfigError: with all problems; each names its place, key, value, what is allowed, and what to do.
     """
+    variable = (os.environ if environment is None else environment).get("COEDGE_SET", "")
+    changes = [("environment COEDGE_SET", text.strip()) for text in variable.split(";") if text.strip()]
+    return load_section(ClusterConfig, source, [*changes, *as_changes(overrides)])
+
+
+def as_changes(overrides: Sequence[str]) -> list[tuple[str, str]]:
+    """Overrides as `load_section` takes them."""
+    return [("override", text) for text in ([overrides] if isinstance(overrides, str) else overrides)]
+
+
+def load_section(
+    kind: type[Kind], source: str | Path | Mapping[str, Any] | Kind | None, changes: Sequence[tuple[str, str]] = ()
+) -> Kind:
+    """What a file or a mapping says, with changes laid over it.
+
+    Args:
+        kind: what the whole of it is.
+        changes: (where it comes from, `key=value`); later ones win.
+
+    Raises:
+        ConfigError: with all problems; each names its place, key, value, what is allowed, and what to do.
+    """
     if isinstance(source, str | Path):
         settings = read_yaml(source)
-    elif source is None or isinstance(source, Mapping | ClusterConfig):
+    elif source is None or isinstance(source, Mapping | kind):
         where = "the defaults" if source is None else f"the given {type(source).__name__}"
         settings = Settings(_plain(source or {}, list), {(): Origin(where)})
     else:
-        raise ConfigError(f"a configuration is a path, a mapping or a ClusterConfig; given {source!r}")
-    variable = (os.environ if environment is None else environment).get("COEDGE_SET", "")
-    changes = [("environment COEDGE_SET", text.strip()) for text in variable.split(";") if text.strip()]
-    changes += [("override", text) for text in ([overrides] if isinstance(overrides, str) else overrides)]
+        raise ConfigError(f"a configuration is a path, a mapping or a {kind.__name__}; given {source!r}")
     problems: list[str] = []
-    for kind, text in changes:
+    for origin, text in changes:
         try:
-            settings.override(text, f"{kind} {text!r}")
+            settings.override(text, f"{origin} {text!r}")
         except ConfigError as error:
             problems.append(str(error))
     try:
-        config = ClusterConfig.model_validate(_plain(settings.value, tuple), strict=True)
+        value = kind.model_validate(_plain(settings.value, tuple), strict=True)
     except ValidationError as error:
-        problems += [_explain(details, settings) for details in error.errors()]
+        problems += [_explain(details, settings, kind) for details in error.errors()]
     if problems:
         raise ConfigError("\n".join(problems))
-    return config
+    return value
 
 
-def describe_keys() -> list[dict[str, str]]:
+def describe_keys(kind: type[BaseModel] = ClusterConfig) -> list[dict[str, str]]:
     """A row (key, type, default, description) per key, for reference pages. N: an index or a name."""
-    return list(_rows(ClusterConfig, ""))
+    return list(_rows(kind, ""))
 
 
 def _rows(section: type[BaseModel], prefix: str) -> Iterator[dict[str, str]]:
@@ -265,7 +304,9 @@ def _allowed(field: FieldInfo) -> str:
     if _section_of(field):
         return "list of sections" if get_origin(field.annotation) is tuple else "section"
     if get_origin(field.annotation) is tuple:
-        return f"list of {words[kinds[0]]}"
+        return f"list, each {words[kinds[0]]}"
+    if get_origin(field.annotation) is dict:
+        return f"names, each with a {_allowed(FieldInfo.from_annotation(kinds[1]))}"
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     found = [(sign, getattr(rule, key, None)) for rule in field.metadata for key, sign in signs.items()]
     bounds = ", ".join(f"{sign} {bound:g}" for sign, bound in found if bound is not None)
@@ -287,24 +328,23 @@ def _plain(value: Any, sequence: type[list[Any]] | type[tuple[Any, ...]]) -> Any
 _FACTS = {
     "extra_forbidden": "there is no such key",
     "invalid_key": "a key must be text",
+    "dict_type": "must be a section, with keys and values",
     "missing": "must be given",
     "model_type": "must be a section, with keys and values",
+    "too_short": "must have at least one item",
     "string_pattern_mismatch": "is empty, too long, or has characters that are not allowed",
     "string_type": "must be text",
     "tuple_type": "must be a list",
 }
 
 
-def _explain(details: ErrorDetails, settings: Settings) -> str:
+def _explain(details: ErrorDetails, settings: Settings, root: type[BaseModel]) -> str:
     """One pydantic error as place, key, fact, what is allowed, and what to do next."""
     kind, given, context = details["type"], details["input"], details.get("ctx", {})
     path: KeyPath = (*details["loc"], *context.get("at", ()))
-    section: type[BaseModel] = ClusterConfig
-    *sections, key = [step for step in path if isinstance(step, str)] or [str(path[-1])]
-    for step in sections:
-        section = _section_of(section.model_fields[step]) or section
     origin = settings.origin(path)
-    field = section.model_fields.get(key)
+    section, key = _place(path, root)
+    field = section.model_fields.get(str(key))
     fact = _FACTS.get(kind, re.sub("^(Input|String) should", "must", details["msg"]))
     if kind != "missing":
         fact += f"; given {origin.written or reprlib.repr(_plain(context.get('name', given), list))}"
@@ -312,14 +352,25 @@ def _explain(details: ErrorDetails, settings: Settings) -> str:
         inner = _section_of(field) if field else None
         allowed = "keys " + ", ".join((inner or section).model_fields)
     else:
-        allowed = f"{_allowed(field)}. {_description(section, key)}"
-    remedy = _remedy(
-        kind, given if kind != "device" else context["name"], context.get("names", ""), origin, section, key
-    )
+        allowed = f"{_allowed(field)}. {_description(section, str(key))}"
+    remedy = _remedy(kind, context.get("name", given), context.get("names", ""), origin, section, str(key), root)
     return f"{origin.where}: {dotted(path)}: {fact}.\n    Allowed: {allowed}\n    Next: {remedy}"
 
 
-def _remedy(kind: str, given: Any, names: str, origin: Origin, section: type[BaseModel], key: str) -> str:
+def _place(path: KeyPath, root: type[BaseModel]) -> tuple[type[BaseModel], str | int]:
+    """The section that a path leads into, and its key there: of a list or mapping of plain values, the list's."""
+    section = root
+    for step in path[:-1]:
+        field = section.model_fields.get(str(step))
+        if field is not None and _section_of(field) is None:
+            return section, step
+        section = (field and _section_of(field)) or section
+    return section, path[-1]
+
+
+def _remedy(
+    kind: str, given: Any, names: str, origin: Origin, section: type[BaseModel], key: str, root: type[BaseModel]
+) -> str:
     field = section.model_fields.get(key)
     if kind == "missing":
         return f"add `{key}: ...`"
@@ -333,9 +384,10 @@ def _remedy(kind: str, given: Any, names: str, origin: Origin, section: type[Bas
     if kind == "model_type" and given is None:
         return "put keys under it, or remove it"
     if kind == "tuple_type":
-        return "write a list, with one item `- name: ...` for each device"
+        items = "with one item `- name: ...` for each device" if field and _section_of(field) else "such as [a, b]"
+        return f"write a list, {items}"
     if field is None:  # a key of this name in another section is as near as one that is spelt alike
-        elsewhere = [row["key"] for row in describe_keys() if row["key"].endswith(f".{key}")]
+        elsewhere = [row["key"] for row in describe_keys(root) if row["key"].endswith(f".{key}")]
         near = difflib.get_close_matches(key, section.model_fields, n=1) + elsewhere
     else:
         options = [*names.split(", "), *(str(option) for option in get_args(field.annotation))]

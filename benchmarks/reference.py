@@ -1,0 +1,144 @@
+"""Measures the reference profile: layer times of the zoo on one core of this machine, for synthetic devices.
+
+Every network as the command line captures it (uint8 in), layer after layer, in rounds over all of them, so that
+a disturbance of some seconds spoils one round at most; of each layer the median over the rounds is kept.
+
+`python -m benchmarks.reference [--rounds 3] [--folder coedge/data/reference] [NAME ...]`, about three minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from coedge import zoo
+from coedge.cli.models import load_model
+from coedge.layer_cost import layer_costs
+from coedge.model import Model
+from coedge.profile import LayerTime
+from coedge.reference import FOLDER, ReferenceModel, reference_times
+from workers.layer_times import measure_layers
+
+DIGITS = 4
+Times = tuple[list[LayerTime], list[LayerTime]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="network of the zoo; all of them where left out")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each network is measured")
+    parser.add_argument("--budget", type=float, default=5.0, help="about how many seconds to measure it, each time")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the files go, one for each network")
+    options = parser.parse_args()
+    unknown = [name for name in options.names if name not in zoo.NAMES]
+    if unknown or options.rounds < 1:
+        parser.error(f"not in the zoo: {', '.join(unknown)}" if unknown else "--rounds is at least 1")
+    say = _clocked()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    models: dict[str, Model] = {}
+    for name in options.names or zoo.NAMES:
+        models[name] = load_model(name, zoo.example(name).shape[-1])
+        say(f"captured {name}: {len(models[name].layers)} layers")
+    rounds: list[dict[str, Times]] = []
+    for number in range(1, options.rounds + 1):
+        rounds.append({})
+        for name, model in models.items():
+            rounds[-1][name] = measure_layers(model, 1, True, options.budget)
+            say(f"round {number} of {options.rounds}: {name}")
+    for name, model in models.items():
+        text = reference_file(model, _medians(model, [done[name] for done in rounds]))
+        (options.folder / f"{name}.json").write_text(text, encoding="utf-8")
+    say(f"wrote {len(models)} files to {options.folder}")
+    compare(models, options.folder)
+
+
+def compare(models: Mapping[str, Model], folder: Path) -> None:
+    """Prints how well each network's time follows from what was measured of all the others."""
+    files = sorted(folder.glob("*.json"))
+    known = {path.stem: ReferenceModel.model_validate_json(path.read_text(encoding="utf-8")) for path in files}
+    if len(known) < 2:
+        return
+    print(f"\n{'ms of one core':16} measured   from the others")
+    errors = []
+    for name, model in models.items():
+        measured = known[name].seconds
+        guessed = reference_times(model, {other: known[other] for other in known if other != name}).seconds
+        errors.append(abs(guessed / measured - 1))
+        print(f"{name:16} {measured * 1e3:8.2f}   {guessed * 1e3:8.2f}  {guessed / measured - 1:+5.0%}")
+    print(f"error: median {statistics.median(errors):.0%}, largest {max(errors):.0%}")
+
+
+def _medians(model: Model, rounds: Sequence[Times]) -> Times:
+    """Of each layer the round in which it took neither long nor short, for all of its rows."""
+
+    def median(times: Sequence[LayerTime], rows: int) -> LayerTime:
+        return sorted(times, key=lambda time: time.seconds(rows))[(len(times) - 1) // 2]
+
+    rows = [layer.rows for layer in model.layers]
+    ends, inside = (
+        [median(times, count) for times, count in zip(zip(*(done[which] for done in rounds)), rows)] for which in (0, 1)
+    )
+    return ends, inside
+
+
+def reference_file(model: Model, times: Times) -> str:
+    """JSON of a `ReferenceModel`, a line for each layer."""
+    taken = model.inputs[0]
+    head = {
+        "name": model.name,
+        "input_shape": taken.shape,
+        "input_dtype": taken.dtype,
+        "machine": machine(),
+    }
+    layers = [
+        {"cost": _whole(asdict(cost)), "layer": _rounded(layer), "fused": _rounded(fused)}
+        for cost, layer, fused in zip(layer_costs(model), *times, strict=True)
+    ]
+    lines = [f' "{key}": {json.dumps(value)}' for key, value in head.items()]
+    lines.append(' "layers": [\n' + ",\n".join(f"  {json.dumps(layer)}" for layer in layers) + "\n ]")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def machine() -> dict[str, str]:
+    """What the times depend on. No names of hosts."""
+    import numpy
+    import onnxruntime
+
+    processor = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+        processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), processor)
+    return {
+        "processor": processor or platform.machine(),
+        "threads": "1",
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "measured": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _rounded(layer: LayerTime) -> list[float]:
+    return [float(f"{value:.{DIGITS}g}") for value in (layer.fixed_seconds, layer.seconds_per_row)]
+
+
+def _whole(cost: dict[str, Any]) -> dict[str, Any]:
+    return {key: int(value) if isinstance(value, float) else value for key, value in cost.items()}
+
+
+def _clocked() -> Callable[[str], None]:
+    began = time.monotonic()
+    return lambda text: print(f"{time.monotonic() - began:6.1f} s  {text}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
