@@ -86,7 +86,7 @@ class DeviceConfig(Section):
 class MediumConfig(Section):
     """A capacity that transfers share, such as the air of a Wi-Fi."""
 
-    name: str = Field(min_length=1, description="Name of the medium, unique.")
+    name: str = Field(pattern=NAME_PATTERN, description="Name of the medium, unique: as of a device.")
     devices: tuple[str, ...] = Field(
         min_length=1,
         strict=False,

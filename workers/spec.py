@@ -57,3 +57,25 @@ class WorkerStatus:
 
     running: tuple[int, int, int, float] | None
     waiting: dict[tuple[int, int], tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeTimes:
+    """What became of messages that were sent to a peer one behind the other.
+
+    Attributes:
+        round_trip_seconds: from before the first one left until the echo of the last one was back.
+        came_seconds: when each of them came, by the peer's clock.
+    """
+
+    round_trip_seconds: float
+    came_seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MeteredPower:
+    """What an energy meter told of a device: watts when idle, watts above that while it computes."""
+
+    idle_watts: float
+    compute_watts: float
+    source: str

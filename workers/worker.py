@@ -30,7 +30,7 @@ from workers.emulation import Pace
 from workers.kernels import Kernels
 from workers.message import Kind, Message, text_to_array
 from workers.paced_transport import LinkSpec, PacedTransport
-from workers.spec import WorkerFacts, WorkerSpec, WorkerStatus
+from workers.spec import ProbeTimes, WorkerFacts, WorkerSpec, WorkerStatus
 from workers.transport import Endpoint, Transport
 from workers.zmq_transport import ZmqTransport
 
@@ -68,7 +68,7 @@ class Worker:
         self._loading = threading.Lock()
         self._stopping = threading.Event()
         self._running: tuple[int, int, int, float] | None = None
-        self._echoes: set[int] = set()
+        self._echoes: dict[int, float] = {}
         self._probe_count = 0
 
     # From any thread.
@@ -157,9 +157,9 @@ class Worker:
         self._transport.wake()
         return future.result(timeout_seconds)
 
-    def probe(self, peer: str, nbytes: int, timeout_seconds: float) -> float:
-        """Seconds until a peer has echoed a message of so many bytes (with an empty one)."""
-        return self.in_loop(lambda: self._probe(peer, nbytes, timeout_seconds), timeout_seconds + 1)
+    def probe(self, peer: str, nbytes: int, count: int, timeout_seconds: float) -> ProbeTimes:
+        """Sends a peer so many messages of so many bytes one behind the other; it echoes each (with an empty one)."""
+        return self.in_loop(lambda: self._probe(peer, nbytes, count, timeout_seconds), timeout_seconds + 1)
 
     def stop(self) -> None:
         self._stopping.set()
@@ -265,10 +265,11 @@ class Worker:
     def _handle(self, message: Message) -> None:
         if message.kind is Kind.PROBE:
             if message.sender in self._index_of.values():  # a stranger has no address to answer to
-                echo = Message(Kind.ECHO, self.spec.index, channel=message.channel)
+                came = np.array(message.due or self.pace.now())
+                echo = Message(Kind.ECHO, self.spec.index, channel=message.channel, arrays=(came,))
                 self._transport.send(message.sender, echo)
-        elif message.kind is Kind.ECHO:
-            self._echoes.add(message.channel)
+        elif message.kind is Kind.ECHO and len(message.arrays) == 1 and message.arrays[0].size == 1:
+            self._echoes[message.channel] = message.arrays[0].item()
         loaded = self._loaded.get(message.epoch)
         if loaded is None:
             return  # a message of a plan that was unloaded
@@ -306,20 +307,20 @@ class Worker:
                 )
         return ""
 
-    def _probe(self, peer: str, nbytes: int, timeout_seconds: float) -> float:
-        self._probe_count += 1
-        channel = self._probe_count % 2**31
+    def _probe(self, peer: str, nbytes: int, count: int, timeout_seconds: float) -> ProbeTimes:
         payload = (np.zeros(nbytes, np.uint8),) if nbytes else ()
+        channels = range(self._probe_count, self._probe_count + count)
+        self._probe_count = channels.stop
         start = self.pace.now()
-        message = Message(Kind.PROBE, self.spec.index, channel=channel, arrays=payload)
-        self._transport.send(self._index_of[peer], message)
-        while channel not in self._echoes:
+        for channel in channels:
+            message = Message(Kind.PROBE, self.spec.index, channel=channel, arrays=payload)
+            self._transport.send(self._index_of[peer], message)
+        while not self._echoes.keys() >= set(channels):
             left = timeout_seconds - (time.monotonic() - start)
             if left <= 0:
-                raise TimeoutError(f"{peer} did not echo {nbytes} bytes within {timeout_seconds:.0f} s")
+                raise TimeoutError(f"{peer} did not echo {count} x {nbytes} bytes within {timeout_seconds:.0f} s")
             self._receive(left)
-        self._echoes.discard(channel)
-        return self.pace.now() - start
+        return ProbeTimes(self.pace.now() - start, tuple(self._echoes.pop(channel) for channel in channels))
 
 
 def fingerprint(threads: int) -> str:
