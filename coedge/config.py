@@ -384,7 +384,7 @@ def _remedy(
     if kind == "model_type" and given is None:
         return "put keys under it, or remove it"
     if kind == "tuple_type":
-        items = "with one item `- name: ...` for each device" if field and _section_of(field) else "such as [a, b]"
+        items = "with one item `- name: ...` for each" if field and _section_of(field) else "such as [a, b]"
         return f"write a list, {items}"
     if field is None:  # a key of this name in another section is as near as one that is spelt alike
         elsewhere = [row["key"] for row in describe_keys(root) if row["key"].endswith(f".{key}")]

@@ -2,14 +2,15 @@
 
 [N, C, H, W]   row_axis 2, col_axis 3       channels first
 [N, H, W, C]   row_axis 1, col_axis 2       channels last
-[N, F]         row_axis None: one pixel     a dense layer's output
+[N, F]         row_axis 1, features         a dense layer's output: each feature is a row, and there is no image
+[N, C]         row_axis None: one pixel     a pooled image
 [1, N, C, 1, 1] with partial_extent (H, W)  one device's share of a sum over H x W; axis 0 counts shares
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,11 @@ from coedge.region import Interval, Region
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """An activation: what flows between nodes. Constants are not tensors in this sense."""
+    """An activation: what flows between nodes. Constants are not tensors in this sense.
+
+    Attributes:
+        features: the rows are the output features of a dense layer, not rows of an image.
+    """
 
     name: str
     dtype: str
@@ -28,6 +33,7 @@ class Tensor:
     row_axis: int | None = None
     col_axis: int | None = None
     partial_extent: tuple[int, int] | None = None
+    features: bool = False
 
     @property
     def rows(self) -> int:
@@ -46,8 +52,18 @@ class Tensor:
         return Region(0, self.rows, 0, self.cols)
 
     @property
-    def spatial(self) -> bool:
+    def divisible(self) -> bool:
+        """Several devices can each hold some of it: rows or columns of an image, or features."""
         return self.rows > 1 or self.cols > 1
+
+    @property
+    def spatial(self) -> bool:
+        """An image of several pixels."""
+        return self.divisible and not self.features
+
+    def as_pixel(self) -> Tensor:
+        """The same tensor for who does not know features: one pixel, nothing to divide."""
+        return replace(self, row_axis=None, features=False)
 
     def region_shape(self, region: Region) -> tuple[int, ...]:
         """Shape of the array that holds a region (of one share, for a partial sum)."""

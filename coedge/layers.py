@@ -1,13 +1,18 @@
 """Layers: the runs of nodes that plans are made of.
 
 A layer begins at an operator that costs something (convolution, pooling, dense, a whole operator) or that
-waits for everybody (combine), and takes along the cheap operators that follow it. A stage is a run of layers.
+waits for everybody (combine, or all features of a dense layer), and takes along the cheap operators that follow
+it. A stage is a run of layers.
+
+    MaxPool | Reshape Gemm Relu | Gemm Relu | Gemm | Softmax      what makes an image the input of a dense layer
+                                                                  belongs to that layer
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from coedge.axis_map import Whole
 from coedge.graph import Graph, Node, Tensor
 from coedge.rules import Rule
 
@@ -19,7 +24,10 @@ class Layer:
     Attributes:
         name: of the node that gives the layer its cost.
         tensor: the activation whose rows measure how much of the layer a device computes.
-        splittable: several devices can each compute a part. Otherwise one device should take it.
+        splittable: several devices can each compute a part of the rows of an image. Otherwise one device should
+            take it, unless it is split `by_features`.
+        by_features: several devices can each compute a part of a dense layer's output features, which are its
+            rows. Each needs the whole input, and only its part of the weights.
     """
 
     index: int
@@ -31,6 +39,7 @@ class Layer:
     rows: int
     cols: int
     splittable: bool
+    by_features: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +63,34 @@ _ANCHORS = frozenset(
         "MatMulInteger", "QLinearConv", "Resize", "Upsample",
     )
 )  # fmt: skip
+# What may make the vector of an image that a dense layer reads.
+_MOVES = frozenset(
+    (
+        "Cast", "DequantizeLinear", "Dropout", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Squeeze",
+        "Transpose", "Unsqueeze",
+    )
+)  # fmt: skip
 
 
 def make_layers(graph: Graph, rules: tuple[Rule, ...]) -> tuple[Layer, ...]:
     starts = [0]
     costs_already = False
+    heads = {node.index: _head(graph, rules, node.index) for node in graph.nodes if rules[node.index].kind == "dense"}
+    moved = {index for node, head in heads.items() for index in range(head, node)}
+    features = _Features(graph, rules)
     for node, rule in zip(graph.nodes, rules):
-        if not _begins(graph, node, rule):
-            continue
-        if costs_already or rule.kind == "combine":
-            start = node.index
-            # A dequantisation belongs to the operator that reads it, so that 8-bit values are what travels.
-            while start - 1 > starts[-1] and _feeds_only(graph, start - 1, node):
-                start -= 1
-            if start > starts[-1]:
-                starts.append(start)
-        costs_already = True
+        gathers = features.gathered_by(node)
+        if node.index not in moved and (_begins(graph, node, rule) or gathers):
+            if costs_already or rule.kind == "combine":
+                start = head = heads.get(node.index, node.index)
+                # A dequantisation belongs to the operator that reads it, so that 8-bit values are what travels.
+                while start - 1 > starts[-1] and _is_dequantised_for(graph, start - 1, graph.nodes[head]):
+                    start -= 1
+                if start > starts[-1]:
+                    starts.append(start)
+                    features.clear()
+            costs_already = True
+        features.add(node)
     bounds = [*starts, len(graph.nodes)]
     return tuple(
         _layer(index, first, stop, graph, rules) for index, (first, stop) in enumerate(zip(bounds, bounds[1:]))
@@ -81,7 +102,7 @@ def _begins(graph: Graph, node: Node, rule: Rule) -> bool:
         return True
     if node.op in _ANCHORS:
         # A 1x1 convolution of one pixel, as in a squeeze-and-excite block, is nobody's stage.
-        return rule.kind != "dense" or node.op in ("Gemm", "MatMul") or _made(graph, node).spatial
+        return rule.kind != "pixel" or node.op in ("Gemm", "MatMul") or _made(graph, node).spatial
     return False
 
 
@@ -90,9 +111,49 @@ def _made(graph: Graph, node: Node) -> Tensor:
     return next(graph.tensors[name] for name in node.outputs if name)
 
 
-def _feeds_only(graph: Graph, position: int, node: Node) -> bool:
+def _is_dequantised_for(graph: Graph, position: int, node: Node) -> bool:
     made = graph.nodes[position]
     return made.op == "DequantizeLinear" and set(made.outputs) <= set(node.inputs)
+
+
+def _head(graph: Graph, rules: tuple[Rule, ...], dense: int) -> int:
+    """The first of the nodes right before a dense one that only make its input of an image; itself, if none does."""
+    head = first = dense
+    while first > 0:
+        made = graph.nodes[first - 1]
+        if made.op not in _MOVES or rules[made.index].kind not in ("whole", "pixel"):
+            break
+        if not set(made.outputs) & set(graph.nodes[first].inputs):
+            break
+        first -= 1
+        if rules[first].kind == "whole":
+            head = first
+    return head
+
+
+class _Features:
+    """The features that the dense nodes of a layer make, while its nodes are gone through in order."""
+
+    def __init__(self, graph: Graph, rules: tuple[Rule, ...]) -> None:
+        self._graph, self._rules = graph, rules
+        self._made: set[str] = set()
+
+    def gathered_by(self, node: Node) -> bool:
+        """Whether a node that works on one pixel reads all of such features: whoever runs it waits for them."""
+        if _made(self._graph, node).spatial:
+            return False
+        return any(
+            name in self._made and self._graph.tensors[name].divisible and isinstance(rows, Whole)
+            for name, (rows, _) in self._rules[node.index].maps.items()
+        )
+
+    def add(self, node: Node) -> None:
+        rule = self._rules[node.index]
+        if rule.kind == "dense" or (rule.features and self._made & rule.maps.keys()):
+            self._made.update(node.outputs)
+
+    def clear(self) -> None:
+        self._made.clear()
 
 
 def _layer(index: int, first: int, stop: int, graph: Graph, rules: tuple[Rule, ...]) -> Layer:
@@ -100,13 +161,19 @@ def _layer(index: int, first: int, stop: int, graph: Graph, rules: tuple[Rule, .
     real = [n for n in nodes if rules[n.index].kind != "partial"] or list(nodes)
     anchors = [n for n in real if _begins(graph, n, rules[n.index])]
     # The combine that opens a layer works on one pixel; what the layer costs lies behind it.
-    main = next(
-        (n for n in anchors if _made(graph, n).spatial),
-        max(real, key=lambda n: _made(graph, n).whole.area),
-    )
+    main = next((n for n in anchors if _made(graph, n).spatial), max(real, key=lambda n: _weight(graph, rules, n)))
     tensor = _made(graph, main)
     splittable = tensor.spatial and not any(rules[n.index].kind == "whole" for n in nodes)
-    return Layer(index, first, stop, main.name, main.op, tensor.name, tensor.rows, tensor.cols, splittable)
+    return Layer(
+        index, first, stop, main.name, main.op, tensor.name, tensor.rows, tensor.cols, splittable,
+        by_features=rules[main.index].kind == "dense" and tensor.divisible,
+    )  # fmt: skip
+
+
+def _weight(graph: Graph, rules: tuple[Rule, ...], node: Node) -> tuple[int, bool]:
+    """What a layer is about: the largest image, or else the dense node."""
+    made = _made(graph, node)
+    return made.whole.area if made.spatial else 1, rules[node.index].kind == "dense"
 
 
 def make_cuts(graph: Graph, layers: tuple[Layer, ...]) -> tuple[Cut, ...]:

@@ -5,18 +5,24 @@
 2  What a stage needs. From the owned outputs backwards through the stage's nodes, by their region rules.
 3  Where it comes from. What a device holds already (it made it, or got it earlier) it reads; the rest is
    fetched from the owners. One message per producing stage, needing stage and pair of devices.
+4  In what order. Where a stage asks for its borders first, 1 to 3 are done twice: the first time tells what
+   others fetch, by which the second time cuts the stage into pieces (see `coedge.pieces`).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from coedge.codec import channel_key
 from coedge.errors import PlanError
 from coedge.model import Model
+from coedge.pieces import Piece, pieces_of
 from coedge.plan import Plan, Stage, check_plan
 from coedge.program import (
     CLIENT,
+    RAW,
     Answer,
     Compute,
     Part,
@@ -30,7 +36,7 @@ from coedge.program import (
     TileNode,
     Work,
 )  # fmt: skip
-from coedge.region import Region
+from coedge.region import Region, UnitRect
 from coedge.rules.rule import WholeRule, crop_of
 
 
@@ -42,8 +48,8 @@ class _Device:
     patches: list[Patch] = field(default_factory=list)
     held: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     made_in: dict[int, int] = field(default_factory=dict)
-    # Steps with a sort key: (stage, order within it).
-    steps: list[tuple[tuple[int, int], Step]] = field(default_factory=list)
+    # Steps with a sort key: (stage, piece of it, order within that).
+    steps: list[tuple[tuple[int, int, int], Step]] = field(default_factory=list)
 
     def add_patch(self, tensor: str, region: Region, stage: int) -> int:
         index = len(self.patches)
@@ -59,9 +65,17 @@ class _Owner:
     region: Region
     stage: int
     patch: int
+    piece: int = 0
 
 
 _COMPUTE, _SEND, _RECEIVE, _ANSWER = 1, 2, 0, 3
+
+# What others fetch of what a device makes in a stage, by (stage, device).
+_Fetched = dict[tuple[int, str], list[tuple[str, Region]]]
+
+# Rules of nodes that no piece can be cut out of: a piece would need all of the stage's share, or be one of the
+# shares whose number and order others rely on.
+_UNCUT = frozenset(("whole", "partial", "combine"))
 
 
 def lower(plan: Plan, model: Model) -> dict[str, Program]:
@@ -71,15 +85,22 @@ def lower(plan: Plan, model: Model) -> dict[str, Program]:
         PlanError: the plan does not fit the model.
     """
     check_plan(plan, model)
-    return _Lowering(plan, model).run()
+    lowering = _Lowering(plan, model, None)
+    programs = lowering.run()
+    if any(stage.borders_first for stage in plan.stages):
+        programs = _Lowering(plan, model, lowering.fetched).run()
+    return programs
 
 
 class _Lowering:
-    def __init__(self, plan: Plan, model: Model) -> None:
-        self.plan, self.model = plan, model
+    """`cut_by`: what others fetch of each share, where stages are to be cut by it; None: they are not cut."""
+
+    def __init__(self, plan: Plan, model: Model, cut_by: _Fetched | None) -> None:
+        self.plan, self.model, self.cut_by = plan, model, cut_by
         self.graph = model.graph
         self.devices = {name: _Device(name) for name in plan.devices}
         self.owners: dict[str, list[_Owner]] = defaultdict(list)
+        self.fetched: _Fetched = defaultdict(list)
         self.channels = 0
         self.last_use: dict[str, int] = {}
         for node in self.graph.nodes:
@@ -106,7 +127,7 @@ class _Lowering:
             patch = source.add_patch(name, region, -1)
             self.owners[name].append(_Owner(source.name, region, -1, patch))
         receive = Receive(self._channel(), CLIENT, -1, tuple(range(len(source.patches))))
-        source.steps.append(((-1, _RECEIVE), receive))
+        source.steps.append(((-1, 0, _RECEIVE), receive))
 
     def _channel(self) -> int:
         self.channels += 1
@@ -121,71 +142,87 @@ class _Lowering:
             for name in node.outputs
             if name and self.last_use.get(name, -1) >= stop
         ]
-        wanted: dict[str, dict[str, Region]] = {}
-        for device_name, rect in stage.regions.items():
-            mine = {}
-            for name in alive:
-                tensor = self.graph.tensors[name]
-                region = rect.of_extent(tensor.rows, tensor.cols)
-                if not region.empty:
-                    mine[name] = region
-            if mine:
-                wanted[device_name] = mine
+        pieces = {}
+        for name, rect in stage.regions.items():
+            share = self._pieces(index, stage, name, rect, alive)
+            if share:
+                pieces[name] = share
         # All needs first, then all fetches: what a device makes in this stage is nobody's input in it.
-        tiles = {name: tile_of(self.model, first, stop, mine) for name, mine in wanted.items()}
-        reads = self._fetch(index, {name: {i: need[i] for i in tile.inputs} for name, (tile, need) in tiles.items()})
-        for name, (tile, need) in tiles.items():
+        tiles = {
+            name: [tile_of(self.model, first, stop, dict(piece.wanted)) for piece in share]
+            for name, share in pieces.items()
+        }
+        reads = self._fetch(index, {name: [_inputs(*tile) for tile in made] for name, made in tiles.items()})
+        for name, share in pieces.items():
             device = self.devices[name]
-            writes = []
-            for output in tile.outputs:
-                patch = device.add_patch(output, need[output], index)
-                writes.append(patch)
-                self.owners[output].append(_Owner(name, wanted[name][output], index, patch))
-            work = []
-            for layer in layers[stage.first : stage.last + 1]:
-                if layer.tensor in need:
-                    work.append(Work(layer.index, need[layer.tensor].area / layer.cols))
-            step = Compute(index, tile, tuple(reads[name]), tuple(writes), tuple(work))
-            device.steps.append(((index, _COMPUTE), step))
+            # The interior is made known first: where pieces overlap, it is what the next stage reads.
+            for order in sorted(range(len(share)), key=lambda i: not share[i].inner):
+                tile, need = tiles[name][order]
+                writes = []
+                for output in tile.outputs:
+                    patch = device.add_patch(output, need[output], index)
+                    writes.append(patch)
+                    self.owners[output].append(_Owner(name, share[order].wanted[output], index, patch, order))
+                work = []
+                for layer in layers[stage.first : stage.last + 1]:
+                    if layer.tensor in need:
+                        work.append(Work(layer.index, need[layer.tensor].area / layer.cols))
+                step = Compute(index, tile, tuple(reads[name][order]), tuple(writes), tuple(work))
+                device.steps.append(((index, order, _COMPUTE), step))
 
-    def _fetch(self, stage: int, needs: dict[str, dict[str, Region]]) -> dict[str, list[Read]]:
-        """Reads of every device, with the sends and receives that make them possible."""
-        reads: dict[str, list[Read]] = {}
+    def _pieces(self, index: int, stage: Stage, device: str, rect: UnitRect, alive: list[str]) -> list[Piece]:
+        """How a device's share of a stage is computed: in one piece, or borders first. None: it has no pixel."""
+        tensors = [self.graph.tensors[name] for name in alive]
+        regions = {tensor.name: rect.of_extent(tensor.rows, tensor.cols) for tensor in tensors}
+        wanted = {name: region for name, region in regions.items() if not region.empty}
+        if not wanted:
+            return []
+        layers = self.model.layers
+        first, stop = layers[stage.first].first, layers[stage.last].stop
+        kinds = {rule.kind for rule in self.model.rules[first:stop]}
+        if self.cut_by is None or not stage.borders_first or kinds & _UNCUT:
+            return [Piece(wanted)]
+
+        def is_local(part: Mapping[str, Region]) -> bool:
+            need, nodes = _needs_of(self.model, first, stop, part)
+            made = {name for index, _, _ in nodes for name in self.graph.nodes[index].outputs}
+            held = self.devices[device]
+            return not any(self._take(held, name, need[name])[1] for name in need.keys() - made)
+
+        return pieces_of(rect, tensors, self.cut_by.get((index, device), ()), is_local)
+
+    def _fetch(self, stage: int, needs: dict[str, list[dict[str, Region]]]) -> dict[str, list[list[Read]]]:
+        """Reads of every piece of every device, with the sends and receives that make them possible."""
+        codecs = self.plan.stages[stage].codecs if stage < len(self.plan.stages) else {}
         messages: dict[tuple[int, str, str], list[tuple[_Owner, Region]]] = defaultdict(list)
-        pending: list[tuple[str, str, Region, list[Part], list[tuple[_Owner, Region]]]] = []
-        for name, wanted in needs.items():
-            device = self.devices[name]
+        for name, pieces in needs.items():
+            wanted: dict[str, Region] = {}
+            for piece in pieces:
+                for tensor, region in piece.items():
+                    wanted[tensor] = wanted[tensor].hull(region) if tensor in wanted else region
             for tensor, region in wanted.items():
-                parts, missing = self._take(device, tensor, region)
-                fetched: list[tuple[_Owner, Region]] = []
-                for hole in missing:
+                for hole in self._take(self.devices[name], tensor, region)[1]:
                     for owner in self.owners[tensor]:
-                        piece = hole.intersection(owner.region)
-                        if owner.device != name and not piece.empty:
-                            fetched.append((owner, piece))
-                            messages[owner.stage, owner.device, name].append((owner, piece))
-                covered = sum(p.region.area for p in parts) + sum(piece.area for _, piece in fetched)
-                if covered != region.area:
-                    raise PlanError(f"nobody owns a part of {tensor!r}, {region}: this is a defect of the planner")
-                pending.append((name, tensor, region, parts, fetched))
-        arrived: dict[tuple[str, str, Region], int] = {}
+                        part = hole.intersection(owner.region)
+                        if owner.device != name and not part.empty:
+                            messages[owner.stage, owner.device, name].append((owner, part))
+                            self.fetched[owner.stage, owner.device].append((tensor, part))
         for (made, sender, receiver), items in sorted(messages.items(), key=lambda item: item[0]):
-            channel = self._channel()
+            channel, codec = self._channel(), codecs.get(channel_key(sender, receiver), RAW)
             source, target = self.devices[sender], self.devices[receiver]
-            patches = []
-            for owner, piece in items:
-                patch = target.add_patch(source.patches[owner.patch].tensor, piece, stage)
-                arrived[receiver, self.devices[receiver].patches[patch].tensor, piece] = patch
-                patches.append(patch)
-            parts_sent = tuple(Part(owner.patch, piece) for owner, piece in items)
-            source.steps.append(((made, _SEND), Send(channel, receiver, stage, parts_sent)))
-            target.steps.append(((stage, _RECEIVE), Receive(channel, sender, stage, tuple(patches))))
-        for name, tensor, region, parts, fetched in pending:
-            parts += [Part(arrived[name, tensor, piece], piece) for _, piece in fetched]
-            parts.sort(key=lambda part: part.region)
-            reads.setdefault(name, []).append(Read(tensor, region, tuple(parts)))
-        for name in needs:
-            reads.setdefault(name, [])
+            patches = [target.add_patch(source.patches[owner.patch].tensor, part, stage) for owner, part in items]
+            send = Send(channel, receiver, stage, tuple(Part(owner.patch, part) for owner, part in items), codec)
+            source.steps.append(((made, max(owner.piece for owner, _ in items), _SEND), send))
+            target.steps.append(((stage, 0, _RECEIVE), Receive(channel, sender, stage, tuple(patches), codec)))
+        return {name: [self._reads(name, piece) for piece in pieces] for name, pieces in needs.items()}
+
+    def _reads(self, device: str, needs: dict[str, Region]) -> list[Read]:
+        reads = []
+        for tensor, region in needs.items():
+            parts, missing = self._take(self.devices[device], tensor, region)
+            if missing:
+                raise PlanError(f"nobody owns a part of {tensor!r}, {missing[0]}: this is a defect of the planner")
+            reads.append(Read(tensor, region, tuple(sorted(parts, key=lambda part: part.region))))
         return reads
 
     def _take(self, device: _Device, tensor: str, region: Region) -> tuple[list[Part], list[Region]]:
@@ -198,6 +235,8 @@ class _Lowering:
         parts: list[Part] = []
         missing = [region]
         for patch in device.held.get(tensor, ()):
+            if not missing:
+                break
             rest: list[Region] = []
             for hole in missing:
                 piece = hole.intersection(device.patches[patch].region)
@@ -213,17 +252,43 @@ class _Lowering:
         end = len(self.plan.stages)
         sink = self.plan.sink
         wanted = {name: self.graph.tensors[name].whole for name in dict.fromkeys(self.graph.outputs)}
-        reads = {read.tensor: read for read in self._fetch(end, {sink: wanted})[sink]}
+        reads = {read.tensor: read for read in self._fetch(end, {sink: [wanted]})[sink][0]}
         answer = Answer(tuple(reads[name] for name in self.graph.outputs))
-        self.devices[sink].steps.append(((end, _ANSWER), answer))
+        self.devices[sink].steps.append(((end, 0, _ANSWER), answer))
+
+
+def _inputs(tile: Tile, need: Mapping[str, Region]) -> dict[str, Region]:
+    """What a tile reads."""
+    return {name: need[name] for name in tile.inputs}
 
 
 def tile_of(model: Model, first: int, stop: int, wanted: dict[str, Region]) -> tuple[Tile, dict[str, Region]]:
     """The tile of nodes [first, stop) that makes the wanted regions, and the region of every tensor in it."""
-    need = dict(wanted)
+    need, plans = _needs_of(model, first, stop, wanted)
     nodes: list[TileNode] = []
     made: set[str] = set()
-    plans: list[tuple[int, Region, dict[str, Region]]] = []
+    # Only now is it known how much of each tensor the tile holds.
+    for index, out, ins in reversed(plans):
+        made.update(name for name in model.graph.nodes[index].outputs if name in need)
+        rule = model.rules[index]
+        crops = tuple((name, crop_of(need[name], region)) for name, region in ins.items() if need[name] != region)
+        nodes.append(TileNode(index, rule.adjust(out, ins), crops))
+    inputs = tuple(name for name in need if name not in made)
+    fixed = tuple(n for n in inputs if need[n].cols.length == model.graph.tensors[n].cols)
+    results = tuple(name for name in wanted if name in made)
+    return Tile(tuple(nodes), inputs, results, fixed), need
+
+
+_NodeNeeds = list[tuple[int, Region, dict[str, Region]]]
+
+
+def _needs_of(
+    model: Model, first: int, stop: int, wanted: Mapping[str, Region]
+) -> tuple[dict[str, Region], _NodeNeeds]:
+    """The region of every tensor that nodes [first, stop) need for the wanted ones, and for each node that takes
+    part, last node first: its index, what it makes and what it needs."""
+    need = dict(wanted)
+    plans: _NodeNeeds = []
     for node in reversed(model.graph.nodes[first:stop]):
         outputs = [name for name in node.outputs if name in need]
         if not outputs:
@@ -239,17 +304,8 @@ def tile_of(model: Model, first: int, stop: int, wanted: dict[str, Region]) -> t
                 out = out.hull(need[name])
             for name in outputs:
                 need[name] = out
-        made.update(outputs)
         ins = rule.needs(out)
         for name, region in ins.items():
             need[name] = need[name].hull(region) if name in need else region
         plans.append((node.index, out, ins))
-    # Only now is it known how much of each tensor the tile holds.
-    for index, out, ins in reversed(plans):
-        rule = model.rules[index]
-        crops = tuple((name, crop_of(need[name], region)) for name, region in ins.items() if need[name] != region)
-        nodes.append(TileNode(index, rule.adjust(out, ins), crops))
-    inputs = tuple(name for name in need if name not in made)
-    fixed = tuple(n for n in inputs if need[n].cols.length == model.graph.tensors[n].cols)
-    results = tuple(name for name in wanted if name in made)
-    return Tile(tuple(nodes), inputs, results, fixed), need
+    return need, plans

@@ -10,6 +10,7 @@ worker and in process, nothing at all in the simulator.
 
 from __future__ import annotations
 
+import bisect
 import heapq
 from collections import defaultdict
 from collections.abc import Sequence
@@ -51,8 +52,12 @@ class Machine:
         self._receives = {s.channel: (i, s) for i, s in enumerate(program.steps) if isinstance(s, Receive)}
         self._wait_counts = [len(patches) for patches in self._reads]
         self._reader_counts = [len(self._readers_of[p]) for p in range(len(program.patches))]
+        # Steps that read nothing but receive: they wait for their message.
+        self._ready_at_once = [
+            i for i, s in enumerate(program.steps) if not self._reads[i] and not isinstance(s, Receive)
+        ]
         self._frames: dict[int, _Frame] = {}
-        self._order: list[int] = []
+        self._order: list[int] = []  # the frames, oldest first
 
     @property
     def idle(self) -> bool:
@@ -60,17 +65,19 @@ class Machine:
 
     @property
     def frames(self) -> tuple[int, ...]:
-        return tuple(sorted(self._frames))
+        return tuple(self._order)
 
     def begin(self, frame: int) -> None:
         """Expect a frame. Idempotent."""
         if frame in self._frames or not self.program.steps:
             return
-        state = _Frame(list(self._wait_counts), list(self._reader_counts), len(self.program.steps))
-        # Steps that read nothing but receive: they wait for their message.
-        state.ready = [i for i, s in enumerate(self.program.steps) if not self._reads[i] and not isinstance(s, Receive)]
-        self._frames[frame] = state
-        heapq.heappush(self._order, frame)
+        self._frames[frame] = _Frame(
+            list(self._wait_counts),
+            list(self._reader_counts),
+            len(self.program.steps),
+            ready=list(self._ready_at_once),
+        )
+        bisect.insort(self._order, frame)
 
     def arrived(self, frame: int, channel: int, values: Sequence[Any]) -> bool:
         """A message is here. False where nobody waits for it (a stale, doubled or unknown one)."""
@@ -88,10 +95,10 @@ class Machine:
 
     def next(self) -> tuple[int, int] | None:
         """The step to run now, as (frame, index of the step); None: wait for a message."""
-        for frame in sorted(self._order) if len(self._order) > 1 else self._order:
-            state = self._frames.get(frame)
-            if state is not None and state.ready:
-                return frame, heapq.heappop(state.ready)
+        for frame in self._order:
+            ready = self._frames[frame].ready
+            if ready:
+                return frame, heapq.heappop(ready)
         return None
 
     def values(self, frame: int, index: int) -> dict[int, Any]:
@@ -117,12 +124,15 @@ class Machine:
         """Forget a frame: it was cancelled, or it failed."""
         if self._frames.pop(frame, None) is not None:
             self._order.remove(frame)
-            heapq.heapify(self._order)
 
     def receive_of(self, channel: int) -> Receive | None:
         """The step that a message on this channel is for."""
         entry = self._receives.get(channel)
         return entry[1] if entry else None
+
+    def step_of(self, channel: int) -> int:
+        """The index of that step."""
+        return self._receives[channel][0]
 
     def waiting(self, frame: int) -> list[Receive]:
         """The messages that a frame still waits for, in program order."""

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from coedge.machine import patches_read
 from coedge.model import Model
 from coedge.program import Answer, Compute, Program, Receive
 
 
 def weight_nbytes(program: Program, model: Model) -> int:
-    """Bytes of the constants that the program's nodes read."""
-    names = {
-        name
-        for index in program.node_indices()
-        for name in (*model.graph.nodes[index].inputs, *model.graph.nodes[index].captured)
-        if name in model.graph.constants
-    }
-    return sum(model.graph.constants[name].nbytes for name in names)
+    """Bytes of the constants that the program's nodes read, or of the parts that they read of them."""
+    parts = model.weight_parts(program.tiles()).values()
+    return sum(part.of(model.graph.constants[part.name]).nbytes for part in parts)
+
+
+def held_nbytes(programs: Iterable[tuple[Model, Program]]) -> int:
+    """Bytes of a device that keeps several programs: each weight once, activations of one frame of one of them."""
+    weights: dict[tuple[str, str], int] = {}
+    most = 0
+    for model, program in programs:
+        for key, part in model.weight_parts(program.tiles()).items():
+            weights[model.hash, key] = part.of(model.graph.constants[part.name]).nbytes
+        most = max(most, activation_nbytes(program, model))
+    return sum(weights.values()) + most
 
 
 def activation_nbytes(program: Program, model: Model) -> int:

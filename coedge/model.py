@@ -17,9 +17,11 @@ from coedge.errors import CaptureError, InputError
 from coedge.graph import Graph, Node, Tensor
 from coedge.large_weights import stub
 from coedge.layers import Cut, Layer, make_cuts, make_layers
+from coedge.program import Tile
 from coedge.rewrite import Draft, expand, group_norm_pattern
 from coedge.rules import Context, Rule, rule_for
 from coedge.rules.reduce import PARTIAL
+from coedge.weight_part import WeightPart
 
 # Constants up to this size travel with the graph: rules look at their values (axes, pads, shapes).
 SMALL_NBYTES = 4096
@@ -120,6 +122,18 @@ class Model:
         """The model again, at a worker. Weights that are left out stand as zeros of the right shape."""
         return model_from_proto(onnx.load_model_from_string(skeleton), weights=weights)
 
+    def weight_parts(self, tiles: Iterable[Tile]) -> dict[str, WeightPart]:
+        """What the tiles read of the constants, large and small, by key."""
+        parts: dict[str, WeightPart] = {}
+        for tile_node in (part for tile in tiles for part in tile.nodes):
+            node = self.graph.nodes[tile_node.node]
+            own = self.rules[tile_node.node].weight_parts(node, tile_node.adjust)
+            for position, name in enumerate((*node.inputs, *node.captured)):
+                if name in self.graph.constants:
+                    part = own.get(position, WeightPart(name))
+                    parts[part.key] = part
+        return parts
+
     def weight_names(self, first: int, stop: int) -> set[str]:
         """Large constants that nodes [first, stop) read."""
         return {
@@ -157,7 +171,8 @@ class Model:
         kinds: Counter[str] = Counter(rule.kind for rule in self.rules)
         words = {
             "local": "row-local", "window": "window (halo rows)", "partial": "reduction, each device its share",
-            "combine": "reduction, combined", "dense": "without rows (dense)", "whole": "not splittable",
+            "combine": "reduction, combined", "dense": "dense (split by features)", "pixel": "without rows",
+            "whole": "not splittable",
         }  # fmt: skip
         lines = [
             f"{self.name}: {len(self.graph.nodes)} nodes in {len(self.layers)} layers, "
@@ -248,7 +263,12 @@ def model_from_proto(
         rules.append(rule)
         for output in node.outputs:
             if output:
-                tensors[output] = _tensor(output, rule, draft)
+                tensor = tensors[output] = _tensor(output, rule, draft)
+                if tensor.rows < 1 or tensor.cols < 1:
+                    raise CaptureError(
+                        f"{output!r}, made by {node.op} {node.name!r}, is empty: {list(tensor.shape)}; "
+                        "leave it out of the network, or capture it with a larger example"
+                    )
     graph = Graph(tuple(nodes), tensors, constants, inputs, outputs)
     imports = tuple((o.domain, o.version) for o in proto.opset_import)
     return Model(
@@ -260,7 +280,7 @@ def model_from_proto(
 def _tensor(name: str, rule: Rule, draft: Draft) -> Tensor:
     shape = draft.shapes[name]
     row, col = (axis if axis is not None and axis < len(shape) else None for axis in rule.layout)
-    return Tensor(name, draft.dtypes[name], shape, row, col, rule.partial_extent)
+    return Tensor(name, draft.dtypes[name], shape, row, col, rule.partial_extent, rule.features and row is not None)
 
 
 def _input_layout(shape: tuple[int, ...]) -> tuple[int | None, int | None]:

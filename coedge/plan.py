@@ -6,11 +6,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from coedge.codec import check_codecs
 from coedge.errors import PlanError
 from coedge.json_file import load_json, save_json
+from coedge.layers import Layer
 from coedge.model import Model
 from coedge.region import UNIT, UnitRect, check_cover
 
@@ -19,7 +22,7 @@ class Prediction(BaseModel):
     """What a plan is predicted to cost, for one frame at a time.
 
     Attributes:
-        throughput_fps: of a stream, several frames under way.
+        throughput_fps: of a stream, as the busiest device or link allows with enough frames under way.
         bound_seconds: least latency that any plan could have, were the work as divisible as sand.
     """
 
@@ -38,7 +41,8 @@ class Stage(BaseModel):
     the stage's end, a device owns the pixels of its rectangle.
 
     Attributes:
-        borders_first: what others wait for is computed and sent before the rest of the region.
+        borders_first: what others wait for is computed and sent before the rest of the region, and what needs
+            no rows of others does not wait for them (see `coedge.pieces`).
         codecs: how what this stage needs is packed for the wire, by "sender>receiver"; raw where not named.
     """
 
@@ -79,6 +83,11 @@ class Plan(BaseModel):
         """Identifies what is to be done (not what it is predicted to cost)."""
         done = self.model_dump_json(exclude={"predicted", "reason", "feasible", "scheme"})
         return hashlib.blake2b(done.encode(), digest_size=8).hexdigest()
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Plan:
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("digest", None)  # a copy would keep what was cached of another plan
+        return copied
 
     def save(self, path: str | Path) -> None:
         save_json(self, path)
@@ -164,6 +173,7 @@ def check_plan(plan: Plan, model: Model) -> None:
             )
         try:
             check_cover(stage.regions.values())
+            check_codecs(stage.codecs, plan.devices)
         except PlanError as error:
             raise PlanError(f"stage {position}: {error}") from None
     if expected != len(model.layers):
@@ -182,15 +192,33 @@ def strips(shares: Mapping[str, float]) -> dict[str, UnitRect]:
     return {name: UnitRect(row_start=min(a, 1.0), row_stop=min(b, 1.0)) for name, a, b in zip(shares, edges, edges[1:])}
 
 
-def stages_of(model: Model, regions: Mapping[str, UnitRect], alone: str, stage_layers: int = 1) -> tuple[Stage, ...]:
-    """Stages of so many layers each; layers that cannot be split go to the device `alone`."""
+def stages_of(
+    model: Model,
+    regions: Mapping[str, UnitRect],
+    alone: str,
+    stage_layers: int = 1,
+    dense: Mapping[str, UnitRect] | None = None,
+) -> tuple[Stage, ...]:
+    """Stages of so many layers each; layers that cannot be split go to the device `alone`.
+
+    Args:
+        dense: who makes which of the features of layers that are split by features, each of them a stage of its
+            own; they go to `alone` as well where this is left out.
+    """
+
+    def place(layer: Layer) -> tuple[int, dict[str, UnitRect]]:
+        if layer.splittable:
+            return -1, dict(regions)
+        # Inside of one stage every device would make all features that the next layer reads.
+        return (layer.index, dict(dense)) if layer.by_features and dense else (-2, {alone: UNIT})
+
     stages: list[Stage] = []
     first = 0
     for layer in model.layers:
         after = model.layers[layer.index + 1] if layer.index + 1 < len(model.layers) else None
         full = layer.index - first + 1 >= stage_layers
-        if after is None or full or after.splittable != layer.splittable:
-            chosen = dict(regions) if layer.splittable else {alone: UNIT}
+        kind, chosen = place(layer)
+        if after is None or full or place(after)[0] != kind:
             stages.append(Stage(first=first, last=layer.index, regions=chosen))
             first = layer.index + 1
     return tuple(stages)
@@ -203,6 +231,7 @@ def even_plan(
     grid: tuple[int, int] | None = None,
     stage_layers: int = 1,
     source: str | None = None,
+    split_dense: bool = False,
 ) -> Plan:
     """A plan with equal (or given) strips, or a grid, and a stage per so many layers. Needs no profile.
 
@@ -212,6 +241,8 @@ def even_plan(
         grid: (rows, columns) of a grid; `devices` may then be left out.
         stage_layers: layers per stage.
         source: where the input starts and the output ends; the first device by default.
+        split_dense: dense layers are split too, by output features, by the boundaries or in equal parts; they run
+            on one device otherwise.
 
     Raises:
         PlanError: the numbers do not fit each other.
@@ -251,9 +282,11 @@ def even_plan(
         regions = {name: UnitRect(a, b) for name, a, b in zip(names, edges, edges[1:])}
     alone = max(names, key=lambda n: regions[n].row_stop - regions[n].row_start)
     source = source or names[0]
+    # Features have no columns: a grid would leave all of them to its first one.
+    dense = (strips(dict.fromkeys(names, 1.0)) if grid else regions) if split_dense else None
     plan = Plan(
         scheme="even", model_name=model.name, model_hash=model.hash, devices=tuple(names),
-        source=source, sink=source, stages=stages_of(model, regions, alone, stage_layers),
+        source=source, sink=source, stages=stages_of(model, regions, alone, stage_layers, dense),
     )  # fmt: skip
     check_plan(plan, model)
     return plan

@@ -47,6 +47,7 @@ class DeviceProfile(BaseModel):
         power_source: where the watts come from, for people: joules are only as good as that.
         memory_bytes: what a plan may use there; None: not limited.
         codecs: by name of the codec; a codec that is not here was not measured and is not used.
+        send_seconds: how long sending a message occupies it, besides packing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,6 +59,7 @@ class DeviceProfile(BaseModel):
     power_source: str = "configured"
     memory_bytes: float | None = None
     codecs: dict[str, CodecSpeed] = {}
+    send_seconds: float = Field(default=0.0, ge=0)
 
     def layer_time(self, index: int, ends_stage: bool = True) -> LayerTime:
         return self.fused[index] if self.fused and not ends_stage else self.layers[index]
@@ -74,7 +76,7 @@ class Link(BaseModel):
 
     Attributes:
         bytes_per_second: of one large transfer.
-        latency_seconds: of an empty message, one way.
+        latency_seconds: of an empty message, one way, from when its sender is done with it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -16,6 +16,8 @@ from pydantic import TypeAdapter
 from coedge.region import Region
 
 CLIENT = "@client"
+# The codec of what travels as it is (see `coedge.codec`).
+RAW = "raw"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +87,16 @@ class Compute:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Sends parts of patches to a peer, as one message. `stage` is the stage that needs them."""
+    """Sends parts of patches to a peer, as one message. `stage` is the stage that needs them.
+
+    `codec` is how each part is packed for the wire (see `coedge.codec`).
+    """
 
     channel: int
     peer: str
     stage: int
     parts: tuple[Part, ...]
+    codec: str = RAW
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +107,7 @@ class Receive:
     peer: str
     stage: int
     patches: tuple[int, ...]
+    codec: str = RAW
 
 
 @dataclass(frozen=True, slots=True)

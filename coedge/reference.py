@@ -246,7 +246,8 @@ def _shipped_cost_models() -> tuple[CostModel, CostModel]:
 def _codec_ratios(model: Model, like: ReferenceModel) -> dict[str, dict[str, float]]:
     """By tensor; tensors have other names in other versions of the exporter, so they are told by their places."""
     taken = model.inputs[0]
-    found = {taken.name: like.input_codec_ratios} if taken.dtype == like.input_dtype else {}
+    known = like.input_codec_ratios and taken.dtype == like.input_dtype
+    found = {taken.name: like.input_codec_ratios} if known else {}
     for index, layer in enumerate(like.layers):
         found.update(zip(leaving(model, index), layer.codec_ratios))
     return found

@@ -1,94 +1,248 @@
 """Runs programs in virtual time, on the same dataflow machine as the workers.
 
-kernels     one at a time per device, as long as the profile says
-up-link     one message at a time per sender, n / rate
-latency     then passes; it occupies nothing
-down-link   one message at a time per receiver (`max` with the up-link: a transfer streams through both)
+    device a     [ compute ]                                    one step at a time, oldest frame first
+    up-link a               :wait:[== send ==]                  n / rate of the link
+    medium                        [===]                         n / rate of the medium, then free for others
+    latency                       >....                         occupies nothing
+    down-link b                        [== receive ==]          n / rate of the link: the message streams through
+    device b                                          [ compute ]
+
+device      kernels as long as the profile says; packing before a message leaves, where its channel has a codec,
+            and unpacking before its rows are there, which goes before kernels
+up-link     one message at a time per sender, in the order in which they were sent. The first in line also waits
+            for its media, and holds the up-link until the slowest of them all would have carried it
+medium      one message at a time, first come first served
+down-link   one message at a time per receiver, in the order in which they begin to come to it
+
+Ties in time keep the order in which their causes came about: the same input gives the same timeline.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from coedge.codec import codec_speed, packed_nbytes
+from coedge.dealing import deal
+from coedge.errors import PlanError
 from coedge.machine import Machine
 from coedge.model import Model
-from coedge.plan import Plan, Prediction
-from coedge.profile import Profile
-from coedge.program import CLIENT, Answer, Compute, Program, Receive, Send, Step
-from coedge.timeline import Span, SpanKind, Timeline
+from coedge.profile import DeviceProfile, Profile
+from coedge.program import CLIENT, RAW, Answer, Compute, Program, Receive, Send, Step
+from coedge.span import Span, SpanKind
+from coedge.timeline import Timeline
 
 
-@dataclass
-class _Device:
+@dataclass(slots=True)
+class _Medium:
+    free: float = 0.0
+    last_send: int = -1
+
+
+@dataclass(slots=True)
+class _Action:
+    """A step, with all that is the same in every frame.
+
+    Attributes:
+        busy_seconds: how long it occupies its device.
+        wire_seconds: how long a message occupies its up-link at least, and its down-link.
+    """
+
+    kind: SpanKind
+    label: str
+    busy_seconds: float = 0.0
+    values: tuple[None, ...] = ()
+    stage: int = -1
+    peer: str = ""
+    channel: int = -1
+    nbytes: int = 0
+    wire_seconds: float = 0.0
+    latency_seconds: float = 0.0
+    media: tuple[tuple[_Medium, float], ...] = ()
+
+
+@dataclass(slots=True)
+class _Part:
+    """What a device does for one of the program sets."""
+
     machine: Machine
+    actions: list[_Action]
+    receives: dict[int, _Action]
+
+
+@dataclass(slots=True)
+class _Device:
+    name: str
+    parts: dict[int, _Part] = field(default_factory=dict)
     busy: bool = False
+    inbox: deque[tuple[_Action, int]] = field(default_factory=deque)  # to be unpacked
+    outbox: deque[tuple[_Action, int]] = field(default_factory=deque)
     up_free: float = 0.0
+    last_send: int = -1
     down_free: float = 0.0
+    last_receive: int = -1
+
+    def next(self) -> tuple[_Part, int, int] | None:
+        """The step to run now: of the program set with the oldest frame that has one, as a worker chooses."""
+        working = [part for part in self.parts.values() if not part.machine.idle]
+        if len(working) > 1:
+            working.sort(key=lambda part: part.machine.frames[0])
+        for part in working:
+            ready = part.machine.next()
+            if ready is not None:
+                return part, *ready
+        return None
 
 
-@dataclass
 class _Run:
-    programs: Mapping[str, Program]
-    profile: Profile
-    model: Model
-    devices: dict[str, _Device]
-    spans: list[Span] = field(default_factory=list)
-    asked: dict[int, float] = field(default_factory=dict)
-    answered: dict[int, tuple[float, float]] = field(default_factory=dict)
-    events: list[tuple[float, int, str, int, int, int]] = field(default_factory=list)
-    count: int = 0
+    """One simulation. `cause` is everywhere the span that ended now, so that this may begin."""
 
-    def at(self, time: float, device: str, frame: int, channel: int, step: int) -> None:
-        self.count += 1
-        heapq.heappush(self.events, (time, self.count, device, frame, channel, step))
+    def __init__(
+        self, parts: Sequence[Mapping[str, Program]], profile: Profile, model: Model, part_of: Sequence[int]
+    ) -> None:
+        self.part_of, self.begun = part_of, 0
+        self.spans: list[Span] = []
+        self.answered: dict[int, tuple[float, float]] = {}
+        self._asked: dict[int, float] = {}
+        self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._count = 0
+        self.devices = {name: _Device(name) for programs in parts for name in programs}
+        self._inputs: dict[int, list[tuple[_Device, int]]] = defaultdict(list)
+        media = {medium.name: _Medium() for medium in profile.media}
+        for index, programs in enumerate(parts):
+            for name, program in programs.items():
+                device = self.devices[name]
+                actions = [_action(program, step, profile, model, media) for step in program.steps]
+                receives = {action.channel: action for action in actions if action.kind == "receive"}
+                device.parts[index] = _Part(Machine(program), actions, receives)
+                self._inputs[index] += [(device, a.channel) for a in receives.values() if a.peer == CLIENT]
+            _join(self.devices, index)
 
-    def begin(self, frame: int, time: float) -> None:
-        self.asked[frame] = time
-        for name, device in self.devices.items():
-            device.machine.begin(frame)
-            for step in device.machine.program.steps:
-                if isinstance(step, Receive) and step.peer == CLIENT:
-                    self.at(time, name, frame, step.channel, -1)
+    def run(self, in_flight: int) -> None:
+        for _ in range(in_flight):
+            self._ask(0.0, -1)
+        while self._events:
+            time, _, happen, details = heapq.heappop(self._events)
+            happen(time, *details)
 
-    def pump(self, name: str, time: float) -> None:
-        device = self.devices[name]
-        while not device.busy and (ready := device.machine.next()) is not None:
-            frame, index = ready
-            step = device.machine.program.steps[index]
-            if isinstance(step, Compute):
-                seconds = self.profile.by_name[name].compute_seconds(step.work)
-                self._span(name, frame, "compute", step, time, time + seconds)
+    def _at(self, time: float, happen: Callable[..., None], *details: Any) -> None:
+        self._count += 1
+        heapq.heappush(self._events, (time, self._count, happen, details))
+
+    def _ask(self, now: float, cause: int) -> None:
+        """Begins the next frame, if there is one left."""
+        frame = self.begun
+        if frame < len(self.part_of):
+            self.begun += 1
+            self._asked[frame] = now
+            for device, channel in self._inputs[self.part_of[frame]]:
+                self._at(now, self._deliver, device, frame, channel, cause)
+
+    def _deliver(self, now: float, device: _Device, frame: int, channel: int, cause: int) -> None:
+        """A message is through the down-link."""
+        part = device.parts[self.part_of[frame]]
+        part.machine.begin(frame)
+        action = part.receives[channel]
+        if action.busy_seconds > 0:
+            device.inbox.append((action, frame))
+        else:
+            part.machine.arrived(frame, channel, action.values)
+        self._fire(now, device, cause)
+
+    def _unpacked(self, now: float, device: _Device, action: _Action, frame: int, span: int) -> None:
+        device.busy = False
+        device.parts[self.part_of[frame]].machine.arrived(frame, action.channel, action.values)
+        self._fire(now, device, span)
+
+    def _fire(self, now: float, device: _Device, cause: int) -> None:
+        if device.inbox and not device.busy:
+            action, frame = device.inbox.popleft()
+            device.busy = True
+            self._at(now + action.busy_seconds, self._unpacked, device, action, frame, len(self.spans))
+            self._span(device, frame, action, now, now + action.busy_seconds, cause, "compute")
+        while not device.busy and (ready := device.next()) is not None:
+            part, frame, index = ready
+            action = part.actions[index]
+            if action.kind == "compute" or action.busy_seconds > 0:
+                stop = now + action.busy_seconds
                 device.busy = True
-                self.at(time + seconds, name, frame, -1, index)
-                return
-            if isinstance(step, Send):
-                self._send(name, frame, step, time)
-            elif isinstance(step, Answer):
-                self.answered[frame] = (self.asked[frame], time)
-                self._span(name, frame, "answer", step, time, time)
-            device.machine.done(frame, index)
+                self._at(stop, self._done, device, part, frame, index, len(self.spans))
+                self._span(device, frame, action, now, stop, cause, "compute")
+            else:
+                self._finish(now, device, part, frame, index, cause)
 
-    def _send(self, name: str, frame: int, step: Send, time: float) -> None:
-        device, target = self.devices[name], self.devices[step.peer]
-        link = self.profile.link(name, step.peer)
-        nbytes = send_nbytes(self.programs[name], step, self.model)
-        wire = nbytes / link.bytes_per_second
-        start = max(time, device.up_free)
-        device.up_free = start + wire
-        arrived = device.up_free + link.latency_seconds
-        target.down_free = max(target.down_free, arrived - wire) + wire
-        self._span(name, frame, "send", step, start, device.up_free, nbytes)
-        self.at(max(arrived, target.down_free), step.peer, frame, step.channel, -1)
+    def _done(self, now: float, device: _Device, part: _Part, frame: int, index: int, span: int) -> None:
+        """The device is free again."""
+        device.busy = False
+        self._finish(now, device, part, frame, index, span)
+        self._fire(now, device, span)
+
+    def _finish(self, now: float, device: _Device, part: _Part, frame: int, index: int, cause: int) -> None:
+        action = part.actions[index]
+        part.machine.done(frame, index, action.values)
+        if action.kind == "send":
+            if device.outbox or device.up_free > now:
+                device.outbox.append((action, frame))
+                if len(device.outbox) == 1:
+                    self._at(device.up_free, self._leave, device)
+            else:
+                self._send(now, device, action, frame, cause)
+        elif action.kind == "answer":
+            self.answered[frame] = (self._asked[frame], now)
+            self._span(device, frame, action, now, now, cause)
+            self._ask(now, len(self.spans) - 1)
+
+    def _leave(self, now: float, device: _Device) -> None:
+        """The up-link is free for the next message in line."""
+        action, frame = device.outbox.popleft()
+        self._send(now, device, action, frame, device.last_send)
+        if device.outbox:
+            self._at(device.up_free, self._leave, device)
+
+    def _send(self, now: float, device: _Device, action: _Action, frame: int, cause: int) -> None:
+        start, seconds = now, action.wire_seconds
+        for medium, medium_seconds in action.media:
+            seconds = max(seconds, medium_seconds)
+            if medium.free > start:
+                start, cause = medium.free, medium.last_send
+        index = len(self.spans)
+        for medium, medium_seconds in action.media:
+            medium.free, medium.last_send = start + medium_seconds, index
+        device.up_free, device.last_send = start + seconds, index
+        self._span(device, frame, action, start, device.up_free, cause)
+        # So that what comes slower than the down-link could take it does not hold it.
+        begins = start + (seconds - action.wire_seconds) + action.latency_seconds
+        self._at(begins, self._arrive, self.devices[action.peer], frame, action.channel, index)
+
+    def _arrive(self, now: float, device: _Device, frame: int, channel: int, cause: int) -> None:
+        """A message begins to come to its down-link."""
+        action = device.parts[self.part_of[frame]].receives[channel]
+        start = now
+        if device.down_free > now:
+            start, cause = device.down_free, device.last_receive
+        device.down_free, device.last_receive = start + action.wire_seconds, len(self.spans)
+        self._at(device.down_free, self._deliver, device, frame, channel, len(self.spans))
+        self._span(device, frame, action, start, device.down_free, cause)
 
     def _span(
-        self, name: str, frame: int, kind: SpanKind, step: Step, start: float, stop: float, nbytes: int = 0
+        self,
+        device: _Device,
+        frame: int,
+        action: _Action,
+        start: float,
+        stop: float,
+        cause: int,
+        kind: SpanKind | None = None,
     ) -> None:
-        stage = step.stage if isinstance(step, (Compute, Send)) else -1
-        peer = step.peer if isinstance(step, Send) else ""
-        label = step_label(step, self.model)
-        self.spans.append(Span(name, frame, kind, label, start, stop, stage, peer, nbytes))
+        self.spans.append(
+            Span(
+                device.name, frame, kind or action.kind, action.label, start, stop,
+                action.stage, action.peer, action.nbytes, action.channel, cause,
+            )
+        )  # fmt: skip
 
 
 def simulate(
@@ -98,49 +252,72 @@ def simulate(
 
     Args:
         frames: how many; the next begins as soon as fewer than `in_flight` are under way.
+
+    Raises:
+        PlanError: the profile lacks a device or a link, or the programs do not end.
     """
-    run = _Run(programs, profile, model, {name: _Device(Machine(p)) for name, p in programs.items()})
-    begun = 0
-    while begun < min(frames, in_flight):
-        run.begin(begun, 0.0)
-        begun += 1
-    while run.events:
-        time, _, name, frame, channel, index = heapq.heappop(run.events)
-        device = run.devices[name]
-        if channel >= 0:
-            receive = next(s for s in device.machine.program.steps if isinstance(s, Receive) and s.channel == channel)
-            device.machine.arrived(frame, channel, (None,) * len(receive.patches))
-        else:
-            device.busy = False
-            step = device.machine.program.steps[index]
-            assert isinstance(step, Compute)
-            device.machine.done(frame, index, (None,) * len(step.writes))
-        before = len(run.answered)
-        run.pump(name, time)
-        while before < len(run.answered) and begun < frames:
-            run.begin(begun, time)
-            begun += 1
-            before += 1
-    return Timeline(tuple(run.spans), dict(run.answered), measured=False)
+    return simulate_mixture([(programs, 1.0)], profile, model, frames, in_flight)
 
 
-def predict(
-    plan: Plan, programs: Mapping[str, Program], profile: Profile, model: Model, stream: bool = True
-) -> Prediction:
-    """Latency and joules of one frame, and the rate of a stream of them (without `stream`: of single frames)."""
-    one = simulate(programs, profile, model)
-    several = simulate(programs, profile, model, frames=6, in_flight=3) if stream else one
-    return Prediction(
-        latency_seconds=one.latency_seconds,
-        energy_joules=one.energy_joules(profile),
-        throughput_fps=several.throughput_fps,
-    )
+def simulate_mixture(
+    parts: Sequence[tuple[Mapping[str, Program], float]],
+    profile: Profile,
+    model: Model,
+    frames: int,
+    in_flight: int,
+) -> Timeline:
+    """The predicted timeline of a stream whose frames are dealt to several program sets by weight.
+
+    Args:
+        parts: the programs of a plan, and its weight (see `coedge.dealing`).
+        in_flight: how many frames may be under way, of all parts together.
+
+    Raises:
+        PlanError: as `simulate`, or the weights are no shares.
+    """
+    if in_flight < 1:
+        raise PlanError(f"with {in_flight} frames in flight nothing runs; at least 1 is needed")
+    run = _Run([programs for programs, _ in parts], profile, model, deal([weight for _, weight in parts], frames))
+    run.run(in_flight)
+    if len(run.answered) < frames:
+        stuck = [d.name for d in run.devices.values() if any(not p.machine.idle for p in d.parts.values())]
+        raise PlanError(f"the programs do not end: {', '.join(stuck)} wait for messages that nobody sends")
+    return Timeline(tuple(run.spans), run.answered, measured=False)
+
+
+def stream_fps(programs: Mapping[str, Program], profile: Profile, model: Model) -> float:
+    """Answers per second of a steady stream, with as many frames under way as a cluster allows."""
+    in_flight = credits_of(len(profile.devices))
+    return simulate(programs, profile, model, 6 * in_flight + 1, in_flight).steady_fps(in_flight)
+
+
+def credits_of(devices: int) -> int:
+    """How many frames of a stream a cluster of so many devices has under way."""
+    return 2 * devices + 2
+
+
+def packing_seconds(step: Send | Receive, nbytes: int, device: DeviceProfile) -> float:
+    """How long a message occupies the device at its end: packing `nbytes` of rows, or unpacking them.
+
+    Raises:
+        PlanError: how fast the device does that was not measured.
+    """
+    if step.codec == RAW:
+        return 0.0
+    speed = codec_speed(device, step.codec)
+    return nbytes / (speed.encode_bytes_per_second if isinstance(step, Send) else speed.decode_bytes_per_second)
 
 
 def send_nbytes(program: Program, step: Send, model: Model) -> int:
     """Bytes of the rows in a message, without its header."""
     tensors = model.graph.tensors
     return sum(tensors[program.patches[p.patch].tensor].region_nbytes(p.region) for p in step.parts)
+
+
+def receive_nbytes(program: Program, step: Receive, model: Model) -> int:
+    """The same at the other end."""
+    tensors = model.graph.tensors
+    return sum(tensors[program.patches[i].tensor].region_nbytes(program.patches[i].region) for i in step.patches)
 
 
 def step_label(step: Step, model: Model) -> str:
@@ -153,3 +330,56 @@ def step_label(step: Step, model: Model) -> str:
     if isinstance(step, Receive):
         return f"from {step.peer}"
     return "answer"
+
+
+def span_of(
+    program: Program, index: int, model: Model, frame: int, start_seconds: float, stop_seconds: float, nbytes: int
+) -> Span:
+    """The span of a step that a device ran between these times; `nbytes` travelled in it, as packed."""
+    step = program.steps[index]
+    kind: SpanKind = "answer"
+    stage, peer, channel = -1, "", -1
+    if isinstance(step, Compute):
+        kind, stage = "compute", step.stage
+    elif isinstance(step, (Send, Receive)):
+        kind = "send" if isinstance(step, Send) else "receive"
+        stage, peer, channel = step.stage, step.peer, step.channel
+    label = step_label(step, model)
+    return Span(program.device, frame, kind, label, start_seconds, stop_seconds, stage, peer, nbytes, channel)
+
+
+def _action(program: Program, step: Step, profile: Profile, model: Model, media: Mapping[str, _Medium]) -> _Action:
+    label = step_label(step, model)
+    if isinstance(step, Answer):
+        return _Action("answer", label)
+    device = profile.by_name.get(program.device)
+    if device is None:
+        raise PlanError(f"the profile has no device {program.device!r}; measure the cluster again")
+    if isinstance(step, Receive):  # what it carries on the wire is known at the other end, see `_join`
+        seconds = packing_seconds(step, receive_nbytes(program, step, model), device)
+        return _Action("receive", label, seconds, (None,) * len(step.patches), step.stage, step.peer, step.channel)
+    if isinstance(step, Compute):
+        return _Action("compute", label, device.compute_seconds(step.work), (None,) * len(step.writes), step.stage)
+    seconds = device.send_seconds + packing_seconds(step, send_nbytes(program, step, model), device)
+    nbytes = packed_nbytes(program, step, model, profile.codec_ratios)
+    link = profile.link(program.device, step.peer)
+    return _Action(
+        "send", label, seconds, (), step.stage, step.peer, step.channel, nbytes,
+        nbytes / link.bytes_per_second, link.latency_seconds,
+        tuple((media[m.name], nbytes / m.bytes_per_second) for m in profile.media_between(link.sender, link.receiver)),
+    )  # fmt: skip
+
+
+def _join(devices: Mapping[str, _Device], index: int) -> None:
+    """Tells the receiving end of every message how large it is."""
+    for device in devices.values():
+        for action in device.parts[index].actions if index in device.parts else ():
+            if action.kind != "send":
+                continue
+            peer = devices.get(action.peer)
+            receive = peer.parts[index].receives.get(action.channel) if peer and index in peer.parts else None
+            if receive is None:
+                raise PlanError(
+                    f"{device.name} sends to {action.peer} on channel {action.channel}, where nobody receives"
+                )
+            receive.nbytes, receive.wire_seconds = action.nbytes, action.wire_seconds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx
@@ -13,6 +13,7 @@ from coedge.large_weights import stub
 from coedge.model import SMALL_NBYTES, Model
 from coedge.program import Tile
 from coedge.rules.rule import Emitter
+from coedge.weight_part import WeightPart
 
 # Names that are not the model's own: of the constants and values that a tile adds.
 TILE = "coedge.tile:"
@@ -20,17 +21,16 @@ _INT64_MAX = np.iinfo(np.int64).max
 
 
 def build_tile(model: Model, tile: Tile) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
-    """The tile as an ONNX model, and the large weights that it leaves out (marked as external).
+    """The tile as an ONNX model, and the large weights that it leaves out (marked as external), by key.
 
     Inputs and outputs are named after the tensors. Heights are symbolic, and so are the widths of inputs
     that do not hold all columns.
     """
-    writer = _Writer(model)
+    writer = _Writer(model, model.weight_parts([tile]).values())
     for part in tile.nodes:
         node = model.graph.nodes[part.node]
         cropped = {name: writer.crop(name, model.graph.tensors[name], crop) for name, crop in part.crops}
         inputs = [cropped.get(name, name) for name in node.inputs]
-        writer.use(node)
         model.rules[part.node].emit(writer, node, inputs, part.adjust)
     graph = model.graph
     proto = helper.make_graph(
@@ -64,24 +64,21 @@ def _info(tensor: Tensor, fixed_cols: bool) -> onnx.ValueInfoProto:
 
 
 class _Writer(Emitter):
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, parts: Collection[WeightPart]) -> None:
         self.model = model
         self.tensors: Mapping[str, Tensor] = model.graph.tensors
         self.opset = model.opset
         self.nodes: list[onnx.NodeProto] = []
-        self._own: dict[str, np.ndarray] = {}
-        self._used: dict[str, np.ndarray] = {}
+        constants = model.graph.constants
+        self._values = {part.key: part.of(constants[part.name]) for part in parts}
+        # However small a part of a large constant is, a worker's graph does not have its values.
+        self._large = {part.key for part in parts if part.name in model.weights}
         self._count = 0
-
-    def use(self, node: Node) -> None:
-        for name in (*node.inputs, *node.captured):
-            if name in self.model.graph.constants:
-                self._used[name] = self.model.graph.constants[name]
 
     def initializers(self) -> list[onnx.TensorProto]:
         made = []
-        for name, value in {**self._used, **self._own}.items():
-            if value.nbytes > SMALL_NBYTES:
+        for name, value in self._values.items():
+            if name in self._large:
                 kind = helper.np_dtype_to_tensor_dtype(value.dtype)
                 made.append(stub(name, kind, value.shape))
             else:
@@ -89,7 +86,7 @@ class _Writer(Emitter):
         return made
 
     def large(self) -> dict[str, np.ndarray]:
-        return {n: v for n, v in {**self._used, **self._own}.items() if v.nbytes > SMALL_NBYTES}
+        return {name: self._values[name] for name in self._large}
 
     def fresh(self) -> str:
         self._count += 1
@@ -97,7 +94,9 @@ class _Writer(Emitter):
 
     def constant(self, value: np.ndarray) -> str:
         name = self.fresh()
-        self._own[name] = value
+        self._values[name] = value
+        if value.nbytes > SMALL_NBYTES:
+            self._large.add(name)
         return name
 
     def node(self, op: str, inputs: list[str], outputs: list[str], **attributes: object) -> None:

@@ -19,9 +19,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from coedge.errors import ClusterError, CoEdgeError, FrameTimeout, StepFailed
-from coedge.program import Compute, Send
-from coedge.simulator import send_nbytes, step_label
-from coedge.timeline import Span, SpanKind
+from coedge.simulator import span_of
 from orchestrator.job import Job
 from orchestrator.loaded_plan import LoadedPlan, describe_step
 from workers.message import Kind, Message, array_to_text
@@ -197,25 +195,16 @@ class Dispatcher:
     def _trace(self, key: tuple[int, int], device: str, message: Message) -> None:
         with self._lock:
             entry = self._traced.get(key)
-        if entry is None or len(message.arrays) != 2:
+        if entry is None or len(message.arrays) != 3:
             return
         job, loaded = entry
         offset, uncertainty = self._clocks.get(device, (0.0, 0.0))
         program = loaded.programs[device]
         spans = []
-        for index, (start, stop) in zip(message.arrays[0].tolist(), message.arrays[1].tolist()):
-            step = program.steps[index]
-            kind: SpanKind = "compute" if isinstance(step, Compute) else "send" if isinstance(step, Send) else "answer"
-            spans.append(
-                Span(
-                    device, job.frame, kind, step_label(step, loaded.model),
-                    start - offset - job.asked_seconds, stop - offset - job.asked_seconds,
-                    step.stage if isinstance(step, (Compute, Send)) else -1,
-                    step.peer if isinstance(step, Send) else "",
-                    send_nbytes(program, step, loaded.model) if isinstance(step, Send) else 0,
-                )
-            )  # fmt: skip
-        if job.add_spans(device, spans, uncertainty):
+        for index, (start, stop), nbytes in zip(*(array.tolist() for array in message.arrays)):
+            shift = offset + job.asked_seconds
+            spans.append(span_of(program, index, loaded.model, job.frame, start - shift, stop - shift, nbytes))
+        if job.add_spans(device, spans, offset, uncertainty):
             with self._lock:
                 self._traced.pop(key, None)
 

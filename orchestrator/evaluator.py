@@ -9,11 +9,12 @@ from coedge.lowering import lower
 from coedge.memory import program_nbytes
 from coedge.model import Model
 from coedge.objective import Objective
-from coedge.plan import Plan, Stage
+from coedge.plan import Plan, Prediction, Stage
 from coedge.profile import Profile
 from coedge.program import Program
 from coedge.region import UNIT
-from coedge.simulator import predict
+from coedge.simulator import simulate
+from coedge.timeline import Timeline
 from orchestrator.bound import bound_seconds
 
 Key = tuple[object, ...]
@@ -21,14 +22,16 @@ Key = tuple[object, ...]
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A plan and what it costs.
+    """A plan and what it costs, whatever the deadline.
 
     Attributes:
-        problems: the constraints that it breaks, in words.
+        timeline: of one frame, simulated.
+        problems: the constraints beside the deadline that it breaks, in words.
         excess: how much it breaks them, relative, summed: how far it is from a plan that breaks none.
     """
 
     plan: Plan
+    timeline: Timeline
     latency_seconds: float
     energy_joules: float
     throughput_fps: float
@@ -36,9 +39,11 @@ class Judged:
     excess: float
 
     def rank(self, objective: Objective) -> tuple[float, float]:
-        """The lower the better: first without problems, then cost."""
-        cost = objective.cost(self.latency_seconds, self.energy_joules, self.throughput_fps)
-        return (self.excess, cost if not self.problems else self.latency_seconds)
+        """The lower the better: first how far it is from meeting all constraints, then cost."""
+        excess, cost = self.excess, objective.cost(self.latency_seconds, self.energy_joules, self.throughput_fps)
+        if objective.deadline_seconds is not None and self.latency_seconds > objective.deadline_seconds:
+            excess += self.latency_seconds / objective.deadline_seconds
+        return (excess, cost if not excess else self.latency_seconds)
 
 
 class Evaluator:
@@ -53,6 +58,12 @@ class Evaluator:
         self.judged: dict[Key, Judged] = {}
         self.steps = 0
 
+    def aiming_at(self, objective: Objective) -> Evaluator:
+        """The same, and what was judged so far, for another goal: constraints beside the deadline must be the same."""
+        other = Evaluator(self.model, self.profile, objective)
+        other.judged = self.judged
+        return other
+
     def judge(self, stages: Sequence[Stage], scheme: str = "auto", reason: str = "") -> Judged:
         """The plan of these stages, from the source back to the source."""
         key = tuple(_key(stage) for stage in stages)
@@ -60,31 +71,47 @@ class Evaluator:
             self.judged[key] = self._judge(tuple(stages), scheme, reason)
         return self.judged[key]
 
+    def best(self, objective: Objective | None = None) -> Judged:
+        """Of everything that was judged."""
+        wanted = objective or self.objective
+        return min(self.judged.values(), key=lambda judged: judged.rank(wanted))
+
+    def plan(self, judged: Judged, scheme: str | None = None) -> Plan:
+        """The plan with all that is known of it: prediction, bound, and the constraints that it breaks."""
+        prediction = Prediction(
+            latency_seconds=judged.latency_seconds, energy_joules=judged.energy_joules,
+            throughput_fps=judged.throughput_fps, bound_seconds=bound_seconds(self.model, self.profile),
+        )  # fmt: skip
+        problems = list(judged.problems)
+        if not self.objective.meets_deadline(judged.latency_seconds):
+            problems.append(
+                f"predicted {judged.latency_seconds * 1e3:.4g} ms, the deadline is {self.objective.deadline_ms:.6g} ms"
+            )
+        return judged.plan.model_copy(
+            update={
+                "scheme": scheme or judged.plan.scheme,
+                "predicted": prediction,
+                "feasible": not problems,
+                "reason": "; ".join(problems) or judged.plan.reason,
+            }
+        )
+
     def _judge(self, stages: tuple[Stage, ...], scheme: str, reason: str) -> Judged:
         model, profile = self.model, self.profile
         draft = Plan(
             scheme=scheme, model_name=model.name, model_hash=model.hash, devices=profile.names,
-            source=profile.source, sink=profile.source, stages=stages,
+            source=profile.source, sink=profile.source, stages=stages, reason=reason,
         )  # fmt: skip
         programs = lower(draft, model)
         self.steps += sum(len(program.steps) for program in programs.values())
-        prediction = predict(draft, programs, profile, model, stream=self.objective.goal == "throughput")
-        problems, excess = self._problems(stages, programs, prediction.latency_seconds)
-        plan = draft.model_copy(
-            update={
-                "predicted": prediction.model_copy(update={"bound_seconds": bound_seconds(model, profile)}),
-                "feasible": not problems,
-                "reason": "; ".join(problems) or reason,
-            }
-        )
+        timeline = simulate(programs, profile, model)
+        problems, excess = self._problems(stages, programs)
         return Judged(
-            plan, prediction.latency_seconds, prediction.energy_joules, prediction.throughput_fps,
-            tuple(problems), excess,
+            draft, timeline, timeline.latency_seconds, timeline.energy_joules(profile),
+            timeline.saturated_fps(profile), tuple(problems), excess,
         )  # fmt: skip
 
-    def _problems(
-        self, stages: Sequence[Stage], programs: dict[str, Program], latency_seconds: float
-    ) -> tuple[list[str], float]:
+    def _problems(self, stages: Sequence[Stage], programs: dict[str, Program]) -> tuple[list[str], float]:
         objective, problems, excess = self.objective, [], 0.0
         for device in self.profile.devices:
             if device.memory_bytes is None or not programs[device.name].steps:
@@ -95,10 +122,6 @@ class Evaluator:
                     f"{device.name} would need {needed / 1e6:.1f} MB, its limit is {device.memory_bytes / 1e6:.1f} MB"
                 )
                 excess += needed / device.memory_bytes
-        if not objective.meets_deadline(latency_seconds):
-            assert objective.deadline_seconds is not None
-            problems.append(f"predicted {latency_seconds * 1e3:.4g} ms, the deadline is {objective.deadline_ms:.6g} ms")
-            excess += latency_seconds / objective.deadline_seconds
         for index, stage in enumerate(stages):
             if stage.first < objective.keep_local and stage.regions.get(self.profile.source) != UNIT:
                 problems.append(

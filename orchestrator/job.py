@@ -39,6 +39,7 @@ class Job:
         self._awaited = set(traced)
         self._spans: list[Span] = []
         self._uncertainty_seconds = 0.0
+        self._clock_offsets: dict[str, float] = {}
         self._traced = threading.Event()
         if not traced:
             self._traced.set()
@@ -88,7 +89,7 @@ class Job:
         with self._lock:
             spans = tuple(sorted(self._spans, key=lambda span: (span.start_seconds, span.device)))
         answered = {self.frame: (0.0, self.answered_seconds - self.asked_seconds)}
-        return Timeline(spans, answered, True, self._uncertainty_seconds)
+        return Timeline(spans, answered, True, self._uncertainty_seconds, dict(self._clock_offsets))
 
     def answer(self, outputs: list[NDArray[Any]]) -> bool:
         with self._lock:
@@ -107,10 +108,11 @@ class Job:
             self._traced.set()
             return True
 
-    def add_spans(self, device: str, spans: list[Span], uncertainty_seconds: float) -> bool:
+    def add_spans(self, device: str, spans: list[Span], offset_seconds: float, uncertainty_seconds: float) -> bool:
         """A device's report; True when it was the last one."""
         with self._lock:
             self._spans += spans
+            self._clock_offsets[device] = offset_seconds
             self._uncertainty_seconds = max(self._uncertainty_seconds, uncertainty_seconds)
             self._awaited.discard(device)
             if not self._awaited:

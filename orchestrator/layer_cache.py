@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from coedge.profile import LayerTime
 
+# Changes with the meaning of a layer's rows (2: those of a dense layer are its features).
+FORMAT = 2
+
 
 class LayerTimes(BaseModel):
     """What a model takes at the full speed of one kind of machine: see `ModelTimes`."""
@@ -49,4 +52,4 @@ def store_times(folder: Path, times: LayerTimes) -> None:
 
 def _path(folder: Path, model_hash: str, fingerprint: str) -> Path:
     key = hashlib.blake2b(fingerprint.encode(), digest_size=6).hexdigest()
-    return folder / f"layers-{model_hash}-{key}.json"
+    return folder / f"layers-{model_hash}-{key}.{FORMAT}.json"

@@ -10,9 +10,10 @@ Devices at one address have emulated links, each its own, or none that would be 
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 from coedge.profile import Link, Medium
 from coedge.progress import progress
@@ -22,11 +23,23 @@ FIRST_NBYTES, LAST_NBYTES = 4_096, 1_048_576
 ENOUGH_SECONDS = 0.03
 
 
+class Latency(NamedTuple):
+    """Of an empty message.
+
+    Attributes:
+        send_seconds: of its sender's time, for handing it to the network.
+        seconds: from before that until its receiver has dealt with it.
+    """
+
+    send_seconds: float
+    seconds: float
+
+
 class Prober(Protocol):
     """Sends test messages between devices."""
 
-    def latencies(self, pairs: Sequence[Pair]) -> dict[Pair, float]:
-        """Seconds of an empty message, one way, of each (sender, receiver), all pairs at once."""
+    def latencies(self, pairs: Sequence[Pair]) -> dict[Pair, Latency]:
+        """The latency of each (sender, receiver), all pairs at once; no pair alone tells one direction apart."""
 
     def rates(self, pairs: Sequence[Pair], nbytes: int) -> dict[Pair, tuple[float, float]]:
         """(bytes per second, seconds that it took) of messages of `nbytes` one behind the other, all pairs at once."""
@@ -34,10 +47,16 @@ class Prober(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """What was measured of the network."""
+    """What was measured of the network.
+
+    Attributes:
+        links: their latencies begin when a sender has handed its message over.
+        send_seconds: by device, for that.
+    """
 
     links: tuple[Link, ...]
     media: tuple[Medium, ...] = ()
+    send_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 def measure_network(addresses: Mapping[str, str], prober: Prober, given: Sequence[Medium] = ()) -> Network:
@@ -56,7 +75,7 @@ def measure_network(addresses: Mapping[str, str], prober: Prober, given: Sequenc
     known = {name for medium in given for name in medium.devices}
     loaded: dict[Pair, float] = {}
     alone: dict[Pair, float] = {}
-    latency: dict[Pair, float] = {}
+    latency: dict[Pair, Latency] = {}
     nbytes: dict[Pair, int] = {}
     rounds = [[pair for pair in played if pair in apart and not known & set(pair)] for played in tournament(names)]
     searched = [played for played in rounds if len(played) > 1]
@@ -80,14 +99,23 @@ def measure_network(addresses: Mapping[str, str], prober: Prober, given: Sequenc
     return Network(
         tuple(
             Link(
-                sender=sender, receiver=receiver, latency_seconds=latency[sender, receiver],
+                sender=sender, receiver=receiver, latency_seconds=_on_the_way(latency, sender, receiver),
                 # The share of others is the medium's to count.
                 bytes_per_second=(alone if shared & {sender, receiver} else loaded)[sender, receiver],
             )
             for sender, receiver in itertools.permutations(names, 2)
         ),
         media,
+        {name: statistics.median(latency[name, to].send_seconds for to in names if to != name) for name in names}
+        if pairs
+        else {},
     )  # fmt: skip
+
+
+def _on_the_way(latency: Mapping[Pair, Latency], sender: str, receiver: str) -> float:
+    """Without handing over, which a message and its echo did once each."""
+    there, back = latency[sender, receiver], latency[receiver, sender]
+    return max(there.seconds - (there.send_seconds + back.send_seconds) / 2, 0.0)
 
 
 def _long_enough(prober: Prober, pairs: Sequence[Pair]) -> tuple[dict[Pair, tuple[float, float]], int]:

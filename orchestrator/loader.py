@@ -1,19 +1,20 @@
-"""Makes plans ready on the devices of a cluster: programs, and each weight once."""
+"""Makes plans ready on the devices of a cluster: programs, and each weight, or a device's part of it, once."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from coedge.errors import ClusterError, DeviceLost, InfeasibleError, PlanError
 from coedge.lowering import lower
-from coedge.memory import program_nbytes
+from coedge.memory import held_nbytes, program_nbytes
 from coedge.model import Model
 from coedge.plan import Plan
+from coedge.program import Program
 from orchestrator import ray_control
 from orchestrator.loaded_plan import LoadedPlan
 from orchestrator.members import Members
@@ -74,6 +75,7 @@ class Loader:
                     f"{name} would need {needed:.1f} MB for its part of {model.name} (weights, input and "
                     f"activations), its limit is {limit:.1f} MB; give it less, or raise devices.{name}.memory_mb"
                 )
+        self._make_room(model, programs)
         self.epoch += 1
         loaded = LoadedPlan(self.epoch, model, plan, programs)
         self._check_there(loaded)
@@ -84,31 +86,48 @@ class Loader:
         import ray
 
         model, actors = loaded.model, self._members.actors
-        wanted: dict[str, list[str]] = {}
+        asked = {}
         for name in loaded.devices:
-            nodes = (model.graph.nodes[i] for i in loaded.programs[name].node_indices())
-            wanted[name] = sorted({w for n in nodes for w in (*n.inputs, *n.captured) if w in model.weights})
-        asked = {n: actors[n].missing_weights.remote(model.hash, names) for n, names in wanted.items()}
+            parts = model.weight_parts(loaded.programs[name].tiles())
+            large = [part for _, part in sorted(parts.items()) if part.name in model.weights]
+            asked[name] = actors[name].missing_weights.remote(model.hash, large)
         missing = ray_control.gather(asked, ASK_SECONDS, "say what they have")
         # Each weight lies once in Ray's object store; devices of one host share it there.
         stored: dict[str, Any] = {}
         calls = {}
-        for name, (graph_missing, names) in missing.items():
-            for weight in names:
-                if weight not in stored:
-                    stored[weight] = ray.put(np.ascontiguousarray(model.weights[weight]))
+        for name, (graph_missing, lacking) in missing.items():
+            for part in lacking:
+                if part.key not in stored:
+                    stored[part.key] = ray.put(np.ascontiguousarray(part.of(model.weights[part.name])))
             skeleton = model.skeleton if graph_missing else None
-            references = [stored[weight] for weight in names]
-            calls[name] = actors[name].load.remote(loaded.epoch, loaded.programs[name], skeleton, names, references)
+            keys = [part.key for part in lacking]
+            references = [stored[key] for key in keys]
+            calls[name] = actors[name].load.remote(loaded.epoch, loaded.programs[name], skeleton, keys, references)
         ray_control.gather(calls, LOAD_SECONDS, f"prepare {model.name}")
 
+    def _make_room(self, model: Model, programs: Mapping[str, Program]) -> None:
+        """Unloads plans, oldest first, that a device's memory limit does not allow it to keep beside a new one."""
+        for name, program in programs.items():
+            limit = self._members.by_name[name].memory_bytes
+            if limit is None or not program.steps:
+                continue
+            for key, old in list(self.loaded.items()):
+                kept = [(p.model, p.programs[name]) for p in self.loaded.values() if name in p.devices]
+                if held_nbytes([*kept, (model, program)]) <= limit:
+                    break
+                if name in old.devices:
+                    self._unload(key)
+
     def _unload_old(self) -> None:
-        """Waits until it is done: a device must not be asked what it has while it is letting go of it."""
         for key in list(self.loaded)[:-KEPT_PLANS]:
-            old = self.loaded[key]
-            if not self._in_flight(old.epoch):
-                del self.loaded[key]
-                there = [name for name in old.devices if name not in self._members.lost]
-                with contextlib.suppress(ClusterError):  # who does not answer is about to be noticed as lost
-                    calls = {name: self._members.by_name[name].actor.unload.remote(old.epoch) for name in there}
-                    ray_control.gather(calls, ASK_SECONDS, "let go of a plan")
+            self._unload(key)
+
+    def _unload(self, key: tuple[str, str | None, str]) -> None:
+        """Waits until it is done: a device must not be asked what it has while it is letting go of it."""
+        old = self.loaded[key]
+        if not self._in_flight(old.epoch):
+            del self.loaded[key]
+            there = [name for name in old.devices if name not in self._members.lost]
+            with contextlib.suppress(ClusterError):  # who does not answer is about to be noticed as lost
+                calls = {name: self._members.by_name[name].actor.unload.remote(old.epoch) for name in there}
+                ray_control.gather(calls, ASK_SECONDS, "let go of a plan")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from coedge.model import Model
 from coedge.profile import DeviceProfile, Profile, scaled
 from coedge.progress import progress
 from orchestrator.layer_cache import LayerTimes, load_times, store_times
-from orchestrator.links import Network
+from orchestrator.links import Latency, Network
 from orchestrator.media import Pair
 from orchestrator.ray_control import gather
 from workers.layer_times import MOST_SWEEPS, model_times
@@ -61,6 +62,11 @@ class Member:
     def emulated(self) -> bool:
         return self.config.speed is not None
 
+    @property
+    def memory_bytes(self) -> float | None:
+        """What a plan may use there; None: not limited."""
+        return None if self.config.memory_mb is None else self.config.memory_mb * 1e6
+
 
 class ActorProber:
     """A `Prober` that asks workers: messages take the sockets that rows take."""
@@ -68,9 +74,15 @@ class ActorProber:
     def __init__(self, members: Mapping[str, Member]) -> None:
         self._members = members
 
-    def latencies(self, pairs: Sequence[Pair]) -> dict[Pair, float]:
+    def latencies(self, pairs: Sequence[Pair]) -> dict[Pair, Latency]:
         rounds = [self._probe(pairs, 0, 1) for _ in range(WARM_PROBES + SMALL_PROBES)][WARM_PROBES:]
-        return {pair: statistics.median(r[pair].round_trip_seconds for r in rounds) / 2 for pair in pairs}
+        return {
+            pair: Latency(
+                statistics.median(r[pair].send_seconds for r in rounds),
+                statistics.median(r[pair].round_trip_seconds for r in rounds) / 2,
+            )
+            for pair in pairs
+        }
 
     def rates(self, pairs: Sequence[Pair], nbytes: int) -> dict[Pair, tuple[float, float]]:
         found = {}
@@ -109,13 +121,15 @@ def measure_model(
         model_name=model.name,
         model_hash=model.hash,
         source=source,
-        devices=tuple(_device_profile(member, by_member[name]) for name, member in members.items()),
+        devices=tuple(
+            _device_profile(member, by_member[name], network.send_seconds.get(name, 0.0))
+            for name, member in members.items()
+        ),
         links=tuple(
             link.model_copy(
                 update={
                     "latency_seconds": link.latency_seconds
-                    + _slowed(by_member[link.sender].send_seconds, members[link.sender])
-                    + _slowed(by_member[link.receiver].receive_seconds, members[link.receiver])
+                    + _receive_seconds(members[link.receiver], by_member[link.receiver])
                 }
             )
             for link in network.links
@@ -125,7 +139,7 @@ def measure_model(
     )
 
 
-def _device_profile(member: Member, times: LayerTimes) -> DeviceProfile:
+def _device_profile(member: Member, times: LayerTimes, send_seconds: float) -> DeviceProfile:
     slower = 1 / (member.config.speed or 1.0)
     return DeviceProfile(
         name=member.name,
@@ -133,16 +147,17 @@ def _device_profile(member: Member, times: LayerTimes) -> DeviceProfile:
         fused=tuple(scaled(time, slower) for time in times.fused),
         power=member.power,
         power_source=member.power_source,
-        memory_bytes=None if member.config.memory_mb is None else member.config.memory_mb * 1e6,
+        memory_bytes=member.memory_bytes,
+        send_seconds=send_seconds + times.send_seconds * slower,
     )
 
 
-def _slowed(seconds: float, member: Member) -> float:
+def _receive_seconds(member: Member, times: LayerTimes) -> float:
     """What a device's own code adds to the latency of its links, beyond what a probe of them tells.
 
     Between real devices a probe takes that code along; where a device is emulated, its time stands still for it.
     """
-    return 0.0 if member.config.speed is None else seconds / member.config.speed
+    return 0.0 if member.config.speed is None else times.receive_seconds / member.config.speed
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +180,8 @@ def _kinds(model: Model, members: Iterable[Member]) -> list[_Kind]:
         groups.setdefault((member.facts.fingerprint, member.emulated), []).append(member)
     kinds = []
     for (fingerprint, emulated), same in groups.items():
+        # Who has the most memory measures the most of a dense layer.
+        same.sort(key=lambda member: -(member.memory_bytes or math.inf))
         room = int(AT_ONCE_NBYTES / max(model.weight_nbytes, 1))
         count = max(1, min(len(same), MOST_AT_ONCE, room)) if emulated else 1
         kinds.append(_Kind(f"{fingerprint}|{f'cpu|{count}' if emulated else 'wall'}", tuple(same), tuple(same[:count])))
@@ -195,7 +212,9 @@ def _play(
     players = {player.name: player for kind in kinds for player in kind.players}
     what = f"measure {model.name}"
     ready = {
-        name: player.actor.prepare_layers.remote(model.skeleton, player.facts.threads, player.emulated, budget_seconds)
+        name: player.actor.prepare_layers.remote(
+            model.skeleton, player.facts.threads, player.emulated, budget_seconds, player.memory_bytes
+        )
         for name, player in players.items()
     }
     gather(ready, MEASURE_SECONDS, what)

@@ -9,14 +9,28 @@ from coedge.model import Model
 from coedge.objective import Objective
 from coedge.plan import Plan
 from coedge.profile import Profile
+from orchestrator.mixture import make_mixture
+from orchestrator.schemes.aofl import aofl
 from orchestrator.schemes.coedge import coedge
 from orchestrator.schemes.equal import equal
 from orchestrator.schemes.local import local
 from orchestrator.schemes.modnn import modnn
+from orchestrator.schemes.musical_chair import musical_chair
+from orchestrator.schemes.neurosurgeon import neurosurgeon
+from orchestrator.schemes.offload import offload
 from orchestrator.schemes.scheme import Scheme
 from orchestrator.search.auto import search
 
-SCHEMES: dict[str, Scheme] = {"local": local, "equal": equal, "modnn": modnn, "coedge": coedge}
+SCHEMES: dict[str, Scheme] = {
+    "local": local,
+    "offload": offload,
+    "equal": equal,
+    "musical_chair": musical_chair,
+    "modnn": modnn,
+    "coedge": coedge,
+    "aofl": aofl,
+    "neurosurgeon": neurosurgeon,
+}
 AUTO = "auto"
 
 
@@ -47,4 +61,7 @@ def make_plan(model: Model, profile: Profile, objective: Objective | None = None
     objective = objective or Objective()
     if scheme != AUTO:
         return SCHEMES[scheme](model, profile, objective)
-    return search(model, profile, objective, [SCHEMES[name](model, profile, objective) for name in SCHEMES])
+    known = [SCHEMES[name](model, profile, objective) for name in SCHEMES]
+    if objective.goal == "throughput" and any(plan.feasible for plan in known):
+        known += make_mixture(model, profile, objective, known).plans
+    return search(model, profile, objective, known)

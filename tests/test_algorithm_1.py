@@ -24,8 +24,10 @@ from coedge.objective import Objective
 from coedge.plan import Plan
 from coedge.profile import DeviceProfile, LayerTime, Link, Profile
 from coedge.program import Send
-from orchestrator.planner import make_plan
-from orchestrator.schemes.coedge import Solution, Traffic, algorithm_1, is_legal, solve, traffic
+from orchestrator.planner import SCHEMES, make_plan
+from orchestrator.schemes.coedge import Solution, algorithm_1, is_legal, solve
+from orchestrator.schemes.scheme import single_device
+from orchestrator.schemes.traffic import Traffic, traffic
 
 MODELS = ("resnet18", "squeezenet", "unet", "alexnet", "mobilenet_v2", "vgg16")
 
@@ -459,11 +461,11 @@ def test_with_time_to_spare_the_single_cheapest_device_does_it(name: str, data: 
     profile = data.draw(profiles(model, least_watts=0.5))
     objective = Objective(goal="energy", deadline_ms=1e9)
     plan = make_plan(model, profile, objective, "coedge")
-    local = make_plan(model, profile, objective, "local")
-    assert plan.feasible and plan.predicted is not None and local.predicted is not None
+    single = single_device("single", model, profile, objective)
+    assert plan.feasible and plan.predicted is not None and single.predicted is not None
     assert all(len(stage.regions) == 1 for stage in plan.stages)
     # Its vertex is the least joules per row: what a layer costs without any rows does not count there.
-    assert plan.predicted.energy_joules <= local.predicted.energy_joules * 1.1
+    assert plan.predicted.energy_joules <= single.predicted.energy_joules * 1.1
 
 
 def test_equals_do_not_share_for_nothing() -> None:
@@ -551,7 +553,7 @@ def test_a_device_short_of_memory_gets_less() -> None:
 def test_infeasible_by_memory_says_who_and_how_much() -> None:
     model = zoo_model("alexnet")
     profile = synthetic_profile(model, {"a": 1.0, "b": 0.5}, memory={"a": 1e5, "b": 1e5})
-    for scheme in ("local", "equal", "coedge", "auto"):
+    for scheme in (*SCHEMES, "auto"):
         plan = make_plan(model, profile, scheme=scheme)
         assert not plan.feasible
         assert "MB" in plan.reason and "limit is 0.1 MB" in plan.reason
@@ -576,7 +578,7 @@ def test_a_cluster_of_one_device() -> None:
     for name in ("alexnet", "unet"):
         model = zoo_model(name)
         profile = synthetic_profile(model, {"a": 0.5})
-        for scheme in ("local", "equal", "modnn", "coedge", "auto"):
+        for scheme in (*SCHEMES, "auto"):
             plan = make_plan(model, profile, scheme=scheme)
             assert plan.feasible and plan.predicted is not None
             assert all(list(stage.regions) == ["a"] for stage in plan.stages)

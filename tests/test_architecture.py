@@ -93,7 +93,7 @@ def test_the_orchestrator_needs_no_torch() -> None:
     assert [str(found) for found in wrong] == []
 
 
-@pytest.mark.parametrize("library", ["torch", "cvxpy", "typer"])
+@pytest.mark.parametrize("library", ["torch", "cvxpy", "typer", "matplotlib"])
 def test_heavy_libraries_are_imported_in_functions(library: str) -> None:
     rooms = ("coedge/zoo/", "coedge/cli/")  # a zoo module is loaded when its network is built
     found = [i for i in all_imports(*PACKAGES) if is_of(i, library)]
@@ -106,6 +106,7 @@ def test_what_decides_knows_nothing_of_ray_or_sockets() -> None:
     pure = {
         "orchestrator/planner.py", "coedge/lowering.py", "coedge/simulator.py", "coedge/tile.py", "coedge/machine.py",
         "coedge/model.py", "coedge/plan.py", "coedge/profile.py", "coedge/memory.py", "workers/message.py",
+        "coedge/timeline.py", "coedge/gantt.py", "coedge/dealing.py",
         *(p.relative_to(ROOT).as_posix() for p in sources("orchestrator/schemes")),
     }  # fmt: skip
     by_file: dict[str, list[Import]] = {}

@@ -163,7 +163,7 @@ def test_wrong_usage(cli, args: list[str], words: list[str], as_json: bool) -> N
         (["plan", MODEL, "--profile", "junk.json"], ["junk.json is not a profile"]),
         (["plan", MODEL, "--profile", "."], ["cannot read the profile ."]),
         (["plan", MODEL, "--scheme", "modn"], ["there is no scheme 'modn'", "Did you mean 'modnn'?"]),
-        (["run", MODEL, "--scheme", "best"], ["there is no scheme 'best'", "auto, local, equal, modnn, coedge"]),
+        (["run", MODEL, "--scheme", "best"], ["there is no scheme 'best'", "auto, local, offload, equal"]),
         (["devices", "--cluster", "nowhere.yaml"], ["nowhere.yaml", "No such file", "YAML"]),
         (["devices", "--cluster", "junk.onnx"], ["junk.onnx"]),
         (["plan", MODEL, "--cluster", "."], ["Is a directory"]),

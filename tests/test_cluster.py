@@ -43,6 +43,7 @@ from coedge.program import Compute, Send
 from coedge.region import UNIT, UnitRect
 from coedge.simulator import send_nbytes
 from coedge.values import as_arrays
+from coedge.weight_part import WeightPart
 from orchestrator.cluster import Cluster
 from orchestrator.loader import KEPT_PLANS
 
@@ -624,10 +625,9 @@ def test_the_cache_of_measurements_is_keyed_and_survives_damage(cluster: Cluster
 
 
 def missing_weights(cluster: Cluster, device: str, model: Model) -> tuple[bool, list[str]]:
-    found: tuple[bool, list[str]] = ray.get(
-        cluster._members.actors[device].missing_weights.remote(model.hash, sorted(model.weights))
-    )
-    return found
+    parts = [WeightPart(name) for name in sorted(model.weights)]
+    graph, lacking = ray.get(cluster._members.actors[device].missing_weights.remote(model.hash, parts))
+    return graph, [part.key for part in lacking]
 
 
 def test_weights_are_shipped_once_and_only_to_those_who_need_them(cluster: Cluster) -> None:

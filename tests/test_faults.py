@@ -358,11 +358,12 @@ def test_messages_of_a_stranger_do_not_end_the_client(cluster: Cluster) -> None:
     job = cluster.submit(model, x, plan=plan)
     epoch = cluster._loader.epoch
     transport = stranger_to(cluster, CLIENT)
-    steps, times = np.array([10_000], np.int32), np.zeros((1, 2))
+    steps, times, nbytes = np.array([10_000], np.int32), np.zeros((1, 2)), np.zeros(1, np.int64)
     try:
         for sender in (STRANGER, -1, 0):
+            transport.send(0, Message(Kind.TRACE, sender, epoch, job.frame, 0, (steps, times, nbytes)))
+            transport.send(0, Message(Kind.TRACE, sender, epoch, job.frame, 0, (times, steps, nbytes)))
             transport.send(0, Message(Kind.TRACE, sender, epoch, job.frame, 0, (steps, times)))
-            transport.send(0, Message(Kind.TRACE, sender, epoch, job.frame, 0, (times, steps)))
         for kind in Kind:
             transport.send(0, Message(kind, STRANGER, epoch, job.frame, 3, (times,)))
     finally:

@@ -74,8 +74,8 @@ def check(plan: Plan, model: Model, profile: Profile, objective: Objective) -> N
 
 @given(data=st.data())
 @examples(15)
-def test_local_is_the_best_single_device_with_the_way_there_and_back(data: st.DataObject) -> None:
-    """Compute is the sum of the layers; before it the image travels, behind it the answer."""
+def test_local_and_offload_by_hand(data: st.DataObject) -> None:
+    """Compute is the sum of the layers; before it the image travels, behind it the answer, unless it is the source."""
     model = zoo_model("unet")
     profile = data.draw(profiles(model))
     objective = data.draw(st.sampled_from([Objective(), Objective(goal="energy"), Objective(energy_weight=0.1)]))
@@ -92,13 +92,17 @@ def test_local_is_the_best_single_device_with_the_way_there_and_back(data: st.Da
             joules += sending[0] * profile.by_name[profile.source].power.transmit_watts
             joules += sending[1] * device.power.transmit_watts
         found[device.name] = (objective.cost(seconds, joules), seconds, joules)
-    plan = make_plan(model, profile, objective, "local")
-    (stage,) = plan.stages
-    (chosen,) = stage.regions
-    assert plan.predicted is not None
-    assert plan.predicted.latency_seconds == pytest.approx(found[chosen][1], rel=1e-9)
-    assert plan.predicted.energy_joules == pytest.approx(found[chosen][2], rel=1e-9, abs=1e-15)
-    assert found[chosen][0] <= min(found.values())[0] * (1 + 1e-9) + 1e-15
+    others = [cost for name, (cost, _, _) in found.items() if name != profile.source]
+    for scheme in ("local", "offload"):
+        plan = make_plan(model, profile, objective, scheme)
+        (stage,) = plan.stages
+        (chosen,) = stage.regions
+        assert plan.predicted is not None
+        assert plan.predicted.latency_seconds == pytest.approx(found[chosen][1], rel=1e-9)
+        assert plan.predicted.energy_joules == pytest.approx(found[chosen][2], rel=1e-9, abs=1e-15)
+        assert (chosen == profile.source) == (scheme == "local")
+        if scheme == "offload":
+            assert found[chosen][0] <= min(others) * (1 + 1e-9) + 1e-15
 
 
 def test_modnn_shares_are_as_the_speeds() -> None:

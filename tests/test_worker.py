@@ -8,6 +8,7 @@ import torch
 import coedge
 from coedge.lowering import lower
 from coedge.model import Model
+from coedge.weight_part import WeightPart
 from workers.spec import WorkerSpec
 from workers.transport import InMemoryHub, InMemoryTransport
 from workers.worker import Worker
@@ -29,14 +30,14 @@ def test_a_program_without_all_of_its_weights_is_refused(model: Model, worker: W
     with pytest.raises(RuntimeError, match="device-0 lacks 1 weights of its program"):
         worker.load(1, program, model.skeleton, {n: model.weights[n] for n in rest})
     worker.load(1, program, model.skeleton, model.weights)
-    assert worker.missing_weights(model.hash, [name]) == (False, [])
+    assert worker.missing_weights(model.hash, [WeightPart(name)]) == (False, [])
 
 
 def test_weights_of_a_plan_that_was_unloaded_are_asked_for_again(model: Model, worker: Worker) -> None:
     program = lower(coedge.even_plan(model, 1), model)["device-0"]
     worker.load(1, program, model.skeleton, model.weights)
     worker.unload(1)
-    missing = worker.missing_weights(model.hash, sorted(model.weights))
-    assert missing == (False, sorted(model.weights))
+    parts = [WeightPart(name) for name in sorted(model.weights)]
+    assert worker.missing_weights(model.hash, parts) == (False, parts)
     with pytest.raises(RuntimeError, match="lacks"):
         worker.load(2, program, None, {})

@@ -11,6 +11,7 @@ from typing import Any
 
 from coedge.model import Model
 from coedge.program import Program
+from coedge.weight_part import WeightPart
 from workers.layer_times import LayerPlay, convolution, measure_gflops
 from workers.meter import find_meter, measure_power
 from workers.paced_transport import LinkSpec
@@ -39,21 +40,21 @@ class WorkerActor:
     def serve(self) -> None:
         self._worker.serve()
 
-    def missing_weights(self, model_hash: str, names: Sequence[str]) -> tuple[bool, list[str]]:
-        return self._worker.missing_weights(model_hash, names)
+    def missing_weights(self, model_hash: str, parts: Sequence[WeightPart]) -> tuple[bool, list[WeightPart]]:
+        return self._worker.missing_weights(model_hash, parts)
 
     def load(
         self,
         epoch: int,
         program: Program,
         skeleton: bytes | None,
-        names: Sequence[str],
+        keys: Sequence[str],
         references: Sequence[Any],
     ) -> None:
-        """`references` are of the weights `names` in Ray's object store, where devices of one host share them."""
+        """`references` are of the weights `keys` in Ray's object store, where devices of one host share them."""
         import ray
 
-        self._worker.load(epoch, program, skeleton, dict(zip(names, ray.get(list(references)))))
+        self._worker.load(epoch, program, skeleton, dict(zip(keys, ray.get(list(references)))))
 
     def unload(self, epoch: int) -> None:
         self._worker.unload(epoch)
@@ -66,9 +67,12 @@ class WorkerActor:
         time.sleep(REST_SECONDS)
         return self._worker.probe(peer, nbytes, count, timeout_seconds)
 
-    def prepare_layers(self, skeleton: bytes, threads: int, cpu_time: bool, budget_seconds: float) -> None:
+    def prepare_layers(
+        self, skeleton: bytes, threads: int, cpu_time: bool, budget_seconds: float, memory_bytes: float | None
+    ) -> None:
         """Makes ready what `play_layers` plays."""
-        self._play = LayerPlay(Model.from_skeleton(skeleton, {}), threads, cpu_time, budget_seconds)
+        model = Model.from_skeleton(skeleton, {})
+        self._play = LayerPlay(model, threads, cpu_time, budget_seconds, memory_bytes)
 
     def play_layers(self, most_sweeps: int) -> list[Played]:
         """Times at the full speed of this machine; an emulated speed is applied to them by the caller."""

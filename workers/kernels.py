@@ -17,7 +17,10 @@ from coedge.large_weights import stub, without_initializers
 from coedge.model import Model
 from coedge.program import Compute, Part, Patch, Program, Read, Receive, Send, Step, Tile
 from coedge.region import Region
-from coedge.tile import TILE, build_tile
+from coedge.tile import build_tile
+from coedge.weight_part import WeightPart
+from workers.codecs import decode, encode
+from workers.message import MalformedMessage
 
 Array = NDArray[Any]
 
@@ -37,24 +40,28 @@ class Kernels:
         self.threads = threads
         self.providers = list(providers)
         self._sessions: dict[Tile, onnxruntime.InferenceSession] = {}
-        # ONNX Runtime reads external weights in place: they live as long as their sessions.
+        # ONNX Runtime may read external weights in place: they live as long as their sessions.
         self._weights: dict[str, onnxruntime.OrtValue] = {}
+        # By the keys of the parts.
         self._values: dict[str, Array] = {}
 
     @property
-    def weight_names(self) -> frozenset[str]:
-        """The large constants that are here."""
-        return frozenset(self._values)
+    def weight_nbytes(self) -> int:
+        """Bytes of the large constants that are here."""
+        return sum(value.nbytes for value in list(self._values.values()))
 
     def add_weights(self, weights: Mapping[str, Array]) -> None:
-        """Makes large constants known that the model's skeleton left out."""
+        """Makes large constants known that the model's skeleton left out, or parts of them, by key."""
         self._values.update(weights)
 
+    def lacks(self, part: WeightPart) -> bool:
+        """Whether a large constant, or a part of one, is not here: for it the skeleton has only zeros."""
+        return part.key not in self._values and part.name not in self._values
+
     def missing_weights(self, program: Program) -> list[str]:
-        """Large constants that the program reads and that are not here: for them the skeleton has only zeros."""
-        nodes = (self.model.graph.nodes[index] for index in program.node_indices())
-        read = {name for node in nodes for name in (*node.inputs, *node.captured)}
-        return sorted((read & self.model.weights.keys()) - self._values.keys())
+        """Keys of the parts of large constants that the program reads and that are not here."""
+        parts = self.model.weight_parts(program.tiles())
+        return sorted(k for k, part in parts.items() if part.name in self.model.weights and self.lacks(part))
 
     def prepare(self, tile: Tile) -> onnxruntime.InferenceSession:
         """The session of a tile. A tile that was prepared before costs nothing."""
@@ -67,10 +74,11 @@ class Kernels:
         """Lets go of all sessions but these, and of the weights that only those others read."""
         kept = set(tiles)
         self._sessions = {tile: session for tile, session in self._sessions.items() if tile in kept}
-        graph, nodes = self.model.graph, {part.node for tile in kept for part in tile.nodes}
-        read = {name for index in nodes for name in (*graph.nodes[index].inputs, *graph.nodes[index].captured)}
-        self._weights = {name: value for name, value in self._weights.items() if name in read}
-        self._values = {name: value for name, value in self._values.items() if name in read}
+        parts = self.model.weight_parts(kept)
+        # A constant that came whole serves the parts of it that did not come.
+        read = {key if key in self._values else part.name for key, part in parts.items()}
+        self._weights = {key: value for key, value in self._weights.items() if key in parts}
+        self._values = {key: value for key, value in self._values.items() if key in read}
 
     def warm_up(self, step: Compute) -> None:
         """Creates the session of a step and runs it once on zeros: memory is laid out, weights are packed."""
@@ -89,11 +97,12 @@ class Kernels:
         return outputs
 
     def perform(self, patches: Sequence[Patch], step: Step, values: Mapping[int, Array]) -> list[Array]:
-        """The arrays that a step makes: patches for Compute, parts of them for Send, the outputs for Answer."""
+        """The arrays that a step makes: patches for Compute, parts as they travel for Send, outputs for Answer."""
         tensors = self.model.graph.tensors
         if isinstance(step, Send):
             held = [(part, patches[part.patch]) for part in step.parts]
-            return [take(part, tensors[p.tensor], p.region, values[part.patch]) for part, p in held]
+            parts = (take(part, tensors[p.tensor], p.region, values[part.patch]) for part, p in held)
+            return [encode(step.codec, part) for part in parts]
         if isinstance(step, Receive):
             return []
         arrays = [assemble(read, tensors[read.tensor], patches, values) for read in step.reads]
@@ -102,18 +111,23 @@ class Kernels:
     def _create(self, tile: Tile) -> onnxruntime.InferenceSession:
         proto, weights = build_tile(self.model, tile)
         options = session_options(self.threads)
-        names = list(weights)
-        if names:
-            options.add_external_initializers(names, [self._weight(n, weights[n]) for n in names])
+        if weights:
+            parts = self.model.weight_parts([tile])
+            values = [self._weight(key, parts.get(key), value) for key, value in weights.items()]
+            options.add_external_initializers(list(weights), values)
         return session(proto.SerializeToString(), self.threads, options, self.providers)
 
-    def _weight(self, name: str, value: Array) -> onnxruntime.OrtValue:
-        if name.startswith(TILE):
+    def _weight(self, key: str, part: WeightPart | None, value: Array) -> onnxruntime.OrtValue:
+        """`part` is None for a constant of the tile's own; `value` is what the model has."""
+        if part is None:
             return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value))
-        if name not in self._weights:
-            value = self._values.get(name, value)
-            self._weights[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value))
-        return self._weights[name]
+        if key not in self._weights:
+            if key in self._values:
+                value = self._values[key]
+            elif part.name in self._values:
+                value = part.of(self._values[part.name])
+            self._weights[key] = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value))
+        return self._weights[key]
 
 
 def session(
@@ -152,6 +166,27 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     # Idle threads of one session must not take the cores from the next one, or from another device's worker.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
+
+
+def received(
+    step: Receive, patches: Sequence[Patch], tensors: Mapping[str, Tensor], arrays: Sequence[Array]
+) -> list[Array]:
+    """The values of the patches that a message brings, unpacked.
+
+    Raises:
+        MalformedMessage: it does not hold what is expected; it comes over the network.
+    """
+    if len(arrays) != len(step.patches):
+        raise MalformedMessage(f"{step.peer} sent {len(arrays)} arrays, {len(step.patches)} are expected")
+    values = []
+    for patch, array in zip((patches[index] for index in step.patches), arrays):
+        tensor = tensors[patch.tensor]
+        try:
+            values.append(decode(step.codec, array, tensor.region_shape(patch.region), tensor.dtype))
+        except MalformedMessage as error:
+            sent = f"{step.peer} sent {array.dtype} {list(array.shape)} for {patch.tensor!r}"
+            raise MalformedMessage(f"{sent}: {error}") from None
+    return values
 
 
 def assemble(read: Read, tensor: Tensor, patches: Sequence[Patch], values: Mapping[int, Array]) -> Array:

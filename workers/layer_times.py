@@ -14,15 +14,19 @@ import numpy as np
 from coedge.layers import Layer
 from coedge.lowering import lower
 from coedge.model import Model
-from coedge.plan import Plan, stages_of, strips
+from coedge.plan import Plan, Stage, stages_of, strips
 from coedge.profile import LayerTime
 from coedge.program import Compute, Program
+from coedge.region import UNIT
 from coedge.stage_fit import fit_fused, fit_layers
 from workers.rehearsal import DEVICE, Played, Rehearsal
 
 # Shares of the rows, each with how many layers are in a stage, most needed first.
 ALONE = ((1.0, 1), (0.5, 1), (0.25, 1), (0.125, 1), (0.0625, 1))
+# Of the features of a dense layer: every share is a session with weights of its own.
+FEATURE_SHARES = (1.0, 0.25)
 TOGETHER = ((0.5, 3), (1.0, 1000), (0.125, 3), (0.5, 1000), (1.0, 3), (0.125, 1000))
+OTHERS = "others"
 LEAST_SWEEPS, MOST_SWEEPS = 2, 8
 # Of the time, what may go into making stages ready beyond those of one layer.
 PREPARATION = 0.3
@@ -45,9 +49,15 @@ class ModelTimes:
     receive_seconds: float
 
 
-def measure_layers(model: Model, threads: int, cpu_time: bool, budget_seconds: float = 20.0) -> ModelTimes:
+def measure_layers(
+    model: Model,
+    threads: int,
+    cpu_time: bool,
+    budget_seconds: float = 20.0,
+    memory_bytes: float | None = None,
+) -> ModelTimes:
     """The affine time of every layer at the end of its stage, and inside of one; see `LayerPlay`."""
-    play = LayerPlay(model, threads, cpu_time, budget_seconds)
+    play = LayerPlay(model, threads, cpu_time, budget_seconds, memory_bytes)
     try:
         return model_times(model, play.sweeps(MOST_SWEEPS))
     finally:
@@ -62,26 +72,34 @@ class LayerPlay:
     Args:
         cpu_time: for emulated devices: CPU time instead of wall time (of one thread), with rests.
         budget_seconds: about how long making it and all sweeps may take.
+        memory_bytes: of this device. A dense layer that needs more is measured on as many features as fit.
 
     Attributes:
         done: how far it is, from 0 to 1.
     """
 
-    def __init__(self, model: Model, threads: int, cpu_time: bool, budget_seconds: float) -> None:
+    def __init__(
+        self, model: Model, threads: int, cpu_time: bool, budget_seconds: float, memory_bytes: float | None = None
+    ) -> None:
         self.done = 0.0
         self._begun, self._budget_seconds = time.monotonic(), budget_seconds
-        self._rehearsal = Rehearsal(model, threads, cpu_time, made_up_weights(model))
+        self._rehearsal = Rehearsal(model, threads, cpu_time)
         self._ready: list[int] = []
         try:
-            for place, (share, stage_layers) in enumerate((*ALONE, *TOGETHER)):
-                if place >= len(ALONE) and self._passed() > PREPARATION:
-                    break
-                program = rehearsed(model, share, stage_layers)
-                if program is not None:
-                    self._ready.append(self._rehearsal.add(program))
+            for share, stage_layers in ALONE:
+                self._add(rows_program(model, share, stage_layers, whole=share == 1.0))
+            for share in FEATURE_SHARES:
+                self._add(features_program(model, share, memory_bytes))
+            for share, stage_layers in TOGETHER:
+                if self._passed() < PREPARATION:
+                    self._add(rows_program(model, share, stage_layers))
         except BaseException:
             self.close()
             raise
+
+    def _add(self, program: Program) -> None:
+        if any(isinstance(step, Compute) for step in program.steps):
+            self._ready.append(self._rehearsal.add(program))
 
     def sweeps(self, most: int) -> list[Played]:
         """Plays all of it, over and over, as long as the budget lasts; at least `LEAST_SWEEPS` times."""
@@ -117,19 +135,37 @@ def model_times(model: Model, played: Sequence[Played]) -> ModelTimes:
     )
 
 
-def rehearsed(model: Model, share: float, stage_layers: int) -> Program | None:
-    """What a device does that has a share of the rows, from the top; None: nothing at all.
+def rows_program(model: Model, share: float, stage_layers: int, whole: bool = False) -> Program:
+    """What a device does that has a share of the rows, from the top, in stages of so many layers.
 
-    Somebody else does what cannot be split, but for the one time when each layer is measured as a whole.
+    Args:
+        whole: it also computes what cannot be split. Dense layers are another's in any case.
     """
-    regions = strips({DEVICE: share, "others": 1 - share})
+    regions = strips({DEVICE: share, OTHERS: 1 - share})
+    return _program(model, stages_of(model, regions, DEVICE if whole else OTHERS, stage_layers, {OTHERS: UNIT}))
+
+
+def features_program(model: Model, share: float, memory_bytes: float | None) -> Program:
+    """What a device does that has a share of the features of dense layers, or of as many of them as fit."""
+    stages = []
+    for layer in model.layers:
+        regions = {OTHERS: UNIT}
+        if layer.by_features:
+            weights = sum(model.weights[name].nbytes for name in model.weight_names(layer.first, layer.stop))
+            # Twice: a session packs its weights into a copy.
+            fits = 1.0 if memory_bytes is None else min(1.0, memory_bytes / max(2 * weights, 1))
+            own = max(fits, 1 / layer.rows) * share
+            regions = strips({DEVICE: own, OTHERS: 1 - own})
+        stages.append(Stage(first=layer.index, last=layer.index, regions=regions))
+    return _program(model, tuple(stages))
+
+
+def _program(model: Model, stages: tuple[Stage, ...]) -> Program:
     plan = Plan(
-        scheme="rehearsal", model_name=model.name, model_hash=model.hash, devices=(DEVICE, "others"),
-        source=DEVICE, sink=DEVICE,
-        stages=stages_of(model, regions, DEVICE if (share, stage_layers) == ALONE[0] else "others", stage_layers),
+        scheme="rehearsal", model_name=model.name, model_hash=model.hash, devices=(DEVICE, OTHERS),
+        source=DEVICE, sink=DEVICE, stages=stages,
     )  # fmt: skip
-    program = lower(plan, model)[DEVICE]
-    return program if any(isinstance(step, Compute) for step in program.steps) else None
+    return lower(plan, model)[DEVICE]
 
 
 def alike(model: Model) -> list[int]:
@@ -201,18 +237,6 @@ def convolution(threads: int) -> Callable[[], object]:
     run = session(proto.SerializeToString(), threads)
     feeds = {"x": np.full(shape, 0.5, np.float32)}
     return lambda: run.run(None, feeds)
-
-
-def made_up_weights(model: Model) -> dict[str, np.ndarray]:
-    """Arrays of the right shapes: times do not depend on the values, as long as they are ordinary numbers."""
-    noise = np.random.default_rng(0).standard_normal(65_536).astype(np.float32) * 0.02
-    made: dict[str, np.ndarray] = {}
-    for name, value in model.weights.items():
-        if value.dtype.kind == "f":
-            made[name] = np.resize(noise, value.shape).astype(value.dtype, copy=False)
-        else:
-            made[name] = np.array(value)
-    return made
 
 
 def _median(values: Iterable[float]) -> float:

@@ -22,6 +22,7 @@ from workers.message import Message
 from workers.transport import MAX_TIMEOUT_SECONDS, Endpoint, Transport
 
 CLOSE_SECONDS = 0.5
+SMOOTHING = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +46,11 @@ class LinkSpec:
 class PacedTransport:
     """Paces another transport as the links of this device and of its peers would.
 
-    A message to peer p is due when the up-link has carried it and both latencies have passed; latency does
-    not occupy the link. One that is due from p takes its turn on the down-link, see `LinkClock.deliver`; `receive`
-    returns it when it is through, with that time as its `due`. Peers that `peers` does not name are not paced, in
-    neither direction. An array that was sent must not be written to before its receiver is known to have it.
+    A message to peer p is due when it was handed over, the up-link has carried it and both latencies have passed;
+    latency does not occupy the link. One that is due from p takes its turn on the down-link, see
+    `LinkClock.deliver`; `receive` returns it when it is through, with that time as its `due`. Peers that `peers`
+    does not name are not paced, in neither direction. An array that was sent must not be written to before its
+    receiver is known to have it.
 
     What comes from another host counts as arrived when `receive` finds it: behind a kernel, that is later.
 
@@ -81,6 +83,7 @@ class PacedTransport:
         self._same_clock: dict[int, bool] = {}
         self._holder: _Holder | None = None
         self._woken = False
+        self._send_seconds = 0.0  # what handing a message to the inner transport takes, about
 
     @property
     def endpoint(self) -> Endpoint:
@@ -103,9 +106,12 @@ class PacedTransport:
         if link is None:
             self._inner.send(peer_index, message)
             return
-        due = self._up.occupy(self._ready(), message.nbytes) + self._own.latency_seconds + link.latency_seconds
+        start = self._ready()
+        leaves = self._up.occupy(start + self._send_seconds, message.nbytes)
+        due = leaves + self._own.latency_seconds + link.latency_seconds
         if self._same_clock.get(peer_index, True):
             self._inner.send(peer_index, replace(message, due=due))
+            self._send_seconds += (self._ready() - start - self._send_seconds) * SMOOTHING
             return
         if self._holder is None:
             self._holder = _Holder(self._inner, self._clock)

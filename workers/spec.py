@@ -53,10 +53,12 @@ class WorkerStatus:
     Attributes:
         running: (epoch, frame, index of the step, seconds so far), or None.
         waiting: per (epoch, frame), the channels whose messages have not come.
+        weight_nbytes: of the large weights, and parts of such, that it holds for all of its programs.
     """
 
     running: tuple[int, int, int, float] | None
     waiting: dict[tuple[int, int], tuple[int, ...]]
+    weight_nbytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,12 @@ class ProbeTimes:
     """What became of messages that were sent to a peer one behind the other.
 
     Attributes:
+        send_seconds: of the sender's time, for handing one of them to the network.
         round_trip_seconds: from before the first one left until the echo of the last one was back.
         came_seconds: when each of them came, by the peer's clock.
     """
 
+    send_seconds: float
     round_trip_seconds: float
     came_seconds: tuple[float, ...]
 

@@ -25,10 +25,12 @@ from numpy.typing import NDArray
 
 from coedge.machine import Machine
 from coedge.model import Model
-from coedge.program import CLIENT, Answer, Compute, Program, Send
+from coedge.program import CLIENT, RAW, Answer, Compute, Program, Receive, Send
+from coedge.weight_part import WeightPart
+from workers.codecs import check_available
 from workers.emulation import Pace
-from workers.kernels import Kernels
-from workers.message import Kind, Message, text_to_array
+from workers.kernels import Kernels, received
+from workers.message import Kind, MalformedMessage, Message, text_to_array
 from workers.paced_transport import LinkSpec, PacedTransport
 from workers.spec import ProbeTimes, WorkerFacts, WorkerSpec, WorkerStatus
 from workers.transport import Endpoint, Transport
@@ -49,7 +51,13 @@ class _Loaded:
     machine: Machine
     kernels: Kernels
     ended: dict[int, None] = field(default_factory=dict)
-    traces: dict[int, list[tuple[int, float, float]]] = field(default_factory=dict)
+    # (step, start, stop, bytes of the message). Packing belongs to its send, unpacking to its receive.
+    traces: dict[int, list[tuple[int, float, float, int]]] = field(default_factory=dict)
+
+    def note(self, frame: int, index: int, start: float, stop: float, arrays: Iterable[Array] = ()) -> None:
+        """Remembers a span of a step, and how large the arrays were that travelled."""
+        nbytes = sum(array.nbytes for array in arrays)
+        self.traces.setdefault(frame, []).append((index, start, stop, nbytes))
 
 
 class Worker:
@@ -104,7 +112,7 @@ class Worker:
 
         Args:
             skeleton: the model's graph; None where this worker has it already.
-            weights: the constants that the program needs and this worker does not have.
+            weights: the constants that the program needs and this worker does not have, or the parts of them, by key.
         """
         with self._loading:
             kernels = self._models.get(program.model_hash)
@@ -116,16 +124,17 @@ class Worker:
             missing = kernels.missing_weights(program)
             if missing:
                 raise RuntimeError(f"{self.spec.name} lacks {len(missing)} weights of its program: {missing[0]!r}, ...")
+            check_available({step.codec for step in program.steps if isinstance(step, (Send, Receive))})
             for step in program.steps:
                 if isinstance(step, Compute):
                     kernels.warm_up(step)
             self._models[program.model_hash] = kernels
             self._loaded[epoch] = _Loaded(Machine(program), kernels)
 
-    def missing_weights(self, model_hash: str, names: Iterable[str]) -> tuple[bool, list[str]]:
+    def missing_weights(self, model_hash: str, parts: Iterable[WeightPart]) -> tuple[bool, list[WeightPart]]:
         """(whether the graph of the model is missing, the weights of these that are)."""
         kernels = self._models.get(model_hash)
-        return kernels is None, [n for n in names if kernels is None or n not in kernels.weight_names]
+        return kernels is None, [part for part in parts if kernels is None or kernels.lacks(part)]
 
     def unload(self, epoch: int) -> None:
         """Forgets a program, and the sessions that no other program uses."""
@@ -148,7 +157,7 @@ class Worker:
             for epoch, loaded in list(self._loaded.items())
             for frame in loaded.machine.frames
         }
-        return WorkerStatus(running, waiting)
+        return WorkerStatus(running, waiting, sum(kernels.weight_nbytes for kernels in list(self._models.values())))
 
     def in_loop(self, function: Callable[[], T], timeout_seconds: float) -> T:
         """Runs a function on the loop thread, between two steps; its result."""
@@ -213,8 +222,7 @@ class Worker:
         return False
 
     def _step(self, epoch: int, loaded: _Loaded, frame: int, index: int) -> None:
-        start = self.pace.now()
-        self._running = (epoch, frame, index, start)
+        self._running = (epoch, frame, index, time.monotonic())
         try:
             written = self._perform(epoch, loaded, frame, index)
         except Exception as error:
@@ -222,7 +230,6 @@ class Worker:
             return
         finally:
             self._running = None
-        loaded.traces.setdefault(frame, []).append((index, start, self.pace.now()))
         if loaded.machine.done(frame, index, written):
             self._end(epoch, loaded, frame)
 
@@ -230,13 +237,15 @@ class Worker:
         program, kernels = loaded.machine.program, loaded.kernels
         step, values = program.steps[index], loaded.machine.values(frame, index)
         perform = functools.partial(kernels.perform, program.patches, step, values)
-        if isinstance(step, Compute):
-            return self.pace.run(perform)
+        start = self.pace.now()
+        works = isinstance(step, Compute) or (isinstance(step, Send) and step.codec != RAW)
+        made = self.pace.run(perform) if works else perform()
         if isinstance(step, Send):
-            self._send(step.peer, Kind.DATA, epoch, frame, perform(), step.channel)
+            self._send(step.peer, Kind.DATA, epoch, frame, made, step.channel)
         elif isinstance(step, Answer):
-            self._send(CLIENT, Kind.ANSWER, epoch, frame, perform())
-        return []
+            self._send(CLIENT, Kind.ANSWER, epoch, frame, made)
+        loaded.note(frame, index, start, self.pace.now(), made if isinstance(step, Send) else ())
+        return made if isinstance(step, Compute) else []
 
     def _send(self, peer: str, kind: Kind, epoch: int, frame: int, arrays: Iterable[Array], channel: int = 0) -> None:
         message = Message(kind, self.spec.index, epoch, frame, channel, tuple(arrays))
@@ -246,9 +255,10 @@ class Worker:
     def _end(self, epoch: int, loaded: _Loaded, frame: int) -> None:
         spans = loaded.traces.pop(frame, [])
         self._forget(loaded, frame)
-        steps = np.array([index for index, _, _ in spans], np.int32)
-        times = np.array([(start, stop) for _, start, stop in spans], np.float64).reshape(-1, 2)
-        self._send(CLIENT, Kind.TRACE, epoch, frame, [steps, times])
+        steps = np.array([index for index, _, _, _ in spans], np.int32)
+        times = np.array([(start, stop) for _, start, stop, _ in spans], np.float64).reshape(-1, 2)
+        nbytes = np.array([nbytes for _, _, _, nbytes in spans], np.int64)
+        self._send(CLIENT, Kind.TRACE, epoch, frame, [steps, times, nbytes])
 
     def _fail(self, epoch: int, loaded: _Loaded, frame: int, index: int, error: Exception) -> None:
         self._forget(loaded, frame)
@@ -276,51 +286,48 @@ class Worker:
         if message.kind is Kind.CANCEL:
             self._forget(loaded, message.frame)
         elif message.kind is Kind.DATA and message.frame not in loaded.ended:
-            loaded.machine.begin(message.frame)
-            problem = self._mismatch(loaded, message)
-            if problem:
-                steps, receive = loaded.machine.program.steps, loaded.machine.receive_of(message.channel)
-                index = steps.index(receive) if receive else len(steps)
-                self._fail(message.epoch, loaded, message.frame, index, ValueError(problem))
-                return
-            if loaded.machine.arrived(message.frame, message.channel, message.arrays) and (
-                message.frame not in loaded.machine.frames
-            ):
-                self._end(message.epoch, loaded, message.frame)
+            self._accept(loaded, message)
 
-    def _mismatch(self, loaded: _Loaded, message: Message) -> str:
-        """What is wrong with the rows in a message, if anything: they come over the network."""
-        program, tensors = loaded.machine.program, loaded.kernels.model.graph.tensors
-        receive = loaded.machine.receive_of(message.channel)
-        if receive is None:
-            return f"a message came on channel {message.channel}, which the program does not have"
-        if len(message.arrays) != len(receive.patches):
-            return f"{receive.peer} sent {len(message.arrays)} arrays, {len(receive.patches)} are expected"
-        for index, array in zip(receive.patches, message.arrays):
-            patch = program.patches[index]
-            tensor = tensors[patch.tensor]
-            shape = tensor.region_shape(patch.region)
-            if array.shape != shape or array.dtype != np.dtype(tensor.dtype):
-                return (
-                    f"{receive.peer} sent {array.dtype} {list(array.shape)} for {patch.tensor!r}, "
-                    f"{tensor.dtype} {list(shape)} is expected"
-                )
-        return ""
+    def _accept(self, loaded: _Loaded, message: Message) -> None:
+        """Takes in the rows of a message. Rows that are not what the program expects fail the frame."""
+        machine, epoch, frame = loaded.machine, message.epoch, message.frame
+        machine.begin(frame)
+        receive = machine.receive_of(message.channel)
+        index = machine.step_of(message.channel) if receive else len(machine.program.steps)
+        start = self.pace.now()
+        self._running = (epoch, frame, index, time.monotonic())
+        try:
+            if receive is None:
+                raise MalformedMessage(f"a message came on channel {message.channel}, which the program does not have")
+            tensors = loaded.kernels.model.graph.tensors
+            take = functools.partial(received, receive, machine.program.patches, tensors, message.arrays)
+            rows = take() if receive.codec == RAW else self.pace.run(take)
+        except Exception as error:  # whatever a peer sends, this device goes on
+            self._fail(epoch, loaded, frame, index, ValueError(str(error)))
+            return
+        finally:
+            self._running = None
+        if machine.arrived(frame, message.channel, rows):
+            loaded.note(frame, index, start, self.pace.now(), message.arrays)
+            if frame not in machine.frames:
+                self._end(epoch, loaded, frame)
 
     def _probe(self, peer: str, nbytes: int, count: int, timeout_seconds: float) -> ProbeTimes:
         payload = (np.zeros(nbytes, np.uint8),) if nbytes else ()
         channels = range(self._probe_count, self._probe_count + count)
         self._probe_count = channels.stop
-        start = self.pace.now()
+        started, start = time.monotonic(), self.pace.now()
         for channel in channels:
             message = Message(Kind.PROBE, self.spec.index, channel=channel, arrays=payload)
             self._transport.send(self._index_of[peer], message)
+        sent = self.pace.now()
         while not self._echoes.keys() >= set(channels):
-            left = timeout_seconds - (time.monotonic() - start)
+            left = timeout_seconds - (time.monotonic() - started)
             if left <= 0:
                 raise TimeoutError(f"{peer} did not echo {count} x {nbytes} bytes within {timeout_seconds:.0f} s")
             self._receive(left)
-        return ProbeTimes(self.pace.now() - start, tuple(self._echoes.pop(channel) for channel in channels))
+        came = tuple(self._echoes.pop(channel) for channel in channels)
+        return ProbeTimes((sent - start) / count, self.pace.now() - start, came)
 
 
 def fingerprint(threads: int) -> str:

@@ -9,6 +9,7 @@ from coedge.axis_map import AxisMap, Same, Whole
 from coedge.graph import Node, Tensor
 from coedge.region import ONE_PIXEL, Region
 from coedge.rules.rule import Adjust, Context, Emitter, Kind, Plain, Rule, crop_of, local_kind, register
+from coedge.weight_part import WeightPart
 
 _UNARY = (
     "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Cos",
@@ -23,7 +24,7 @@ _BROADCAST = (
 )  # fmt: skip
 
 
-@register(*_UNARY, *_BROADCAST)
+@register(*_UNARY, *_BROADCAST, knows_features=True)
 def elementwise(node: Node, context: Context) -> Rule | str:
     out_rank = len(context.out_shape(node))
     flowing = [n for n in dict.fromkeys(node.inputs) if n and not context.is_constant(n)]
@@ -44,6 +45,7 @@ def elementwise(node: Node, context: Context) -> Rule | str:
             if axis is not None and (layout[side] is None or extent > best):
                 layout[side], best = axis + out_rank - len(tensor.shape), extent
     shape = context.out_shape(node)
+    on_features = any(context.tensors[n].features for n in flowing)
 
     maps: dict[str, tuple[AxisMap, AxisMap]] = {}
     varying: dict[str, list[int | None]] = {}
@@ -59,6 +61,10 @@ def elementwise(node: Node, context: Context) -> Rule | str:
                     axis_maps.append(Same())
                     continue
                 tensor = context.tensors[name]
+                if on_features and not tensor.divisible:
+                    varying.setdefault(name, [None, None])[side] = in_axis
+                    axis_maps.append(Whole(1))
+                    continue
                 if (tensor.row_axis, tensor.col_axis)[side] != in_axis:
                     return f"input {name!r} has its {('rows', 'columns')[side]} on another axis"
                 axis_maps.append(Same())
@@ -73,7 +79,7 @@ def elementwise(node: Node, context: Context) -> Rule | str:
                 axis_maps.append(Whole(1))
         if not context.is_constant(name):
             maps[name] = (axis_maps[0], axis_maps[1])
-    kind: Kind = "local" if any(context.tensors[n].spatial for n in flowing) else "dense"
+    kind: Kind = "local" if any(context.tensors[n].divisible for n in flowing) else "pixel"
     if varying:
         extent = Region(0, _extent(shape, layout[0]), 0, _extent(shape, layout[1]))
         return VaryingRule(kind, maps, (layout[0], layout[1]), varying=varying, extent=extent)
@@ -86,13 +92,14 @@ def _extent(shape: tuple[int, ...], axis: int | None) -> int:
 
 @dataclass(frozen=True)
 class VaryingRule(Rule):
-    """Elementwise with constants that differ from row to row, such as a position embedding.
+    """Elementwise with constants that differ from row to row, such as a position embedding or a bias of features.
 
     adjust = what to cut off those constants (above, below, left, right). These are absolute rows: such a tile
     serves one region only.
 
     Attributes:
-        varying: of each such constant, the (row, column) axis.
+        varying: of each such constant, the (row, column) axis. Beside features also of an input that is one
+            pixel, of which every device holds all.
         extent: of the output.
     """
 
@@ -102,32 +109,28 @@ class VaryingRule(Rule):
     def adjust(self, out: Region, ins: Mapping[str, Region]) -> Adjust:
         return crop_of(self.extent, out)
 
+    def weight_parts(self, node: Node, adjust: Adjust) -> dict[int, WeightPart]:
+        if not (self.features and any(adjust)):
+            return {}
+        start, stop = adjust[0], self.extent.row_stop - adjust[1]
+        constants = [(i, n) for i, n in enumerate(node.inputs) if n in self.varying and n not in self.maps]
+        return {i: WeightPart(n, axis, start, stop) for i, n in constants if (axis := self.varying[n][0]) is not None}
+
     def emit(self, tile: Emitter, node: Node, inputs: list[str], adjust: Adjust) -> None:
+        parts = self.weight_parts(node, adjust)
+        crop = (adjust[0], adjust[1], adjust[2], adjust[3])
         cut = []
-        for name in inputs:
-            axes = self.varying.get(name)
-            if axes is not None:
-                crop = (adjust[0], adjust[1], adjust[2], adjust[3])
+        for position, name in enumerate(inputs):
+            axes = self.varying.get(node.inputs[position])
+            if position in parts:
+                name = parts[position].key
+            elif axes is not None and any(crop):
                 name = tile.crop(name, Tensor(name, "", (), axes[0], axes[1]), crop)
             cut.append(name)
         tile.copy(node, cut)
 
 
-@register("MatMul")
-def channel_mix(node: Node, context: Context) -> Rule | str:
-    """A product with a constant matrix mixes the last axis: row-local where the rows are on others."""
-    name, weight = node.inputs[0], context.constant(node, 1)
-    if context.is_constant(name) or weight is None:
-        return "multiplies two tensors that flow, or a constant from the left"
-    tensor = context.tensors[name]
-    if weight.ndim != 2 or not tensor.spatial:
-        return "has no rows beside the axis that it mixes"
-    if len(tensor.shape) - 1 in (tensor.row_axis, tensor.col_axis):
-        return "mixes the columns"
-    return Plain(local_kind(tensor), {name: (Same(), Same())}, (tensor.row_axis, tensor.col_axis))
-
-
-@register("BatchNormalization", "LRN", "Dropout")
+@register("BatchNormalization", "LRN", "Dropout", knows_features=True)
 def channelwise(node: Node, context: Context) -> Rule | str:
     if any(node.outputs[1:]):
         return "has more than one output"
@@ -135,12 +138,15 @@ def channelwise(node: Node, context: Context) -> Rule | str:
     tensor = context.tensors[name]
     if context.is_constant(name) or any(n and not context.is_constant(n) for n in node.inputs[1:]):
         return "its parameters flow"
+    if tensor.features and tensor.row_axis == 1 and node.op == "BatchNormalization":
+        parameters: dict[str, list[int | None]] = {parameter: [0, None] for parameter in node.inputs[1:]}
+        return VaryingRule("local", {name: (Same(), Same())}, (1, None), varying=parameters, extent=tensor.whole)
     if tensor.row_axis == 1 or tensor.col_axis == 1:
         return "its channels are the rows"
-    return Plain("local", {name: (Same(), Same())}, (tensor.row_axis, tensor.col_axis))
+    return Plain(local_kind(tensor), {name: (Same(), Same())}, (tensor.row_axis, tensor.col_axis))
 
 
-@register("QuantizeLinear", "DequantizeLinear")
+@register("QuantizeLinear", "DequantizeLinear", knows_features=True)
 def quantise(node: Node, context: Context) -> Rule | str:
     name = node.inputs[0]
     if context.is_constant(name) or any(n and not context.is_constant(n) for n in node.inputs[1:]):
@@ -152,7 +158,7 @@ def quantise(node: Node, context: Context) -> Rule | str:
     axis = int(node.attributes.get("axis", 1)) % max(len(tensor.shape), 1)
     if scale.size > 1 and axis in (tensor.row_axis, tensor.col_axis):
         return "its scale varies along the rows"
-    return Plain("local", {name: (Same(), Same())}, (tensor.row_axis, tensor.col_axis))
+    return Plain(local_kind(tensor), {name: (Same(), Same())}, (tensor.row_axis, tensor.col_axis))
 
 
 @register("Softmax", "LogSoftmax", "Hardmax", "LpNormalization", "CumSum")
@@ -172,7 +178,7 @@ def along_one_axis(node: Node, context: Context) -> Rule | str:
     crossed = _extended(tensor, axes)
     if crossed:
         return f"normalises along the {crossed}"
-    return Plain("local", {name: (Same(), Same())}, (tensor.row_axis, tensor.col_axis))
+    return Plain(local_kind(tensor), {name: (Same(), Same())}, (tensor.row_axis, tensor.col_axis))
 
 
 @register("LayerNormalization", "RMSNormalization")
@@ -185,7 +191,7 @@ def layer_norm(node: Node, context: Context) -> Rule | str:
     crossed = _extended(tensor, set(range(axis, len(tensor.shape))))
     if crossed:
         return f"normalises along the {crossed}"
-    return Plain("local", {name: (Same(), Same())}, (tensor.row_axis, tensor.col_axis))
+    return Plain(local_kind(tensor), {name: (Same(), Same())}, (tensor.row_axis, tensor.col_axis))
 
 
 @register("ArgMax", "ArgMin", "TopK")
@@ -205,7 +211,7 @@ def select(node: Node, context: Context) -> Rule | str:
             return old
         return None if old == axis else old - 1
 
-    return Plain("local", {name: (Same(), Same())}, (moved(tensor.row_axis), moved(tensor.col_axis)))
+    return Plain(local_kind(tensor), {name: (Same(), Same())}, (moved(tensor.row_axis), moved(tensor.col_axis)))
 
 
 def _extended(tensor: object, axes: set[int]) -> str:

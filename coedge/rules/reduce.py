@@ -13,7 +13,7 @@ import numpy as np
 
 from coedge.axis_map import AxisMap, Same, Whole
 from coedge.graph import Node, Tensor
-from coedge.rules.rule import Context, Plain, Rule, register
+from coedge.rules.rule import Context, Plain, Rule, local_kind, register
 
 PARTIAL = "coedge.partial:"
 SHARE = "coedge.share:"
@@ -71,9 +71,8 @@ def reduce(node: Node, context: Context) -> Rule | str:
             return old
         return None if old in axes else old - sum(axis < old for axis in axes)
 
-    spatial = tensor.spatial
     return Plain(
-        "local" if spatial else "dense",
+        local_kind(tensor),
         {source: (maps[0], maps[1])},
         (moved(tensor.row_axis), moved(tensor.col_axis)),
     )

@@ -8,8 +8,9 @@ absolute row numbers, so that one tile serves regions of any size.
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,9 +19,10 @@ import numpy as np
 from coedge.axis_map import AxisMap, Whole
 from coedge.graph import Node, Tensor
 from coedge.region import Region
+from coedge.weight_part import WeightPart
 
 Adjust = tuple[int, ...]
-Kind = Literal["local", "window", "partial", "combine", "dense", "whole"]
+Kind = Literal["local", "window", "partial", "combine", "dense", "pixel", "whole"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +51,12 @@ class Rule(ABC):
     """How one node is split.
 
     Attributes:
-        kind: what sort of dependence it is.
+        kind: what sort of dependence it is. `dense` is split by output features; `pixel` has nothing to split.
         maps: per activation input, the (row, column) axis maps.
         layout: (row_axis, col_axis) of the outputs.
         why: for `whole`, the reason.
         partial_extent: for a device's share of a reduction, the (rows, columns) that it reduces.
+        features: the rows of the outputs are features.
     """
 
     kind: Kind
@@ -61,6 +64,7 @@ class Rule(ABC):
     layout: tuple[int | None, int | None]
     why: str = ""
     partial_extent: tuple[int, int] | None = None
+    features: bool = False
 
     def needs(self, out: Region) -> dict[str, Region]:
         return {name: Region.of(rows.needs(out.rows), cols.needs(out.cols)) for name, (rows, cols) in self.maps.items()}
@@ -68,6 +72,10 @@ class Rule(ABC):
     def produces(self, wanted: Region, extent: Region) -> Region:
         """The region that is computed where `wanted` is asked for: the same, unless parts are not to be had."""
         return wanted
+
+    def weight_parts(self, node: Node, adjust: Adjust) -> dict[int, WeightPart]:
+        """The constants that a tile reads in part only, by their position among the node's inputs."""
+        return {}
 
     @abstractmethod
     def adjust(self, out: Region, ins: Mapping[str, Region]) -> Adjust: ...
@@ -77,10 +85,23 @@ class Rule(ABC):
 
 
 class Emitter(ABC):
-    """The tile under construction, as the `emit` half of a rule sees it."""
+    """The tile under construction, as the `emit` half of a rule sees it.
+
+    Constants stand under their names; those that a rule takes parts of, under the keys of the parts.
+    """
 
     tensors: Mapping[str, Tensor]
     opset: int
+
+    @contextlib.contextmanager
+    def without_features(self, names: Iterable[str]) -> Iterator[None]:
+        """For the time being shows these tensors as one pixel."""
+        seen = self.tensors
+        self.tensors = {**seen, **{name: seen[name].as_pixel() for name in names}}
+        try:
+            yield
+        finally:
+            self.tensors = seen
 
     @abstractmethod
     def node(self, op: str, inputs: list[str], outputs: list[str], **attributes: object) -> None: ...
@@ -119,12 +140,21 @@ class WholeRule(Plain):
 
 RuleFunction = Callable[[Node, Context], "Rule | str"]
 FUNCTIONS: dict[str, RuleFunction] = {}
+KNOWS_FEATURES: set[str] = set()
 
 
-def register(*ops: str) -> Callable[[RuleFunction], RuleFunction]:
+def register(*ops: str, knows_features: bool = False) -> Callable[[RuleFunction], RuleFunction]:
+    """Makes a function the one that finds the rule of these operators.
+
+    Args:
+        knows_features: what it says of rows holds for features as well. Others see such an input as one pixel.
+    """
+
     def add(function: RuleFunction) -> RuleFunction:
         for op in ops:
             FUNCTIONS[op] = function
+            if knows_features:
+                KNOWS_FEATURES.add(op)
         return function
 
     return add
@@ -140,13 +170,13 @@ def whole_rule(node: Node, context: Context, why: str, restores_rows: bool) -> R
     layout = (2, 3) if restores_rows and len(shape) == 4 else (None, None)
     spatial = any(context.tensors[n].spatial for n in names)
     if not spatial and layout == (None, None):
-        return WholeRule("dense", maps, layout, why)
+        return WholeRule("pixel", maps, layout, why)
     return WholeRule("whole", maps, layout, why)
 
 
 def local_kind(tensor: Tensor) -> Kind:
-    """`local` where there are rows to be local to, `dense` on a single pixel."""
-    return "local" if tensor.spatial else "dense"
+    """`local` where there are rows to be local to, `pixel` where there is one pixel."""
+    return "local" if tensor.divisible else "pixel"
 
 
 def crop_of(held: Region, wanted: Region) -> tuple[int, int, int, int]:

@@ -77,7 +77,7 @@ class ReshapeRule(Rule):
         tile.node("Reshape", [inputs[0], tile.constant(np.array(shape, np.int64))], list(node.outputs))
 
 
-@register("Reshape", "Flatten")
+@register("Reshape", "Flatten", knows_features=True)
 def reshape(node: Node, context: Context) -> Rule | str:
     source = node.inputs[0]
     if context.is_constant(source):
@@ -93,7 +93,7 @@ def reshape(node: Node, context: Context) -> Rule | str:
     return ReshapeRule(local_kind(tensor), {source: (Same(), Same())}, layout, source=source, cols=tensor.cols)
 
 
-@register("Squeeze", "Unsqueeze")
+@register("Squeeze", "Unsqueeze", knows_features=True)
 def squeeze(node: Node, context: Context) -> Rule | str:
     source = node.inputs[0]
     if context.is_constant(source):
@@ -138,7 +138,7 @@ class SqueezeRule(Plain):
             tile.copy(node, inputs, axes=list(self.axes))
 
 
-@register("Transpose")
+@register("Transpose", knows_features=True)
 def transpose(node: Node, context: Context) -> Rule | str:
     source = node.inputs[0]
     if context.is_constant(source):
@@ -275,7 +275,7 @@ def expand(node: Node, context: Context) -> Rule | str:
     if tensor.spatial or len(out_shape) != len(tensor.shape):
         return "expands along the rows"
     if out_shape == tensor.shape:
-        return Plain("dense", {source: (Same(), Same())}, (tensor.row_axis, tensor.col_axis))
+        return Plain("pixel", {source: (Same(), Same())}, (tensor.row_axis, tensor.col_axis))
     layout = (tensor.row_axis, tensor.col_axis)
     if layout == (None, None) and len(out_shape) == 4:
         layout = (2, 3)

@@ -112,7 +112,7 @@ def window(node: Node, context: Context) -> Rule | str:
     if not tensor.spatial:
         axes = {source: (Same() if context.out_shape(node)[2] == 1 else Whole(1), Same())}
         if context.out_shape(node)[2:] == (1, 1):
-            return Plain("dense", {**axes, **flowing}, (2, 3))
+            return Plain("pixel", {**axes, **flowing}, (2, 3))
     if (tensor.row_axis, tensor.col_axis) != (2, 3):
         return "its rows are not on the axis it slides along"
     ceil = bool(node.attributes.get("ceil_mode", 0))

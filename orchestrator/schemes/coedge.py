@@ -26,106 +26,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coedge.lowering import lower
-from coedge.memory import activation_nbytes
 from coedge.model import Model
 from coedge.objective import Objective
-from coedge.plan import Plan, Stage, even_plan, stages_of, strips
+from coedge.plan import Plan, even_plan, stages_of, strips
 from coedge.profile import Profile
 from coedge.program import Send
-from coedge.region import UNIT, UnitRect
-from orchestrator.schemes.local import local
-from orchestrator.schemes.scheme import best, evaluate, place_whole
+from coedge.region import UnitRect
+from orchestrator.schemes.scheme import best, evaluate, on_one_device, place_whole, single_device
+from orchestrator.schemes.traffic import Traffic, made_whole, traffic
 
 Vector = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Bytes that the layers move, read off the lowered plan of two equal strips.
-
-    Attributes:
-        down, up: per layer, halo bytes from the device above to the one below, and back.
-        gathered: per layer, bytes that everybody sends to everybody (shares of reductions).
-        whole: per layer that cannot be split, bytes of all its inputs.
-        scattered: per layer, bytes that it reads of what a layer that cannot be split has made.
-        image: bytes of the input.
-        answer, whole_answer: bytes of the outputs that layers make that can be split, and of the others.
-        weights, whole_weights: bytes of constants of the layers that can be split, and of the others.
-        largest: bytes of the largest set of activations alive while a layer is computed.
-        halo_share: the smallest share for which a halo lies within one neighbour at every layer.
-    """
-
-    down: Vector
-    up: Vector
-    gathered: Vector
-    whole: Vector
-    scattered: Vector
-    image: float
-    answer: float
-    whole_answer: float
-    weights: float
-    whole_weights: float
-    largest: float
-    halo_share: float
-
-
-def traffic(model: Model) -> Traffic:
-    count = len(model.layers)
-    down, up, gathered, whole, scattered = (np.zeros(count) for _ in range(5))
-    halo_share = 0.0
-    from_one_device = _made_whole(model)
-    programs = lower(even_plan(model, ["above", "below"], source="above"), model)
-    for name, program in programs.items():
-        for step in program.steps:
-            if not isinstance(step, Send) or step.stage >= count:
-                continue
-            # A stage per layer: the number of the stage is the number of the layer.
-            for part in step.parts:
-                tensor = model.graph.tensors[program.patches[part.patch].tensor]
-                nbytes = tensor.region_nbytes(part.region)
-                if tensor.partial_extent:
-                    gathered[step.stage] += nbytes / 2
-                elif not model.layers[step.stage].splittable:
-                    whole[step.stage] += 2 * nbytes
-                elif tensor.name in model.graph.inputs:
-                    continue
-                elif tensor.name in from_one_device:
-                    scattered[step.stage] += 2 * nbytes
-                else:
-                    (down if name == "above" else up)[step.stage] += nbytes
-                    halo_share = max(halo_share, part.region.rows.length / tensor.rows)
-    image = sum(t.region_nbytes(t.whole) for t in model.inputs)
-    for tensor in model.inputs:
-        halo_share = max(halo_share, 1 / tensor.rows)
-    (alone,) = lower(even_plan(model, 1), model).values()
-    largest = activation_nbytes(alone, model)
-    answers = {True: 0, False: 0}
-    for tensor in model.outputs:
-        answers[tensor.name not in from_one_device] += tensor.region_nbytes(tensor.whole)
-    return Traffic(
-        down, up, gathered, whole, scattered, float(image), float(answers[True]), float(answers[False]),
-        _weights(model, True), _weights(model, False), float(largest), halo_share,
-    )  # fmt: skip
-
-
-def _weights(model: Model, splittable: bool) -> float:
-    """Bytes of the constants that the layers of this kind read."""
-    names = {
-        name
-        for layer in model.layers
-        if layer.splittable == splittable
-        for node in model.graph.nodes[layer.first : layer.stop]
-        for name in (*node.inputs, *node.captured)
-        if name in model.graph.constants
-    }
-    return float(sum(model.graph.constants[name].nbytes for name in names))
-
-
-def _made_whole(model: Model) -> set[str]:
-    """The tensors that one device makes whole, in layers that cannot be split."""
-    whole = [layer for layer in model.layers if not layer.splittable]
-    nodes = [node for layer in whole for node in model.graph.nodes[layer.first : layer.stop]]
-    return {name for node in nodes for name in node.outputs}
 
 
 @dataclass(frozen=True)
@@ -349,7 +259,7 @@ def is_legal(model: Model, profile: Profile, shares: dict[str, float], moved: Tr
         return False
     names = list(shares)
     # A stage per splittable layer; what is gathered, what one device made whole, and the image may come from anywhere.
-    anywhere = {*model.graph.inputs, *_made_whole(model)}
+    anywhere = {*model.graph.inputs, *made_whole(model)}
     draft = even_plan(model, names, boundaries=_boundaries(model, shares), source=names[0])
     for name, program in lower(draft, model).items():
         for step in program.steps:
@@ -378,10 +288,9 @@ def coedge(model: Model, profile: Profile, objective: Objective) -> Plan:
         PlanError: the profile is not of this model.
     """
     profile.check(model)
-    last = len(model.layers) - 1
 
     def single(reason: str) -> Plan:
-        quickest = local(model, profile, Objective()).stages
+        quickest = single_device("coedge", model, profile, Objective()).stages
         return evaluate("coedge", model, profile, objective, quickest, reason)
 
     if not any(layer.splittable for layer in model.layers):
@@ -391,7 +300,7 @@ def coedge(model: Model, profile: Profile, objective: Objective) -> Plan:
         return single("no split meets the constraints: the device of least latency takes everything")
     shares = solution.shares
     if list(shares) == [solution.alone]:
-        stages: tuple[Stage, ...] = (Stage(first=0, last=last, regions={solution.alone: UNIT}),)
+        stages = on_one_device(model, solution.alone)
     else:
         edges = [0.0, *_boundaries(model, shares), 1.0]
         regions = {name: UnitRect(a, b) for name, a, b in zip(shares, edges, edges[1:])}

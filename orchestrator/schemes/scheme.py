@@ -4,16 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from coedge.lowering import lower
-from coedge.memory import program_nbytes
 from coedge.model import Model
 from coedge.objective import Objective
 from coedge.plan import Plan, Stage
 from coedge.profile import Profile
 from coedge.program import Work
-from coedge.simulator import predict
+from coedge.region import UNIT
+from orchestrator.evaluator import Evaluator
 
 Scheme = Callable[[Model, Profile, Objective], Plan]
+
+
+def best_of(
+    name: str,
+    model: Model,
+    profile: Profile,
+    objective: Objective,
+    drafts: Iterable[tuple[Stage, ...]],
+    reason: str = "",
+) -> Plan:
+    """The best of these drafts when simulated; marked infeasible where even that breaks a constraint.
+
+    Args:
+        name: of the scheme.
+        reason: why the scheme chose what it chose, where there is something to say.
+    """
+    evaluator = Evaluator(model, profile, objective)
+    judged = (evaluator.judge(stages, name, reason) for stages in drafts)
+    return evaluator.plan(min(judged, key=lambda found: found.rank(objective)))
 
 
 def evaluate(
@@ -25,30 +43,7 @@ def evaluate(
     reason: str = "",
 ) -> Plan:
     """The plan of these stages with its prediction, marked infeasible where it breaks a constraint."""
-    draft = Plan(
-        scheme=name, model_name=model.name, model_hash=model.hash, devices=profile.names,
-        source=profile.source, sink=profile.source, stages=stages,
-    )  # fmt: skip
-    programs = lower(draft, model)
-    prediction = predict(draft, programs, profile, model)
-    problems = []
-    for device in profile.devices:
-        needed = program_nbytes(programs[device.name], model) if programs[device.name].steps else 0
-        if device.memory_bytes is not None and needed > device.memory_bytes:
-            problems.append(
-                f"{device.name} would need {needed / 1e6:.1f} MB, its limit is {device.memory_bytes / 1e6:.1f} MB"
-            )
-    if not objective.meets_deadline(prediction.latency_seconds):
-        problems.append(
-            f"predicted {prediction.latency_seconds * 1e3:.4g} ms, the deadline is {objective.deadline_ms:.6g} ms"
-        )
-    return draft.model_copy(
-        update={
-            "predicted": prediction,
-            "feasible": not problems,
-            "reason": "; ".join(problems) or reason,
-        }
-    )
+    return best_of(name, model, profile, objective, [stages], reason)
 
 
 def best(plans: Iterable[Plan], objective: Objective) -> Plan:
@@ -57,9 +52,34 @@ def best(plans: Iterable[Plan], objective: Objective) -> Plan:
     def rank(plan: Plan) -> tuple[bool, float]:
         assert plan.predicted is not None
         latency, energy = plan.predicted.latency_seconds, plan.predicted.energy_joules
-        return (not plan.feasible, objective.cost(latency, energy) if plan.feasible else latency)
+        cost = objective.cost(latency, energy, plan.predicted.throughput_fps)
+        return (not plan.feasible, cost if plan.feasible else latency)
 
     return min(plans, key=rank)
+
+
+def on_one_device(model: Model, device: str) -> tuple[Stage, ...]:
+    """One stage: everything there."""
+    return (Stage(first=0, last=len(model.layers) - 1, regions={device: UNIT}),)
+
+
+def single_device(
+    name: str,
+    model: Model,
+    profile: Profile,
+    objective: Objective,
+    among: Iterable[str] | None = None,
+    reason: str = "",
+) -> Plan:
+    """Everything on the one device that does it best, with the way of the input there and of the output back.
+
+    Args:
+        name: of the scheme that asks.
+        among: the devices to choose from; all of the profile by default.
+    """
+    candidates = profile.names if among is None else among
+    drafts = (on_one_device(model, device) for device in candidates)
+    return best_of(name, model, profile, objective, drafts, reason)
 
 
 def full_seconds(model: Model, profile: Profile, device: str, splittable: bool) -> float:

@@ -2,12 +2,14 @@
 
 1  drafts      shortest paths over (cut, layout), under several prices; the named schemes
 2  boundaries  the convex core on the best drafts, rounded to rows
-3  polish      small changes, judged by simulation
+3  dress       borders first, and codecs where they pay
+4  polish      small changes, judged by simulation
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from coedge.model import Model
 from coedge.objective import Objective
@@ -16,9 +18,10 @@ from coedge.profile import Profile
 from orchestrator.evaluator import Evaluator, Judged
 from orchestrator.search.boundaries import Programme
 from orchestrator.search.costs import Costs
+from orchestrator.search.dress import Dress, dresses, effective
 from orchestrator.search.flow import DraftStage
 from orchestrator.search.layout import candidates, layout_of
-from orchestrator.search.polish import better, polish
+from orchestrator.search.polish import better, polish, polish_dress
 from orchestrator.search.reach import Reach
 from orchestrator.search.rounding import fair, nearest
 from orchestrator.search.shortest_path import Path, Prices, shortest_path
@@ -27,42 +30,112 @@ from orchestrator.search.shortest_path import Path, Prices, shortest_path
 REFINED, ROUNDS, POLISH_STEPS = 3, 2, 20_000
 # What a transfer counts: from all of it (a barrier after every stage) down to what does not hide.
 TRANSFERS = (1.0, 0.5, 2.0)
+# Plans for so much of the deadline are looked at too.
+TIGHTER = (1.0, 0.8, 0.6, 0.4)
+# What a joule is worth, against what it takes the fastest device to use one: between least latency and least joules.
+WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 def search(model: Model, profile: Profile, objective: Objective, known: Iterable[Plan] = ()) -> Plan:
     """The best plan found.
 
     Args:
-        known: plans of named schemes, to begin with.
+        known: plans of named schemes: candidates too.
     """
+    evaluator = explored(model, profile, objective, known)
+    return evaluator.plan(evaluator.best(), "auto")
+
+
+def explored(model: Model, profile: Profile, objective: Objective, known: Iterable[Plan] = ()) -> Evaluator:
+    """An evaluator that has judged everything that the search looks at."""
     evaluator = Evaluator(model, profile, objective)
-    reach = Reach(model)
-    found = [evaluator.judge(plan.stages, plan.scheme, plan.reason if plan.feasible else "") for plan in known]
-    layouts = candidates(model, profile)
-    costs = Costs(model, profile, reach, layouts, objective.keep_local)
-    for path in drafts(costs, objective):
-        found.append(evaluator.judge(stages_of_path(path, costs)))
-    best = min(found, key=lambda judged: judged.rank(objective))
-    for judged in _distinct(found, objective)[:REFINED]:
-        refined = refine(evaluator, reach, judged)
-        if better(refined, best, objective):
-            best = refined
-    best = polish(evaluator, best, POLISH_STEPS)
-    return best.plan.model_copy(update={"scheme": "auto"})
+    named = [evaluator.judge(plan.stages, plan.scheme, plan.reason if plan.feasible else "") for plan in known]
+    space = _Space.of(model, profile, objective)
+    if objective.goal == "energy" or objective.deadline_seconds is not None:
+        # What is looked at hardly depends on the deadline, so that a looser one does not give a worse plan.
+        wishes = weighted(space.costs[0], objective)
+        for wish in wishes:
+            _explore(evaluator.aiming_at(wish), space, named, POLISH_STEPS // len(wishes))
+        _meet_deadline(evaluator, space)
+    else:
+        _explore(evaluator, space, named, POLISH_STEPS)
+    return evaluator
+
+
+@dataclass(frozen=True)
+class _Space:
+    """Where drafts come from.
+
+    Attributes:
+        costs: with links as they are; and as codecs make them, where codecs pay.
+        packed: the profile with those links, for the convex core.
+    """
+
+    reach: Reach
+    costs: tuple[Costs, ...]
+    dresses: tuple[Dress, ...]
+    packed: Profile
+
+    @classmethod
+    def of(cls, model: Model, profile: Profile, objective: Objective) -> _Space:
+        reach, layouts = Reach(model), candidates(model, profile)
+        dressed, packed = dresses(model, profile, objective), profile
+        costs = [Costs(model, profile, reach, layouts, objective.keep_local)]
+        if any(dress.codecs for dress in dressed):
+            packed = effective(model, profile, objective.lossy)
+            costs.append(Costs(model, packed, reach, layouts, objective.keep_local))
+        return cls(reach, tuple(costs), tuple(dressed), packed)
+
+
+def _explore(evaluator: Evaluator, space: _Space, known: Sequence[Judged], steps: int) -> None:
+    """Drafts, boundaries, dress and polish for one objective; everything that is judged stays with the evaluator."""
+    objective = evaluator.objective
+    found = list(known)
+    for costs in space.costs:
+        found += [evaluator.judge(stages_of_path(path, costs)) for path in drafts(costs, objective)]
+    limit = evaluator.steps + steps
+    plain = _distinct(found, objective)[:REFINED]
+    dressed = [evaluator.judge(dress(judged.plan.stages)) for judged in plain for dress in space.dresses]
+    refined = []
+    for judged in _distinct([*plain, *dressed], objective)[:REFINED]:
+        profile = space.packed if any(stage.codecs for stage in judged.plan.stages) else evaluator.profile
+        refined.append(refine(evaluator, space.reach, judged, profile))
+    # From the best first; what is left of the steps goes to the others.
+    for judged in _distinct([*plain, *dressed, *refined], objective)[:REFINED]:
+        polished = polish(evaluator, judged, space.costs[0].layouts, limit - evaluator.steps)
+        if len(space.dresses) > 1:
+            polish_dress(evaluator, polished, space.dresses, steps // 4)
+
+
+def _meet_deadline(evaluator: Evaluator, space: _Space) -> None:
+    """Polish under the deadline itself, from the best that meet it and from the best that meet tighter ones."""
+    objective = evaluator.objective
+    if objective.deadline_ms is None:
+        return
+    for part in TIGHTER:
+        tighter = objective.model_copy(update={"deadline_ms": objective.deadline_ms * part})
+        start = evaluator.best(tighter)
+        polish(evaluator, start, space.costs[0].layouts, POLISH_STEPS // len(TIGHTER))
+
+
+def weighted(costs: Costs, objective: Objective) -> list[Objective]:
+    """Goals without a deadline, from least latency to least cost, that a deadline chooses between."""
+    free = objective.model_copy(update={"deadline_ms": None, "goal": "latency"})
+    if objective.goal == "energy":
+        joule = _seconds_per_joule(costs)
+        weights = [0.0, *(joule * factor for factor in WEIGHTS)]
+        last = [objective.model_copy(update={"deadline_ms": None})]
+    else:
+        weights = [objective.energy_weight * factor for factor in (0.0, 0.3, 1.0)]
+        last = []
+    return [*(free.model_copy(update={"energy_weight": weight}) for weight in dict.fromkeys(weights)), *last]
 
 
 def drafts(costs: Costs, objective: Objective) -> list[Path]:
     """Shortest paths under the prices that the objective may mean."""
-    energy_scale = _seconds_per_joule(costs)
-    if objective.goal == "energy":
-        joules = [energy_scale * factor for factor in (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)]
-    else:
-        joules = [objective.energy_weight]
-    paths = [
-        shortest_path(costs, Prices(joule=joule, transfer=transfer))
-        for joule in joules
-        for transfer in (TRANSFERS if len(joules) == 1 else TRANSFERS[:1])
-    ]
+    second, joule = (0.0, 1.0) if objective.goal == "energy" else (1.0, objective.energy_weight)
+    prices = [Prices(second=second, joule=joule, transfer=transfer) for transfer in TRANSFERS]
+    paths = [shortest_path(costs, price) for price in (prices if second else prices[:1])]
     return list(dict.fromkeys(path for path in paths if path is not None))
 
 
@@ -86,16 +159,18 @@ def as_draft(stages: Sequence[Stage]) -> tuple[DraftStage, ...] | None:
     return tuple(made)
 
 
-def refine(evaluator: Evaluator, reach: Reach, judged: Judged) -> Judged:
-    """The convex core on the plan's cuts and device sets, again while it helps."""
-    best = judged
+def refine(evaluator: Evaluator, reach: Reach, judged: Judged, profile: Profile | None = None) -> Judged:
+    """The convex core on the plan's cuts and device sets, again while it helps.
+
+    Args:
+        profile: what the core reckons with; that of the evaluator by default.
+    """
+    best, profile = judged, profile or evaluator.profile
     for _ in range(ROUNDS):
         draft = as_draft(best.plan.stages)
         if draft is None or all(len(stage.layout.devices) == 1 for stage in draft):
             break
-        solved = Programme(evaluator.model, evaluator.profile, reach, draft).solve(
-            evaluator.profile, evaluator.objective
-        )
+        solved = Programme(evaluator.model, profile, reach, draft).solve(profile, evaluator.objective)
         if solved is None:
             break
         rounded = (
@@ -103,12 +178,21 @@ def refine(evaluator: Evaluator, reach: Reach, judged: Judged) -> Judged:
             fair(evaluator.model, evaluator.profile, reach, solved.stages),
         )
         found = min(
-            (evaluator.judge(as_stages(stages)) for stages in rounded), key=lambda j: j.rank(evaluator.objective)
+            (evaluator.judge(_as_before(as_stages(stages), best.plan.stages)) for stages in rounded),
+            key=lambda j: j.rank(evaluator.objective),
         )
         if not better(found, best, evaluator.objective):
             break
         best = found
     return best
+
+
+def _as_before(stages: Sequence[Stage], before: Sequence[Stage]) -> tuple[Stage, ...]:
+    """The stages, dressed as those that they replace one by one."""
+    return tuple(
+        stage.model_copy(update={"codecs": old.codecs, "borders_first": old.borders_first})
+        for stage, old in zip(stages, before)
+    )
 
 
 def _distinct(found: Sequence[Judged], objective: Objective) -> list[Judged]:

@@ -174,19 +174,42 @@ class Costs:
 
     def _moves(self) -> Moves:
         per_byte, latency = self._per_byte()
+        sets = len(self.layouts)
+        seconds, joules, latencies = (np.zeros((sets, sets)) for _ in range(3))
+        for before in range(sets):
+            moved = self._moved(before)
+            wire = moved * per_byte
+            seconds[before] = np.maximum(wire.sum(axis=2).max(axis=1), wire.sum(axis=1).max(axis=1))
+            joules[before] = (wire * self._watts()).sum(axis=(1, 2))
+            latencies[before] = np.where(moved > 1e-9, latency, 0.0).max(axis=(1, 2))
+        return Moves(seconds, joules, latencies)
+
+    def _moved(self, before: int) -> Array:
+        """[B, sender, receiver]: the part of the image that moves from one layout to each other."""
         start, stop = self.start, self.start + self.share
-        # [A, B, sender, receiver]: the part of the image that moves.
-        overlap = np.minimum(stop[:, None, :, None], stop[None, :, None, :]) - np.maximum(
-            start[:, None, :, None], start[None, :, None, :]
+        overlap = np.minimum(stop[before][None, :, None], stop[:, None, :]) - np.maximum(
+            start[before][None, :, None], start[:, None, :]
         )
-        moved = np.maximum(overlap, 0.0) * (self.share > 0)[:, None, :, None] * (self.share > 0)[None, :, None, :]
-        moved *= 1 - np.eye(len(self.names))
-        seconds = moved * per_byte
-        return Moves(
-            seconds=np.maximum(seconds.sum(axis=3).max(axis=2), seconds.sum(axis=2).max(axis=2)),
-            joules=(seconds * self._watts()).sum(axis=(2, 3)),
-            latency=np.where(moved > 1e-9, latency, 0.0).max(axis=(2, 3)),
-        )
+        holds = (self.share[before] > 0)[None, :, None] & (self.share > 0)[:, None, :]
+        moved: Array = np.maximum(overlap, 0.0) * holds * (1 - np.eye(len(self.names)))
+        return moved
+
+    def priced_moves(self, price: Array) -> Array:
+        """[A, B]: per byte alive at the cut, with a price on every second of a link, [sender, receiver]."""
+        per_byte, _ = self._per_byte()
+        return np.stack([(self._moved(a) * per_byte * price).sum(axis=(1, 2)) for a in range(len(self.layouts))])
+
+    def priced_halos(self, price: Array) -> tuple[Array, Array]:
+        """Per layout and byte of halo above and below, likewise."""
+        per_byte, _ = self._per_byte()
+        priced = per_byte * price
+        position = {name: index for index, name in enumerate(self.names)}
+        above, below = np.zeros(len(self.layouts)), np.zeros(len(self.layouts))
+        for row, layout in enumerate(self.layouts):
+            at = [position[name] for name in layout.devices]
+            above[row] = sum(priced[a, b] for a, b in zip(at, at[1:]))
+            below[row] = sum(priced[b, a] for a, b in zip(at, at[1:]))
+        return above, below
 
     def _halos(self) -> Halos:
         per_byte, latency = self._per_byte()

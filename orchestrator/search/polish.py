@@ -1,7 +1,7 @@
 """Small steps from a plan to better ones, each judged by simulation: what the drafts cannot see.
 
-Rows are whole, kernels have fixed costs, messages queue: after rounding, a row more here, a stage less there
-may pay. The stages that take longest are tried first.
+Rows are whole, kernels have fixed costs, messages queue: after rounding, a row more here, a device or a stage
+less there may pay. Changes are made to a stage, or to a run of stages on the same layout at once.
 """
 
 from __future__ import annotations
@@ -12,26 +12,47 @@ from coedge.model import Model
 from coedge.objective import Objective
 from coedge.plan import Stage
 from orchestrator.evaluator import Evaluator, Judged
-from orchestrator.search.layout import Layout, layout_of
+from orchestrator.search.dress import Dress
+from orchestrator.search.layout import Layout, in_proportion, layout_of
 
 # An improvement by less is none: it would be noise of floating point.
 LEAST_GAIN = 1e-4
 
 
-def polish(evaluator: Evaluator, start: Judged, steps: int) -> Judged:
-    """The best plan found by single changes until none helps, or so many program steps have been simulated."""
-    model, objective = evaluator.model, evaluator.objective
+def polish(evaluator: Evaluator, start: Judged, layouts: Sequence[Layout], steps: int) -> Judged:
+    """The best plan found by single changes until none helps, or so many program steps have been simulated.
+
+    Args:
+        layouts: to try on stages in place of theirs.
+    """
     best, limit = start, evaluator.steps + steps
     improved = True
     while improved and evaluator.steps < limit:
         improved = False
-        for stages in neighbours(model, best.plan.stages, evaluator):
+        for stages in neighbours(evaluator, best.plan.stages, layouts):
             if evaluator.steps >= limit:
                 break
             found = evaluator.judge(stages)
-            if better(found, best, objective):
+            if better(found, best, evaluator.objective):
                 best, improved = found, True
                 break
+    return best
+
+
+def polish_dress(evaluator: Evaluator, start: Judged, dresses: Sequence[Dress], steps: int) -> Judged:
+    """The dress that is best for all stages, and then for each stage by itself."""
+    best, limit = start, evaluator.steps + steps
+    for dress in dresses:
+        found = evaluator.judge(dress(start.plan.stages))
+        best = found if better(found, best, evaluator.objective) else best
+    for at in range(len(start.plan.stages)):
+        for dress in dresses:
+            if evaluator.steps >= limit:
+                return best
+            stages = list(best.plan.stages)
+            stages[at] = dress(stages)[at]
+            found = evaluator.judge(stages)
+            best = found if better(found, best, evaluator.objective) else best
     return best
 
 
@@ -40,95 +61,158 @@ def better(found: Judged, best: Judged, objective: Objective) -> bool:
     return excess < best_excess - 1e-9 or (excess <= best_excess and cost < best_cost * (1 - LEAST_GAIN))
 
 
-def neighbours(model: Model, stages: Sequence[Stage], evaluator: Evaluator) -> Iterator[tuple[Stage, ...]]:
-    """Plans that differ by one change, the most promising first."""
-    layouts = [layout_of(stage) for stage in stages]
-    order = sorted(range(len(stages)), key=lambda s: -_weight(evaluator, stages[s]))
-    for s in order:
-        layout = layouts[s]
-        if layout is not None and len(layout.devices) > 1:
-            for changed in _shifted(layout, model.layers[stages[s].last].rows):
-                yield _replaced(stages, s, s + 1, [changed.stage(stages[s].first, stages[s].last)])
-    for s in order:
-        if s + 1 < len(stages):
-            for layout in dict.fromkeys(x for x in (layouts[s], layouts[s + 1]) if x is not None):
-                if _may(model, layout, stages[s].first, stages[s + 1].last):
-                    yield _replaced(stages, s, s + 2, [layout.stage(stages[s].first, stages[s + 1].last)])
-    for s in order:
-        first, last, layout = stages[s].first, stages[s].last, layouts[s]
+def neighbours(
+    evaluator: Evaluator, stages: Sequence[Stage], candidates: Sequence[Layout]
+) -> Iterator[tuple[Stage, ...]]:
+    """Plans that differ by one change: rows, cuts, devices, then other layouts; where most time goes first."""
+    model, runs = evaluator.model, _runs(stages)
+    order = sorted(runs, key=lambda run: -sum(_weight(evaluator, stage) for stage in stages[run[0] : run[1]]))
+    for kind in (_rows, _cuts, _devices):
+        for start, stop in order:
+            yield from kind(evaluator, stages, start, stop)
+    for start, stop in order:
+        for layout in candidates:
+            if layout != layout_of(stages[start]) and _may(model, layout, stages[start:stop]):
+                yield _on(stages, start, stop, layout)
+
+
+def _rows(evaluator: Evaluator, stages: Sequence[Stage], start: int, stop: int) -> Iterator[tuple[Stage, ...]]:
+    """A row from each device to each other."""
+    layout = layout_of(stages[start])
+    if layout is None or len(layout.devices) < 2:
+        return
+    rows = [evaluator.model.layers[stage.last].rows for stage in stages[start:stop]]
+    for moved in _shifted(layout, min(rows)):
+        yield _on(stages, start, stop, moved)
+    if stop - start > 1:
+        for at in range(start, stop):
+            for moved in _shifted(layout, rows[at - start]):
+                yield _on(stages, at, at + 1, moved)
+
+
+def _cuts(evaluator: Evaluator, stages: Sequence[Stage], start: int, stop: int) -> Iterator[tuple[Stage, ...]]:
+    """Stages joined, split, and a layer handed from one to the next."""
+    model = evaluator.model
+    for at in range(start, stop):
+        first, last, layout = stages[at].first, stages[at].last, layout_of(stages[at])
         if layout is None:
             continue
-        for other in dict.fromkeys(layouts[max(s - 1, 0) : s + 2]):
-            if other is not None and other != layout and _may(model, other, first, last):
-                yield _replaced(stages, s, s + 1, [other.stage(first, last)])
-        for gone in range(len(layout.devices) if len(layout.devices) > 1 else 0):
-            yield _replaced(stages, s, s + 1, [without(layout, gone).stage(first, last)])
         for cut in range(first + 1, last + 1):
-            yield _replaced(stages, s, s + 1, [layout.stage(first, cut - 1), layout.stage(cut, last)])
-        if s + 1 < len(stages):
-            following = layouts[s + 1]
-            if following is None:
-                continue
-            # The cut between this stage and the next one, a layer earlier or later.
-            if last > first and _may(model, following, last, stages[s + 1].last):
-                yield _replaced(
-                    stages, s, s + 2, [layout.stage(first, last - 1), following.stage(last, stages[s + 1].last)]
-                )
-            if stages[s + 1].last > last + 1 and _may(model, layout, first, last + 1):
-                yield _replaced(
-                    stages, s, s + 2, [layout.stage(first, last + 1), following.stage(last + 2, stages[s + 1].last)]
-                )
-        if len(layout.devices) == 1:
-            for name in evaluator.profile.names:
-                if name != layout.devices[0]:
-                    yield _replaced(stages, s, s + 1, [Layout((name,), (0.0, 1.0)).stage(first, last)])
+            yield _replaced(stages, at, at + 1, [layout.stage(first, cut - 1), layout.stage(cut, last)])
+        if at + 1 == len(stages) or (following := layout_of(stages[at + 1])) is None:
+            continue
+        end = stages[at + 1].last
+        for joint in dict.fromkeys((layout, following)):
+            if _may(model, joint, stages[at : at + 2]):
+                yield _replaced(stages, at, at + 2, [joint.stage(first, end)])
+        for cut in (last, last + 2):
+            if first < cut <= end:
+                pair = [layout.stage(first, cut - 1), following.stage(cut, end)]
+                if _may(model, layout, pair[:1]) and _may(model, following, pair[1:]):
+                    yield _replaced(stages, at, at + 2, pair)
+
+
+def _devices(evaluator: Evaluator, stages: Sequence[Stage], start: int, stop: int) -> Iterator[tuple[Stage, ...]]:
+    """A device less, a device more, one in place of another; the layout of the stages before or behind."""
+    model, profile = evaluator.model, evaluator.profile
+    layout = layout_of(stages[start])
+    if layout is None:
+        return
+    changed: list[Layout] = []
+    if len(layout.devices) > 1:
+        changed += [without(layout, gone) for gone in range(len(layout.devices))]
+    speed = {
+        device.name: 1 / max(_seconds(evaluator, device.name, stages[start:stop]), 1e-12) for device in profile.devices
+    }
+    shares = dict(zip(layout.devices, layout.shares))
+    for name in profile.names:
+        if name in layout.devices:
+            continue
+        fair = speed[name] / sum(speed[other] for other in (*layout.devices, name))
+        row = 1 / (model.layers[stages[start].last].rows + 1)
+        for position in sorted({0, len(shares), sum(n in shares for n in profile.names[: profile.names.index(name)])}):
+            for share in (fair, row):
+                grown = [*shares.items()]
+                grown.insert(position, (name, share / max(1 - share, 1e-9)))
+                changed.append(in_proportion(dict(grown)))
+        swapped = [(name, value) if len(shares) == 1 else (other, value) for other, value in shares.items()]
+        changed.append(in_proportion(dict(swapped)))
+    for beside in (start - 1, stop):
+        if 0 <= beside < len(stages) and (other := layout_of(stages[beside])) is not None:
+            changed.append(other)
+    for moved in dict.fromkeys(changed):
+        if moved != layout and _may(model, moved, stages[start:stop]):
+            yield _on(stages, start, stop, moved)
+    if stop - start > 1:
+        for at in range(start, stop):
+            for moved in dict.fromkeys(changed):
+                if moved != layout and _may(model, moved, stages[at : at + 1]):
+                    yield _on(stages, at, at + 1, moved)
 
 
 def without(layout: Layout, gone: int) -> Layout:
     """The layout without one device; its neighbours share its rows."""
-    edges = list(layout.edges)
-    middle = (edges[gone] + edges[gone + 1]) / 2
-    if gone == 0:
-        middle = edges[gone]
-    elif gone == len(layout.devices) - 1:
-        middle = edges[gone + 1]
-    inner = [*edges[1:gone], middle, *edges[gone + 2 : -1]] if 0 < gone < len(layout.devices) - 1 else edges[1:-1]
+    edges = layout.edges
     if gone == 0:
         inner = edges[2:-1]
     elif gone == len(layout.devices) - 1:
         inner = edges[1:-2]
+    else:
+        inner = (*edges[1:gone], (edges[gone] + edges[gone + 1]) / 2, *edges[gone + 2 : -1])
     return Layout(layout.devices[:gone] + layout.devices[gone + 1 :], (0.0, *inner, 1.0))
 
 
 def _shifted(layout: Layout, rows: int) -> Iterator[Layout]:
-    """Every inner edge one row up and down; rows handed on from each device to each other."""
+    """A row handed from each device to each other; what lies between them moves by a row."""
     edges = [round(edge * rows) for edge in layout.edges]
     for giver in range(len(layout.devices)):
         for taker in range(len(layout.devices)):
             if giver == taker or edges[giver + 1] - edges[giver] <= 1:
                 continue
             moved = list(edges)
-            # A row less for the giver and one more for the taker shifts everything between them.
             for index in range(min(giver, taker) + 1, max(giver, taker) + 1):
                 moved[index] += 1 if taker < giver else -1
             yield Layout(layout.devices, tuple(edge / rows for edge in moved))
 
 
-def _may(model: Model, layout: Layout, first: int, last: int) -> bool:
+def _may(model: Model, layout: Layout, stages: Sequence[Stage]) -> bool:
     """Several devices can share only layers that can be split."""
-    return len(layout.devices) == 1 or all(layer.splittable for layer in model.layers[first : last + 1])
+    layers = model.layers[stages[0].first : stages[-1].last + 1]
+    return len(layout.devices) == 1 or all(layer.splittable for layer in layers)
 
 
 def _weight(evaluator: Evaluator, stage: Stage) -> float:
     """About how long the stage takes: what its slowest device computes of it."""
     slowest = 0.0
     for name, rect in stage.regions.items():
-        device = evaluator.profile.by_name[name]
         share = (rect.row_stop - rect.row_start) * (rect.col_stop - rect.col_start)
-        layers = evaluator.model.layers[stage.first : stage.last + 1]
-        slowest = max(slowest, sum(device.layers[layer.index].seconds(layer.rows * share) for layer in layers))
+        slowest = max(slowest, share * _seconds(evaluator, name, [stage]))
     return slowest
 
 
+def _seconds(evaluator: Evaluator, name: str, stages: Sequence[Stage]) -> float:
+    """Of all rows of these stages on one device."""
+    device, layers = evaluator.profile.by_name[name], evaluator.model.layers[stages[0].first : stages[-1].last + 1]
+    return sum(device.layer_time(layer.index, False).seconds(layer.rows) for layer in layers)
+
+
+def _runs(stages: Sequence[Stage]) -> list[tuple[int, int]]:
+    """[start, stop) of consecutive stages on the same layout."""
+    runs: list[tuple[int, int]] = []
+    for index, stage in enumerate(stages):
+        if runs and stages[runs[-1][0]].regions == stage.regions:
+            runs[-1] = (runs[-1][0], index + 1)
+        else:
+            runs.append((index, index + 1))
+    return runs
+
+
+def _on(stages: Sequence[Stage], start: int, stop: int, layout: Layout) -> tuple[Stage, ...]:
+    return _replaced(stages, start, stop, [layout.stage(stage.first, stage.last) for stage in stages[start:stop]])
+
+
 def _replaced(stages: Sequence[Stage], start: int, stop: int, instead: Sequence[Stage]) -> tuple[Stage, ...]:
-    return (*stages[:start], *instead, *stages[stop:])
+    """New stages in place of old ones, dressed like the first of them."""
+    old = stages[start]
+    dressed = (s.model_copy(update={"codecs": old.codecs, "borders_first": old.borders_first}) for s in instead)
+    return (*stages[:start], *dressed, *stages[stop:])

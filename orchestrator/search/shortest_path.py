@@ -28,6 +28,7 @@ class Prices:
         second: of latency, as the barriers see it.
         joule: of computing and transmitting.
         busy: per device, a second of its kernels (for streams: what its time is worth to others).
+        link: likewise a second of each link, [sender, receiver].
         transfer: what transfers count, against what they take: below one where they hide behind computing.
         memory: per device, a byte of weights.
     """
@@ -35,6 +36,7 @@ class Prices:
     second: float = 1.0
     joule: float = 0.0
     busy: Array | None = None
+    link: Array | None = None
     transfer: float = 1.0
     memory: Array | None = None
 
@@ -50,6 +52,9 @@ def shortest_path(costs: Costs, prices: Prices) -> Path | None:
     below = second * halos.below + joule * halos.joules_below
     gather = second * halos.gather + joule * halos.gather_joules
     share = second * halos.share + joule * halos.share_joules
+    if prices.link is not None:
+        move = move + costs.priced_moves(prices.link)
+        above, below = (kept + more for kept, more in zip((above, below), costs.priced_halos(prices.link)))
     source = _alone(costs, costs.profile.source)
     best = np.full((count + 1, sets), np.inf)
     back: dict[tuple[int, int], tuple[int, int]] = {}

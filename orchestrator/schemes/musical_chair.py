@@ -1,0 +1,175 @@
+"""`musical_chair`: layer by layer, equal rows for everybody or the whole layer on one device (Hadidi et al., 2018).
+
+    layer        0        1        2        3        dense
+    device a     rows     rows     rows     -        -
+    device b     rows     rows     rows     all      all
+    device c     rows     rows     rows     -        -
+
+The paper (Musical Chair, arXiv 1802.02138) chooses for each layer between data and model parallelism, on devices that
+are all alike. Its text is known here by summaries only, so this much is assumed:
+
+* shares are equal, and the choice is made on the mean device and the mean link of the profile;
+* whole layers go to the source, or to the device that other schemes take for what cannot be split: dense layers too,
+  which the paper splits by output features;
+* the choices are those of least cost in all, from the input at the source to the answer there: computing, and
+  fetching what a layer reads from where it is (dynamic programming over the layers, exact for chains).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean
+
+from coedge.graph import Tensor
+from coedge.layers import Layer
+from coedge.lowering import tile_of
+from coedge.model import Model
+from coedge.objective import Objective
+from coedge.plan import Plan, Stage, strips
+from coedge.profile import LayerTime, Profile
+from coedge.region import UNIT, Region, UnitRect
+from orchestrator.schemes.scheme import best_of, place_whole
+
+Regions = Mapping[str, UnitRect]
+
+
+def musical_chair(model: Model, profile: Profile, objective: Objective) -> Plan:
+    goals = [objective]
+    if objective.deadline_ms is not None:
+        goals.append(Objective())  # least energy may come too late
+    drafts = (choose(model, profile, goal) for goal in goals)
+    return best_of("musical_chair", model, profile, objective, drafts)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The device and the link that stand for all: means over the profile."""
+
+    times: tuple[LayerTime, ...]
+    compute_watts: float
+    transmit_watts: float
+    seconds_per_byte: float
+    latency_seconds: float
+
+
+def mean_of(profile: Profile) -> Mean:
+    times = zip(*(device.layers for device in profile.devices))
+    links = [profile.link(a, b) for a, b in itertools.permutations(profile.names, 2)]
+    return Mean(
+        times=tuple(
+            LayerTime(
+                fixed_seconds=fmean(time.fixed_seconds for time in layer),
+                seconds_per_row=fmean(time.seconds_per_row for time in layer),
+            )
+            for layer in times
+        ),
+        compute_watts=fmean(device.power.compute_watts for device in profile.devices),
+        transmit_watts=fmean(device.power.transmit_watts for device in profile.devices),
+        seconds_per_byte=fmean(1 / link.bytes_per_second for link in links) if links else 0.0,
+        latency_seconds=fmean(link.latency_seconds for link in links) if links else 0.0,
+    )
+
+
+def choose(model: Model, profile: Profile, objective: Objective) -> tuple[Stage, ...]:
+    """The stages: one for each layer that is split, one for each run of layers that are not."""
+    mean = mean_of(profile)
+    source: Regions = {profile.source: UNIT}
+    everybody: Regions = strips(dict.fromkeys(profile.names, 1.0))
+    alone = source
+    if not all(layer.splittable for layer in model.layers):
+        equal = dict.fromkeys(profile.names, 1 / len(profile.names))
+        alone = {place_whole(model, profile, equal, objective): UNIT}
+    # By place of the layer before, the cheapest way there. In a chain that is all that matters for what follows.
+    ways = [Way(0.0, (), dict.fromkeys(model.graph.inputs, source))]
+    for layer in model.layers:
+        places = [alone]
+        if layer.splittable:
+            places = [source, everybody] if alone == source else [source, alone, everybody]
+        needs = [Need.of_layer(model, layer, place) for place in places]
+        ways = [
+            min((way.to(need, place, mean, objective) for way in ways), key=lambda way: way.cost)
+            for need, place in zip(needs, places)
+        ]
+    answer = Need.of_answer(model, profile.source)
+    chosen = min((way.to(answer, source, mean, objective) for way in ways), key=lambda way: way.cost)
+    stages: list[Stage] = []
+    for layer, place in zip(model.layers, chosen.places):
+        if len(place) == 1 and stages and stages[-1].regions == place:
+            stages[-1] = stages[-1].model_copy(update={"last": layer.index})
+        else:
+            stages.append(Stage(first=layer.index, last=layer.index, regions=dict(place)))
+    return tuple(stages)
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a layer takes in one place.
+
+    Attributes:
+        layer: its index; -1 for the answer.
+        rows: that each device computes of it.
+        reads: (device, tensor, region).
+        makes: the tensors that others need, or the client.
+    """
+
+    layer: int
+    rows: tuple[float, ...]
+    reads: tuple[tuple[str, Tensor, Region], ...]
+    makes: tuple[str, ...]
+
+    @classmethod
+    def of_layer(cls, model: Model, layer: Layer, place: Regions) -> Need:
+        tensors, after = model.graph.tensors, layer.index + 1
+        made = {name for node in model.graph.nodes[layer.first : layer.stop] for name in node.outputs}
+        alive = model.cuts[after].tensors if after < len(model.layers) else model.graph.outputs
+        makes = tuple(name for name in dict.fromkeys(alive) if name in made)
+        rows: list[float] = []
+        reads: list[tuple[str, Tensor, Region]] = []
+        for device, rect in place.items():
+            own = {name: rect.of_extent(tensors[name].rows, tensors[name].cols) for name in makes}
+            wanted = {name: region for name, region in own.items() if not region.empty}
+            tile, need = tile_of(model, layer.first, layer.stop, wanted)
+            if layer.tensor in need:
+                rows.append(need[layer.tensor].area / layer.cols)
+            reads += [(device, tensors[name], need[name]) for name in tile.inputs]
+        return cls(layer.index, tuple(rows), tuple(reads), makes)
+
+    @classmethod
+    def of_answer(cls, model: Model, sink: str) -> Need:
+        return cls(-1, (), tuple((sink, tensor, tensor.whole) for tensor in model.outputs), ())
+
+    def cost(self, held: Mapping[str, Regions], mean: Mean, objective: Objective) -> float:
+        """The busiest end of a link, then the device with most rows.
+
+        Args:
+            held: by tensor, who has what of it.
+        """
+        sent, received = defaultdict[str, int](int), defaultdict[str, int](int)
+        for device, tensor, region in self.reads:
+            for owner, rect in held[tensor.name].items():
+                piece = region.intersection(rect.of_extent(tensor.rows, tensor.cols))
+                if owner != device and not piece.empty:
+                    nbytes = tensor.region_nbytes(piece)
+                    sent[owner] += nbytes
+                    received[device] += nbytes
+        most = max((*sent.values(), *received.values()), default=0)
+        computing = [mean.times[self.layer].seconds(rows) for rows in self.rows]
+        seconds = most * mean.seconds_per_byte + (mean.latency_seconds if most else 0.0) + max(computing, default=0.0)
+        joules = sum(computing) * mean.compute_watts + sum(sent.values()) * mean.seconds_per_byte * mean.transmit_watts
+        return objective.cost(seconds, joules)
+
+
+@dataclass(frozen=True)
+class Way:
+    """The places of the first layers, what they cost, and who has what then."""
+
+    cost: float
+    places: tuple[Regions, ...]
+    held: dict[str, Regions]
+
+    def to(self, need: Need, place: Regions, mean: Mean, objective: Objective) -> Way:
+        cost = self.cost + need.cost(self.held, mean, objective)
+        return Way(cost, (*self.places, place), {**self.held, **dict.fromkeys(need.makes, place)})

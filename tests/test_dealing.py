@@ -1,0 +1,79 @@
+"""Dealing frames to plans by weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import islice
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nets import examples
+
+from coedge.dealing import deal, dealing
+from coedge.errors import PlanError
+
+WEIGHTS = st.lists(
+    st.one_of(st.integers(0, 9).map(float), st.floats(0, 1), st.sampled_from([1e-300, 0.1, 1 / 3, 1e9])),
+    min_size=1,
+    max_size=12,
+).filter(any)
+
+
+@pytest.mark.parametrize(
+    ("weights", "parts"),
+    [
+        ([1.0], [0, 0, 0]),
+        ([0.5, 0.5], [0, 1, 0, 1]),
+        ([0.0, 2.0], [1, 1, 1]),
+        ([3.0, 1.0], [0, 0, 0, 1, 0, 0, 0, 1]),
+        ([2.0, 1.0, 1.0], [0, 1, 0, 2, 0, 1, 0, 2]),
+    ],
+)
+def test_worked_out_by_hand(weights: list[float], parts: list[int]) -> None:
+    assert deal(weights, len(parts)) == tuple(parts)
+
+
+@given(WEIGHTS, st.integers(0, 200))
+@examples(200)
+def test_no_part_is_ever_a_whole_frame_ahead_or_behind(weights: list[float], frames: int) -> None:
+    total = sum(Fraction(w) for w in weights)
+    counts = [0] * len(weights)
+    for done, part in enumerate(deal(weights, frames), 1):
+        counts[part] += 1
+        for count, weight in zip(counts, weights):
+            assert abs(count - done * Fraction(weight) / total) < 1
+    assert sum(counts) == frames
+
+
+def test_shares_that_smooth_weighted_round_robin_deals_too_unevenly() -> None:
+    weights = [3, 1, 1, 25, 2, 1, 1, 25, 7]
+
+    def furthest(parts: Sequence[int]) -> Fraction:
+        counts, apart = [0] * len(weights), Fraction(0)
+        for done, part in enumerate(parts, 1):
+            counts[part] += 1
+            apart = max(apart, *(abs(c - done * Fraction(w, sum(weights))) for c, w in zip(counts, weights)))
+        return apart
+
+    due, robin = [0] * len(weights), []
+    for _ in range(sum(weights)):
+        due = [d + w for d, w in zip(due, weights)]
+        robin.append(due.index(max(due)))
+        due[robin[-1]] -= sum(weights)
+    assert furthest(robin) > 1 > furthest(deal(weights, sum(weights)))
+
+
+@given(WEIGHTS, st.integers(0, 50), st.integers(0, 50))
+def test_a_longer_deal_begins_as_a_shorter_one(weights: list[float], frames: int, more: int) -> None:
+    assert deal(weights, frames + more)[:frames] == deal(weights, frames)
+    assert tuple(islice(dealing(weights), frames)) == deal(weights, frames)
+
+
+@pytest.mark.parametrize("weights", [[], [0.0, 0.0], [-1.0, 2.0], [float("nan")], [float("inf"), 1.0]])
+def test_weights_that_are_not_shares_are_refused(weights: list[float]) -> None:
+    with pytest.raises(PlanError, match="shares >= 0"):
+        deal(weights, 3)
+    with pytest.raises(PlanError):
+        dealing(weights)  # at once, not when the first frame is asked for

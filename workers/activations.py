@@ -1,0 +1,57 @@
+"""Activations of the unsplit network on a real input: what codecs are measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coedge.graph import Tensor
+from coedge.lowering import tile_of
+from coedge.model import Model
+from coedge.region import Region
+from workers.kernels import Kernels
+
+Array = NDArray[Any]
+
+# About as much as travels in a message, so that what a codec costs beside its bytes is measured with them.
+SAMPLE_NBYTES = 256 * 1024
+
+
+def sample_activations(model: Model, arrays: Sequence[Array], threads: int) -> dict[str, Array]:
+    """Rows from the middle of every tensor that is alive at some cut.
+
+    Runs the network layer by layer with its weights, so it belongs where the model was captured. Only what is
+    alive at one cut is in memory at a time, with the sessions of one layer.
+
+    Args:
+        arrays: the model's inputs.
+
+    Returns:
+        About `SAMPLE_NBYTES` of each tensor, but at least a row; all of those that have no rows.
+
+    Raises:
+        InputError: the input does not fit the model.
+    """
+    tensors, kernels = model.graph.tensors, Kernels(model, threads)
+    values = dict(zip(model.graph.inputs, model.check_inputs(arrays)))
+    samples = {name: _sample(tensors[name], values[name]) for name in model.cuts[0].tensors}
+    for layer, cut in zip(model.layers, model.cuts[1:]):
+        made = {name: tensors[name].whole for name in cut.tensors if name not in values}
+        tile, _ = tile_of(model, layer.first, layer.stop, made)
+        values.update(zip(tile.outputs, kernels.run(tile, [values[name] for name in tile.inputs])))
+        kernels.keep(())
+        values = {name: values[name] for name in cut.tensors}
+        samples.update({name: _sample(tensors[name], values[name]) for name in made})
+    return samples
+
+
+def _sample(tensor: Tensor, value: Array) -> Array:
+    if value.nbytes <= SAMPLE_NBYTES or tensor.row_axis is None or tensor.partial_extent:
+        return np.array(value)
+    count = max(1, tensor.rows * SAMPLE_NBYTES // value.nbytes)
+    start = (tensor.rows - count) // 2
+    part = Region(start, start + count, 0, tensor.cols)
+    return np.array(value[tensor.slices(tensor.whole, part)], order="C")
