@@ -47,7 +47,7 @@ class DeviceProfile(BaseModel):
         power_source: where the watts come from, for people: joules are only as good as that.
         memory_bytes: what a plan may use there; None: not limited.
         codecs: by name of the codec; a codec that is not here was not measured and is not used.
-        send_seconds: how long sending a message occupies it, besides packing.
+        send_seconds, receive_seconds: how long a message occupies it at either end, besides packing and unpacking.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,6 +60,7 @@ class DeviceProfile(BaseModel):
     memory_bytes: float | None = None
     codecs: dict[str, CodecSpeed] = {}
     send_seconds: float = Field(default=0.0, ge=0)
+    receive_seconds: float = Field(default=0.0, ge=0)
 
     def layer_time(self, index: int, ends_stage: bool = True) -> LayerTime:
         return self.fused[index] if self.fused and not ends_stage else self.layers[index]
@@ -76,7 +77,7 @@ class Link(BaseModel):
 
     Attributes:
         bytes_per_second: of one large transfer.
-        latency_seconds: of an empty message, one way, from when its sender is done with it.
+        latency_seconds: of an empty message, from when its sender is done with it until its receiver begins with it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -356,7 +356,7 @@ def _action(program: Program, step: Step, profile: Profile, model: Model, media:
     if device is None:
         raise PlanError(f"the profile has no device {program.device!r}; measure the cluster again")
     if isinstance(step, Receive):  # what it carries on the wire is known at the other end, see `_join`
-        seconds = packing_seconds(step, receive_nbytes(program, step, model), device)
+        seconds = device.receive_seconds + packing_seconds(step, receive_nbytes(program, step, model), device)
         return _Action("receive", label, seconds, (None,) * len(step.patches), step.stage, step.peer, step.channel)
     if isinstance(step, Compute):
         return _Action("compute", label, device.compute_seconds(step.work), (None,) * len(step.writes), step.stage)

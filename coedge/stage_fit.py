@@ -1,10 +1,11 @@
 """From measured stages to the time of every layer: where its stage ends with it, and where the next layer follows.
 
-    stage [a, b, c]     layer(a) + layer(b) + layer(c) - saved(a) - saved(b)
-    saved(a)            u + v x bytes that would cross the border behind a
+    stage [a, b, c]     fused(a) + fused(b) + layer(c)
+    fused(a)            (layer(a) - u - v x bytes that would cross the border behind a) x scale(a)
 
 A border costs a call of the runtime (u), and for each byte (v) that rows are laid out as arrays and back again, out of
-the cache. Both are the same for all layers of a model on one machine, so a few measured stages tell them.
+the cache. Both are the same for all layers of a model on one machine, so a few measured stages tell them. What is left
+is the layer's own, scale(a): it stays near one, unless stages insist.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coedge.profile import LayerTime, fit
+from coedge.profile import LayerTime, fit, scaled
 from coedge.program import Work
 
 Floats = NDArray[np.float64]
@@ -25,6 +26,9 @@ Floats = NDArray[np.float64]
 ROUNDS = 20
 # Residuals beyond so many times the median one count less (Huber's loss, by reweighting).
 TOLERANCE = 1.5
+# Ridge: what a scale of 2 costs, in squared relative errors of one layer's time.
+SCALE_COST = 0.1
+LEAST_SCALE, MOST_SCALE = 0.2, 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +58,17 @@ def fit_layers(samples: Iterable[StageTime], alike: Sequence[int]) -> tuple[Laye
 
 
 def fit_fused(
-    samples: Iterable[StageTime], layers: Sequence[LayerTime], border_nbytes_per_row: Sequence[float]
+    samples: Iterable[StageTime],
+    layers: Sequence[LayerTime],
+    border_nbytes_per_row: Sequence[float],
+    alike: Sequence[int],
 ) -> tuple[LayerTime, ...]:
     """The affine time of every layer where the next one runs in the same stage, from stages of several layers.
 
     Args:
         layers: their times at the end of a stage.
         border_nbytes_per_row: what a row of each layer adds to what crosses the border behind it.
+        alike: as of `fit_layers`; layers of one kind have one scale.
     """
     taken: dict[tuple[Work, ...], list[float]] = defaultdict(list)
     for sample in samples:
@@ -68,21 +76,50 @@ def fit_fused(
             taken[sample.work].append(sample.seconds)
     if not taken:
         return tuple(layers)
-    borders, saved, seconds = [], [], []
-    for work, times in taken.items():
-        stage = statistics.median(times)
+    stages = [(work, statistics.median(times)) for work, times in taken.items()]
+    borders, saved = [], []
+    for work, seconds in stages:
         inner = work[:-1]
         borders.append((len(inner), sum(border_nbytes_per_row[w.layer] * w.rows for w in inner)))
-        saved.append(sum(layers[w.layer].seconds(w.rows) for w in work) - stage)
-        seconds.append(stage)
-    per_border, per_byte = _robust(np.array(borders, float), np.array(saved), np.array(seconds))
-    return tuple(
+        saved.append(sum(layers[w.layer].seconds(w.rows) for w in work) - seconds)
+    u, v = _robust(np.array(borders, float), np.array(saved), np.array([seconds for _, seconds in stages]))
+    without = [
         LayerTime(
-            fixed_seconds=max(time.fixed_seconds - per_border, 0.0),
-            seconds_per_row=max(time.seconds_per_row - per_byte * nbytes, 0.0),
+            fixed_seconds=max(time.fixed_seconds - u, 0.0), seconds_per_row=max(time.seconds_per_row - v * nbytes, 0.0)
         )
         for time, nbytes in zip(layers, border_nbytes_per_row, strict=True)
-    )
+    ]
+    scales = _scales(stages, layers, without, alike)
+    return tuple(scaled(time, scales[kind]) for time, kind in zip(without, alike))
+
+
+def _scales(
+    stages: Sequence[tuple[tuple[Work, ...], float]],
+    layers: Sequence[LayerTime],
+    without: Sequence[LayerTime],
+    alike: Sequence[int],
+) -> dict[int, float]:
+    """By kind of layer, so that stages take what they took: least squares of relative errors, with a ridge at one.
+
+    A stage counts as often as it has layers: the errors of many layers even out.
+    """
+    kinds = sorted(set(alike))
+    place = {kind: index for index, kind in enumerate(kinds)}
+    parts = np.zeros((len(stages), len(kinds)))
+    rest = np.zeros(len(stages))
+    for row, (work, seconds) in enumerate(stages):
+        for item in work[:-1]:
+            parts[row, place[alike[item.layer]]] += without[item.layer].seconds(item.rows) / seconds
+        rest[row] = 1 - layers[work[-1].layer].seconds(work[-1].rows) / seconds
+    counts = np.array([len(work) for work, _ in stages], float)
+    ones, weights = np.ones(len(kinds)), np.ones(len(stages))
+    found = ones
+    for _ in range(ROUNDS):
+        weighted = parts.T * (weights * counts)
+        step = np.linalg.solve(weighted @ parts + SCALE_COST * np.eye(len(kinds)), weighted @ (rest - parts @ ones))
+        found = np.clip(ones + step, LEAST_SCALE, MOST_SCALE)
+        weights = _huber(np.abs(parts @ found - rest))
+    return dict(zip(kinds, found.tolist()))
 
 
 def _robust(terms: Floats, saved: Floats, seconds: Floats) -> tuple[float, float]:
@@ -91,10 +128,14 @@ def _robust(terms: Floats, saved: Floats, seconds: Floats) -> tuple[float, float
     found = (0.0, 0.0)
     for _ in range(ROUNDS):
         found = _not_negative(terms, saved, weights / seconds**2)
-        errors = np.abs(terms @ found - saved) / seconds
-        limit = TOLERANCE * float(np.median(errors))
-        weights = np.where(errors > limit, limit / np.maximum(errors, 1e-12), 1.0)
+        weights = _huber(np.abs(terms @ found - saved) / seconds)
     return found
+
+
+def _huber(errors: Floats) -> Floats:
+    """The weights that make least squares count large errors no more than in proportion."""
+    limit = max(TOLERANCE * float(np.median(errors)), 1e-9)
+    return np.where(errors > limit, limit / np.maximum(errors, limit), 1.0)
 
 
 def _not_negative(terms: Floats, saved: Floats, weights: Floats) -> tuple[float, float]:

@@ -10,9 +10,8 @@ Devices at one address have emulated links, each its own, or none that would be 
 from __future__ import annotations
 
 import itertools
-import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from coedge.profile import Link, Medium
@@ -24,22 +23,17 @@ ENOUGH_SECONDS = 0.03
 
 
 class Latency(NamedTuple):
-    """Of an empty message.
-
-    Attributes:
-        send_seconds: of its sender's time, for handing it to the network.
-        seconds: from before that until its receiver has dealt with it.
-    """
+    """Of an empty message and its echo; see `ProbeTimes`."""
 
     send_seconds: float
-    seconds: float
+    flight_seconds: float
 
 
 class Prober(Protocol):
     """Sends test messages between devices."""
 
     def latencies(self, pairs: Sequence[Pair]) -> dict[Pair, Latency]:
-        """The latency of each (sender, receiver), all pairs at once; no pair alone tells one direction apart."""
+        """Of each (sender, receiver), all pairs at once."""
 
     def rates(self, pairs: Sequence[Pair], nbytes: int) -> dict[Pair, tuple[float, float]]:
         """(bytes per second, seconds that it took) of messages of `nbytes` one behind the other, all pairs at once."""
@@ -47,16 +41,10 @@ class Prober(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """What was measured of the network.
-
-    Attributes:
-        links: their latencies begin when a sender has handed its message over.
-        send_seconds: by device, for that.
-    """
+    """What was measured of the network."""
 
     links: tuple[Link, ...]
     media: tuple[Medium, ...] = ()
-    send_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 def measure_network(addresses: Mapping[str, str], prober: Prober, given: Sequence[Medium] = ()) -> Network:
@@ -106,16 +94,13 @@ def measure_network(addresses: Mapping[str, str], prober: Prober, given: Sequenc
             for sender, receiver in itertools.permutations(names, 2)
         ),
         media,
-        {name: statistics.median(latency[name, to].send_seconds for to in names if to != name) for name in names}
-        if pairs
-        else {},
     )  # fmt: skip
 
 
 def _on_the_way(latency: Mapping[Pair, Latency], sender: str, receiver: str) -> float:
-    """Without handing over, which a message and its echo did once each."""
+    """Half of the way there and back, without handing over the echo."""
     there, back = latency[sender, receiver], latency[receiver, sender]
-    return max(there.seconds - (there.send_seconds + back.send_seconds) / 2, 0.0)
+    return max(there.flight_seconds - back.send_seconds, 0.0) / 2
 
 
 def _long_enough(prober: Prober, pairs: Sequence[Pair]) -> tuple[dict[Pair, tuple[float, float]], int]:

@@ -79,7 +79,7 @@ class ActorProber:
         return {
             pair: Latency(
                 statistics.median(r[pair].send_seconds for r in rounds),
-                statistics.median(r[pair].round_trip_seconds for r in rounds) / 2,
+                statistics.median(r[pair].flight_seconds for r in rounds),
             )
             for pair in pairs
         }
@@ -121,25 +121,14 @@ def measure_model(
         model_name=model.name,
         model_hash=model.hash,
         source=source,
-        devices=tuple(
-            _device_profile(member, by_member[name], network.send_seconds.get(name, 0.0))
-            for name, member in members.items()
-        ),
-        links=tuple(
-            link.model_copy(
-                update={
-                    "latency_seconds": link.latency_seconds
-                    + _receive_seconds(members[link.receiver], by_member[link.receiver])
-                }
-            )
-            for link in network.links
-        ),
+        devices=tuple(_device_profile(member, by_member[name]) for name, member in members.items()),
+        links=network.links,
         media=network.media,
         joules=config.joules,
     )
 
 
-def _device_profile(member: Member, times: LayerTimes, send_seconds: float) -> DeviceProfile:
+def _device_profile(member: Member, times: LayerTimes) -> DeviceProfile:
     slower = 1 / (member.config.speed or 1.0)
     return DeviceProfile(
         name=member.name,
@@ -148,16 +137,9 @@ def _device_profile(member: Member, times: LayerTimes, send_seconds: float) -> D
         power=member.power,
         power_source=member.power_source,
         memory_bytes=member.memory_bytes,
-        send_seconds=send_seconds + times.send_seconds * slower,
+        send_seconds=times.send_seconds * slower,
+        receive_seconds=times.receive_seconds * slower,
     )
-
-
-def _receive_seconds(member: Member, times: LayerTimes) -> float:
-    """What a device's own code adds to the latency of its links, beyond what a probe of them tells.
-
-    Between real devices a probe takes that code along; where a device is emulated, its time stands still for it.
-    """
-    return 0.0 if member.config.speed is None else times.receive_seconds / member.config.speed
 
 
 @dataclass(frozen=True, slots=True)

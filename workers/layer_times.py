@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,13 +19,14 @@ from coedge.profile import LayerTime
 from coedge.program import Compute, Program
 from coedge.region import UNIT
 from coedge.stage_fit import fit_fused, fit_layers
-from workers.rehearsal import DEVICE, Played, Rehearsal
+from workers.rehearsal import DEVICE, Played, Rehearsal, median
 
-# Shares of the rows, each with how many layers are in a stage, most needed first.
-ALONE = ((1.0, 1), (0.5, 1), (0.25, 1), (0.125, 1), (0.0625, 1))
+# Shares of the rows, and with each how many layers are in a stage, most needed first. Somebody else has the rows above
+# and below: a device puts its rows and theirs together, which takes a copy. (With all rows it does not.)
+ALONE = ((0.75, 1), (0.4, 1), (0.2, 1), (0.1, 1), (0.05, 1))
 # Of the features of a dense layer: every share is a session with weights of its own.
 FEATURE_SHARES = (1.0, 0.25)
-TOGETHER = ((0.5, 3), (1.0, 1000), (0.125, 3), (0.5, 1000), (1.0, 3), (0.125, 1000))
+TOGETHER = ((0.4, 3), (1.0, 1000), (0.2, 8), (0.1, 3), (0.2, 2), (0.5, 16))
 OTHERS = "others"
 LEAST_SWEEPS, MOST_SWEEPS = 2, 8
 # Of the time, what may go into making stages ready beyond those of one layer.
@@ -39,8 +40,7 @@ class ModelTimes:
 
     Attributes:
         layers, fused: of each layer, as in `DeviceProfile`.
-        send_seconds: of the device's own code per message, until it is ready to leave.
-        receive_seconds: the same from when a message is there until what waited for it begins.
+        send_seconds, receive_seconds: of the device's own code, per message.
     """
 
     layers: tuple[LayerTime, ...]
@@ -87,7 +87,8 @@ class LayerPlay:
         self._ready: list[int] = []
         try:
             for share, stage_layers in ALONE:
-                self._add(rows_program(model, share, stage_layers, whole=share == 1.0))
+                self._add(rows_program(model, share, stage_layers))
+            self._add(whole_program(model))
             for share in FEATURE_SHARES:
                 self._add(features_program(model, share, memory_bytes))
             for share, stage_layers in TOGETHER:
@@ -126,23 +127,26 @@ class LayerPlay:
 def model_times(model: Model, played: Sequence[Played]) -> ModelTimes:
     """What follows from frames that were played."""
     stages = [stage for frame in played for stage in frame.stages]
-    layers = fit_layers(stages, alike(model))
+    kinds = alike(model)
+    layers = fit_layers(stages, kinds)
+    border_nbytes_per_row = [border_nbytes(model, layer) / max(layer.rows, 1) for layer in model.layers]
     return ModelTimes(
         layers=layers,
-        fused=fit_fused(stages, layers, [border_nbytes(model, layer) / max(layer.rows, 1) for layer in model.layers]),
-        send_seconds=_median(seconds for frame in played for seconds in frame.send_seconds),
-        receive_seconds=_median(seconds for frame in played for seconds in frame.receive_seconds),
+        fused=fit_fused(stages, layers, border_nbytes_per_row, kinds),
+        send_seconds=median(seconds for frame in played for seconds in frame.send_seconds),
+        receive_seconds=median(seconds for frame in played for seconds in frame.receive_seconds),
     )
 
 
-def rows_program(model: Model, share: float, stage_layers: int, whole: bool = False) -> Program:
-    """What a device does that has a share of the rows, from the top, in stages of so many layers.
+def rows_program(model: Model, share: float, stage_layers: int) -> Program:
+    """What a device does that has a share of the rows, in the middle, of every layer that can be split."""
+    regions = strips({"above": (1 - share) / 2, DEVICE: share, OTHERS: (1 - share) / 2})
+    return _program(model, stages_of(model, regions, OTHERS, stage_layers, {OTHERS: UNIT}))
 
-    Args:
-        whole: it also computes what cannot be split. Dense layers are another's in any case.
-    """
-    regions = strips({DEVICE: share, OTHERS: 1 - share})
-    return _program(model, stages_of(model, regions, DEVICE if whole else OTHERS, stage_layers, {OTHERS: UNIT}))
+
+def whole_program(model: Model) -> Program:
+    """What a device does that has all that cannot be split, and nothing else."""
+    return _program(model, stages_of(model, {OTHERS: UNIT}, DEVICE, 1, {OTHERS: UNIT}))
 
 
 def features_program(model: Model, share: float, memory_bytes: float | None) -> Program:
@@ -162,7 +166,7 @@ def features_program(model: Model, share: float, memory_bytes: float | None) -> 
 
 def _program(model: Model, stages: tuple[Stage, ...]) -> Program:
     plan = Plan(
-        scheme="rehearsal", model_name=model.name, model_hash=model.hash, devices=(DEVICE, OTHERS),
+        scheme="rehearsal", model_name=model.name, model_hash=model.hash, devices=("above", DEVICE, OTHERS),
         source=DEVICE, sink=DEVICE, stages=stages,
     )  # fmt: skip
     return lower(plan, model)[DEVICE]
@@ -237,8 +241,3 @@ def convolution(threads: int) -> Callable[[], object]:
     run = session(proto.SerializeToString(), threads)
     feeds = {"x": np.full(shape, 0.5, np.float32)}
     return lambda: run.run(None, feeds)
-
-
-def _median(values: Iterable[float]) -> float:
-    found = list(values)
-    return statistics.median(found) if found else 0.0

@@ -118,7 +118,11 @@ class PacedTransport:
         self._holder.put(due, peer_index, message)
 
     def receive(self, timeout_seconds: float) -> Message | None:
-        """The next message that is through the down-link; None if none is in time, or after `wake`."""
+        """The next message that is through the down-link; None if none is in time, or after `wake`.
+
+        With no time to wait, one that is through when `ready` says: what a device that lags behind cannot know of
+        yet must not overtake what it has to do.
+        """
         deadline = self._clock() + min(max(timeout_seconds, 0.0), MAX_TIMEOUT_SECONDS)
         while (message := self._inner.receive(0.0)) is not None:
             self._arrived(message)
@@ -127,7 +131,7 @@ class PacedTransport:
             now = self._clock()
             while self._due and self._due[0][0] <= now:
                 self._enter_down_link(*heapq.heappop(self._due))
-            if self._through and self._through[0][0] <= now:
+            if self._through and self._through[0][0] <= (now if timeout_seconds > 0 else min(now, self._ready())):
                 return heapq.heappop(self._through)[2]
             if self._woken or now >= deadline:
                 self._woken = False

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coedge.model import Model
-from coedge.program import CLIENT, Compute, Program, Receive, Send
+from coedge.program import CLIENT, Compute, Program, Receive, Send, Step
 from coedge.stage_fit import StageTime
 from coedge.weight_part import WeightPart
 from workers.emulation import Pace
@@ -31,12 +31,12 @@ from workers.message import Kind, Message, array_to_text
 from workers.spec import WorkerSpec
 from workers.transport import Endpoint
 from workers.worker import Worker
+from workers.zmq_transport import ZmqTransport
 
 Array = NDArray[Any]
-Event = tuple[str, float]  # what, and when
 
 DEVICE = "device"
-FRAME_SECONDS = 120.0
+FRAME_SECONDS, SOON_SECONDS = 120.0, 10.0
 # An emulated device rests after every kernel, and what it rests for grows cold. Longer rests change no more.
 SPEED = 0.3
 LONGEST_REST_SECONDS = 0.002
@@ -44,14 +44,7 @@ LONGEST_REST_SECONDS = 0.002
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """One frame, in seconds of this machine at full speed.
-
-    Attributes:
-        stages: what each computation took, with the worker's own code around it.
-        send_seconds: from the end of a computation until a message is ready to leave, for each that came right after.
-        receive_seconds: the same from when the last message is there until the step begins that waited for it,
-            beyond what lies between any two steps.
-    """
+    """What the steps of one frame took, each with the worker's own code before it, in seconds at full speed."""
 
     stages: tuple[StageTime, ...]
     send_seconds: tuple[float, ...]
@@ -65,10 +58,10 @@ class Rehearsal:
         emulated: count CPU time and rest after kernels, as an emulated device does; otherwise wall time.
     """
 
-    def __init__(self, model: Model, threads: int, emulated: bool) -> None:
+    def __init__(self, model: Model, threads: int, emulated: bool, encrypted: bool = True) -> None:
         self._model = model
         self._scale = SPEED if emulated else 1.0
-        self._others = _Others()
+        self._others = _Others(encrypted)
         self._worker = Worker(
             WorkerSpec(0, DEVICE, "", False, SPEED if emulated else None, None, threads), self._others
         )
@@ -109,8 +102,8 @@ class Rehearsal:
         """
         self._frames += 1
         frame = [[replace(message, frame=self._frames) for message in stage] for stage in self._made_up[number]]
-        steps, spans, log = self._others.play(frame)
-        return self._times(self._programs[number], steps.tolist(), spans.tolist(), log)
+        steps, spans = self._others.play(frame)
+        return self._times(self._programs[number], steps.tolist(), [(start, stop) for start, stop in spans.tolist()])
 
     def close(self) -> None:
         self._worker.stop()
@@ -126,23 +119,28 @@ class Rehearsal:
             return generator.standard_normal(shape, np.float32).astype(dtype, copy=False)
         return generator.integers(0, 2 if dtype.kind == "b" else 100, shape).astype(dtype)
 
-    def _times(self, program: Program, steps: list[int], spans: list[tuple[float, float]], log: list[Event]) -> Played:
-        computes = [(program.steps[i], *span) for i, span in zip(steps, spans) if isinstance(program.steps[i], Compute)]
-        events = [("begin", start) for _, start, _ in computes] + [("end", stop) for _, _, stop in computes] + log
-        gaps: dict[tuple[str, str], list[float]] = {}
-        order = sorted(events, key=lambda event: event[1])
-        for (before, since), (after, until) in zip(order, order[1:]):
-            gaps.setdefault((before, after), []).append((until - since) * self._scale)
-        between = statistics.median(gaps.get(("end", "begin"), [0.0]))
+    def _times(self, program: Program, steps: list[int], spans: list[tuple[float, float]]) -> Played:
+        """Each step with the worker's own code before it. (Where the device waits, its time stands still.)"""
+        found: dict[type, list[tuple[Step, float, float]]] = {Compute: [], Send: [], Receive: []}
+        order = sorted(zip(spans, steps))
+        for ((_, before), _), ((start, stop), index) in zip(order, order[1:]):
+            step = program.steps[index]
+            if type(step) in found:
+                found[type(step)].append((step, (start - before) * self._scale, (stop - start) * self._scale))
+        gap = median(own for _, own, _ in found[Compute])
         return Played(
             stages=tuple(
-                StageTime(step.work, (stop - start) * self._scale + between)
-                for step, start, stop in computes
-                if isinstance(step, Compute)
+                StageTime(step.work, own + gap) for step, _, own in found[Compute] if isinstance(step, Compute)
             ),
-            send_seconds=tuple(gaps.get(("end", "ready"), ())),
-            receive_seconds=tuple(max(gap - between, 0.0) for gap in gaps.get(("message", "begin"), ())),
+            send_seconds=tuple(before + own for _, before, own in found[Send]),
+            receive_seconds=tuple(before + own for _, before, own in found[Receive]),
         )
+
+
+def median(values: Iterable[float]) -> float:
+    """Zero, where there are none."""
+    known = list(values)
+    return statistics.median(known) if known else 0.0
 
 
 def made_up_weights(model: Model, parts: Iterable[WeightPart]) -> dict[str, Array]:
@@ -177,53 +175,69 @@ class _Skipped:
 
 
 class _Others:
-    """The transport of a rehearsal: hands over made-up rows, and notes when, in the device's own time."""
+    """The transport of a rehearsal: real sockets, at whose other end somebody sends made-up rows and reads nothing.
 
-    endpoint = Endpoint(0, DEVICE, "")
+    A message is due when it is received: the device's own time stands still in here.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, encrypted: bool) -> None:
+        self._inner, self._other = (ZmqTransport(i, n, encrypted=encrypted) for i, n in enumerate((DEVICE, "others")))
+        self._inner.connect([self._other.endpoint])
+        self._other.connect([self._inner.endpoint])
+        self.endpoint = self._inner.endpoint
         self.pace = Pace(None)
         self._stages: deque[list[Message]] = deque()
-        self._now: deque[Message] = deque()
-        self._log: list[Event] = []
+        self._coming = 0
         self._asked: queue.SimpleQueue[list[list[Message]] | None] = queue.SimpleQueue()
         self._played: queue.SimpleQueue[Message] = queue.SimpleQueue()
 
-    def play(self, stages: list[list[Message]]) -> tuple[Array, Array, list[Event]]:
-        """Steps, their spans, and the log of a frame. For the thread that watches."""
+    def play(self, stages: list[list[Message]]) -> tuple[Array, Array]:
+        """The steps of a frame, and their spans. For the thread that watches."""
         self._asked.put(stages)
         ending = self._played.get(timeout=FRAME_SECONDS)
         if ending.kind is Kind.ERROR:
             raise RuntimeError(f"a rehearsal failed: {array_to_text(ending.arrays[0])}")
-        return ending.arrays[0], ending.arrays[1], self._log
+        return ending.arrays[0], ending.arrays[1]
 
     def connect(self, peers: Iterable[Endpoint]) -> None:
         pass
 
     def send(self, peer_index: int, message: Message) -> None:
-        self._log.append(("ready", self.pace.now()))
         if message.kind in (Kind.TRACE, Kind.ERROR):
             self._played.put(message)
+        else:
+            self._inner.send(self._other.endpoint.index, message)
 
     def receive(self, timeout_seconds: float) -> Message | None:
-        if not self._now and timeout_seconds > 0:
-            if not self._stages:
-                try:
-                    asked = self._asked.get(timeout=timeout_seconds)
-                except queue.Empty:
-                    return None
-                if asked is None:
-                    return None
-                self._stages, self._log = deque(asked), []
-            self._now.extend(self._stages.popleft())
-        if not self._now:
+        if not self._coming and timeout_seconds > 0 and not self._next_stage(timeout_seconds):
             return None
-        here = self.pace.now()
-        self._log.append(("message", here))
-        return replace(self._now.popleft(), due=here)
+        message = self._inner.receive(SOON_SECONDS if self._coming else 0.0)
+        if message is None:
+            return None
+        self._coming -= 1
+        return replace(message, due=self.pace.now())
+
+    def _next_stage(self, timeout_seconds: float) -> bool:
+        """Nothing is left to do: sends the rows of the next stage, or of a frame that is asked for."""
+        while self._other.receive(0.0) is not None:
+            pass
+        if not self._stages:
+            try:
+                asked = self._asked.get(timeout=timeout_seconds)
+            except queue.Empty:
+                return False
+            if asked is None:
+                return False
+            self._stages = deque(asked)
+        messages = self._stages.popleft()
+        for message in messages:
+            self._other.send(self._inner.endpoint.index, message)
+        self._coming = len(messages)
+        return True
 
     def wake(self) -> None:
         self._asked.put(None)
 
     def close(self) -> None:
-        pass
+        self._inner.close()
+        self._other.close()

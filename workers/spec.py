@@ -67,12 +67,13 @@ class ProbeTimes:
 
     Attributes:
         send_seconds: of the sender's time, for handing one of them to the network.
-        round_trip_seconds: from before the first one left until the echo of the last one was back.
+        flight_seconds: of the last one, from when it was handed over until its echo was back, without the time from
+            when it came until the peer began to send the echo.
         came_seconds: when each of them came, by the peer's clock.
     """
 
     send_seconds: float
-    round_trip_seconds: float
+    flight_seconds: float
     came_seconds: tuple[float, ...]
 
 

@@ -76,7 +76,7 @@ class Worker:
         self._loading = threading.Lock()
         self._stopping = threading.Event()
         self._running: tuple[int, int, int, float] | None = None
-        self._echoes: dict[int, float] = {}
+        self._echoes: dict[int, tuple[float, float, float]] = {}  # (came to the peer, held there, was back)
         self._probe_count = 0
 
     # From any thread.
@@ -273,13 +273,16 @@ class Worker:
             loaded.ended.pop(next(iter(loaded.ended)))
 
     def _handle(self, message: Message) -> None:
+        came = self.pace.now()
         if message.kind is Kind.PROBE:
             if message.sender in self._index_of.values():  # a stranger has no address to answer to
-                came = np.array(message.due or self.pace.now())
-                echo = Message(Kind.ECHO, self.spec.index, channel=message.channel, arrays=(came,))
+                came = message.due or came
+                times = np.array([came, self.pace.now() - came])
+                echo = Message(Kind.ECHO, self.spec.index, channel=message.channel, arrays=(times,))
                 self._transport.send(message.sender, echo)
-        elif message.kind is Kind.ECHO and len(message.arrays) == 1 and message.arrays[0].size == 1:
-            self._echoes[message.channel] = message.arrays[0].item()
+        elif message.kind is Kind.ECHO and [array.shape for array in message.arrays] == [(2,)]:
+            there, held = message.arrays[0].tolist()
+            self._echoes[message.channel] = (there, held, message.due or came)
         loaded = self._loaded.get(message.epoch)
         if loaded is None:
             return  # a message of a plan that was unloaded
@@ -326,8 +329,9 @@ class Worker:
             if left <= 0:
                 raise TimeoutError(f"{peer} did not echo {count} x {nbytes} bytes within {timeout_seconds:.0f} s")
             self._receive(left)
-        came = tuple(self._echoes.pop(channel) for channel in channels)
-        return ProbeTimes((sent - start) / count, self.pace.now() - start, came)
+        echoes = [self._echoes.pop(channel) for channel in channels]
+        _, held, back = echoes[-1]
+        return ProbeTimes((sent - start) / count, back - sent - held, tuple(came for came, _, _ in echoes))
 
 
 def fingerprint(threads: int) -> str:
