@@ -110,6 +110,7 @@ class Profile(BaseModel):
         joules: `dynamic` counts what computing and transmitting draws above idle, as the paper does; `total`
             adds the idle watts of every device that takes part, while the frame runs.
         codec_ratios: per tensor and codec, packed over raw bytes, measured on sample images.
+        client_seconds: from when somebody asks until the input is at the source, and for the answer's way back.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -122,6 +123,7 @@ class Profile(BaseModel):
     source: str
     joules: Literal["dynamic", "total"] = "dynamic"
     codec_ratios: dict[str, dict[str, float]] = {}
+    client_seconds: float = Field(default=0.0, ge=0)
 
     @cached_property
     def by_name(self) -> dict[str, DeviceProfile]:
@@ -164,6 +166,7 @@ class Profile(BaseModel):
             source=self.source,
             joules=self.joules,
             codec_ratios=self.codec_ratios,
+            client_seconds=self.client_seconds,
         )
 
     def check(self, model: Model) -> None:

@@ -107,6 +107,7 @@ class _Run:
         self.spans: list[Span] = []
         self.answered: dict[int, tuple[float, float]] = {}
         self._asked: dict[int, float] = {}
+        self._client_seconds = profile.client_seconds
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._count = 0
         self.devices = {name: _Device(name) for programs in parts for name in programs}
@@ -139,7 +140,7 @@ class _Run:
             self.begun += 1
             self._asked[frame] = now
             for device, channel in self._inputs[self.part_of[frame]]:
-                self._at(now, self._deliver, device, frame, channel, cause)
+                self._at(now + self._client_seconds, self._deliver, device, frame, channel, cause)
 
     def _deliver(self, now: float, device: _Device, frame: int, channel: int, cause: int) -> None:
         """A message is through the down-link."""

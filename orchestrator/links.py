@@ -40,11 +40,27 @@ class Prober(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """What a message takes, one way."""
+
+    latency_seconds: float
+    bytes_per_second: float
+
+    def seconds(self, nbytes: int) -> float:
+        return self.latency_seconds + nbytes / self.bytes_per_second
+
+
+@dataclass(frozen=True, slots=True)
 class Network:
-    """What was measured of the network."""
+    """What was measured of the network.
+
+    Attributes:
+        client: between the client and the source.
+    """
 
     links: tuple[Link, ...]
     media: tuple[Medium, ...] = ()
+    client: Way | None = None
 
 
 def measure_network(addresses: Mapping[str, str], prober: Prober, given: Sequence[Medium] = ()) -> Network:

@@ -15,7 +15,7 @@ from coedge.model import Model
 from coedge.profile import DeviceProfile, Profile, scaled
 from coedge.progress import progress
 from orchestrator.layer_cache import LayerTimes, load_times, store_times
-from orchestrator.links import Latency, Network
+from orchestrator.links import Latency, Network, Way
 from orchestrator.media import Pair
 from orchestrator.ray_control import gather
 from workers.layer_times import MOST_SWEEPS, model_times
@@ -125,6 +125,17 @@ def measure_model(
         links=network.links,
         media=network.media,
         joules=config.joules,
+        client_seconds=_client_seconds(model, network.client),
+    )
+
+
+def _client_seconds(model: Model, way: Way | None) -> float:
+    """For the inputs to the source, and the outputs from the sink."""
+    if way is None:
+        return 0.0
+    return sum(
+        way.seconds(sum(tensor.region_nbytes(tensor.whole) for tensor in tensors))
+        for tensors in (model.inputs, model.outputs)
     )
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import statistics
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from coedge.config import ClusterConfig, DeviceConfig
 from coedge.errors import ClusterError
@@ -15,8 +18,9 @@ from coedge.profile import Link, Medium
 from coedge.program import CLIENT
 from coedge.version import VERSION
 from orchestrator import ray_control
-from orchestrator.links import Network, measure_network
+from orchestrator.links import Network, Way, measure_network
 from orchestrator.measure import ActorProber, Member
+from workers.message import Kind, Message
 from workers.paced_transport import LinkSpec
 from workers.spec import MeteredPower, WorkerSpec, WorkerStatus
 from workers.transport import Endpoint
@@ -24,6 +28,7 @@ from workers.zmq_transport import ZmqTransport
 
 CLOCK_ROUND_TRIPS = 5
 POWER_SECONDS, POWER_TIMEOUT_SECONDS = 1.0, 30.0
+CLIENT_PROBES, CLIENT_NBYTES, CLIENT_SECONDS = 6, 600_000, 20.0
 
 
 @dataclass
@@ -132,7 +137,8 @@ def _join(config: ClusterConfig, actors: dict[str, Any]) -> Members:
             clocks={name: _clock(name, actor) for name, actor in actors.items()},
             serving={name: actor.serve.remote() for name, actor in actors.items()},
         )
-        members.network = _measure_network(config, members.by_name)
+        client = _measure_client(transport, facts[source].endpoint)
+        members.network = replace(_measure_network(config, members.by_name), client=client)
         members.by_name = _measure_power(members.by_name)
         members.gflops = _measure_gflops(members.by_name, timeout)
         return members
@@ -174,6 +180,29 @@ def _measure_network(config: ClusterConfig, members: Mapping[str, Member]) -> Ne
     given = [Medium(name=m.name, devices=m.devices, bytes_per_second=m.mbps * 1e6 / 8) for m in config.media]
     addresses = {name: member.facts.endpoint.address.rpartition(":")[0] for name, member in members.items()}
     return measure_network(addresses, ActorProber(members), given)
+
+
+def _measure_client(transport: ZmqTransport, source: Endpoint) -> Way:
+    """Between us and the source. Nobody else receives on this transport yet.
+
+    Raises:
+        ClusterError: no answer.
+    """
+
+    def there_and_back(nbytes: int) -> float:
+        payload = (np.zeros(nbytes, np.uint8),) if nbytes else ()
+        start = time.monotonic()
+        transport.send(source.index, Message(Kind.PROBE, transport.endpoint.index, arrays=payload))
+        while (left := start + CLIENT_SECONDS - time.monotonic()) > 0:
+            message = transport.receive(left)
+            if message is not None and message.kind is Kind.ECHO:
+                return time.monotonic() - start
+        raise ClusterError(f"{source.name} did not answer at {source.address} within {CLIENT_SECONDS:.0f} s")
+
+    empty, full = (
+        statistics.median([there_and_back(nbytes) for _ in range(CLIENT_PROBES)][1:]) for nbytes in (0, CLIENT_NBYTES)
+    )
+    return Way(empty / 2, CLIENT_NBYTES / max(full - empty, 1e-6))
 
 
 def _measure_power(members: Mapping[str, Member]) -> dict[str, Member]:
