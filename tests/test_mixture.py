@@ -1,0 +1,110 @@
+"""Streams: the mixture of plans that answers most frames per second, and the bound beside a frame."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nets import examples
+from scipy.optimize import linprog
+from small_cases import chain, small_profile
+
+from coedge.errors import PlanError
+from coedge.model import Model
+from coedge.objective import Objective
+from coedge.profile import Profile
+from orchestrator.bound import bound_seconds
+from orchestrator.mixture import make_mixture
+from orchestrator.planner import SCHEMES, make_plan
+
+STREAM = Objective(goal="throughput")
+
+
+@given(data=st.data())
+@examples(5)
+def test_a_mixture_is_at_least_as_fast_as_every_plan_and_is_really_reached(data: st.DataObject) -> None:
+    seed = data.draw(st.integers(0, 10_000))
+    model = chain(seed % 20, layers=4, rows=12)
+    profile = small_profile(seed, model, data.draw(st.integers(1, 4)))
+    mixture = make_mixture(model, profile, STREAM)
+    assert sum(mixture.parts) == pytest.approx(1.0) and all(part > 0 for part in mixture.parts)
+    for scheme in SCHEMES:
+        plan = make_plan(model, profile, STREAM, scheme)
+        assert plan.predicted is not None
+        assert mixture.rate_fps >= plan.predicted.throughput_fps * (1 - 1e-3), scheme
+    in_flight = mixture.in_flight
+    timeline = mixture.simulate(model, profile, frames=8 * in_flight + 1)
+    assert timeline.steady_fps(in_flight) >= 0.95 * mixture.rate_fps
+    assert sum(mixture.worth.values()) == pytest.approx(1.0, abs=0.01)
+
+
+def test_devices_that_have_the_frames_share_them_by_speed() -> None:
+    """On links that cost nothing everybody is busy all the time."""
+    model = chain(4, layers=3, rows=12)
+    profile = small_profile(4, model, 3)
+    free = profile.model_copy(
+        update={
+            "links": tuple(
+                link.model_copy(update={"bytes_per_second": 1e12, "latency_seconds": 0.0}) for link in profile.links
+            )
+        }
+    )
+    speeds = [
+        1 / sum(d.layer_time(x.index, x.index + 1 == len(model.layers)).seconds(x.rows) for x in model.layers)
+        for d in free.devices
+    ]
+    assert make_mixture(model, free, STREAM).rate_fps == pytest.approx(sum(speeds), rel=0.01)
+
+
+def test_a_deadline_holds_for_every_plan_of_a_mixture() -> None:
+    model = chain(6, layers=4, rows=12)
+    profile = small_profile(6, model, 3)
+    quickest = make_plan(model, profile, Objective()).predicted
+    assert quickest is not None
+    limit = quickest.latency_seconds * 1.2
+    mixture = make_mixture(model, profile, STREAM.model_copy(update={"deadline_ms": limit * 1e3}), ())
+    assert all(plan.predicted and plan.predicted.latency_seconds <= limit for plan in mixture.plans)
+    with pytest.raises(PlanError, match="no plan meets the objective; the nearest one"):
+        make_mixture(model, profile, STREAM.model_copy(update={"deadline_ms": 1e-6}))
+
+
+def test_joules_have_their_price_in_a_mixture() -> None:
+    model = chain(8, layers=4, rows=12)
+    profile = small_profile(8, model, 3)
+    fast = make_mixture(model, profile, STREAM)
+    frugal = make_mixture(model, profile, STREAM.model_copy(update={"energy_weight": 100.0}))
+    assert frugal.energy_joules <= fast.energy_joules * (1 + 1e-6)
+    assert frugal.rate_fps <= fast.rate_fps * (1 + 1e-6)
+
+
+def by_linear_programme(model: Model, profile: Profile) -> float:
+    """The divisible-load bound, by its definition."""
+    image = sum(t.region_nbytes(t.whole) for t in model.inputs)
+    answer = sum(t.region_nbytes(t.whole) for t in model.outputs)
+    count = len(profile.devices)
+    limits, link = [], [0.0] * count
+    for index, device in enumerate(profile.devices):
+        work = sum(
+            min(device.layer_time(x.index, ends).seconds(x.rows) for ends in (True, False)) for x in model.layers
+        )
+        if device.name != profile.source:
+            out = image / profile.link(profile.source, device.name).bytes_per_second
+            work += out + answer / profile.link(device.name, profile.source).bytes_per_second
+            link[index] = out
+        limits.append([work if i == index else 0.0 for i in range(count)] + [-1.0])
+    limits.append([*link, -1.0])
+    found = linprog(
+        [0.0] * count + [1.0], A_ub=limits, b_ub=[0.0] * len(limits), A_eq=[[1.0] * count + [0.0]], b_eq=[1.0]
+    )
+    return float(found.fun)
+
+
+@given(seed=st.integers(0, 10_000), devices=st.integers(1, 4))
+@examples(30)
+def test_the_bound_is_the_optimum_of_its_programme(seed: int, devices: int) -> None:
+    model = chain(seed % 20, layers=4, rows=12)
+    profile = small_profile(seed, model, devices)
+    assert bound_seconds(model, profile) == pytest.approx(by_linear_programme(model, profile), rel=1e-6)
+    plan = make_plan(model, profile, Objective(), "modnn")
+    assert plan.predicted is not None and plan.predicted.bound_seconds == bound_seconds(model, profile)
+    assert plan.predicted.latency_seconds >= plan.predicted.bound_seconds * (1 - 1e-9)

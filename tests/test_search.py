@@ -1,0 +1,189 @@
+"""`auto` as a whole: never worse than a scheme, near the best of all plans, monotone, within its constraints."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nets import EFFORT, examples
+from small_cases import chain, small_profile
+
+from coedge.model import Model
+from coedge.objective import Objective
+from coedge.plan import Plan, Stage
+from coedge.profile import Profile
+from coedge.region import UNIT, UnitRect
+from orchestrator.evaluator import Evaluator, Judged
+from orchestrator.planner import SCHEMES, make_plan
+
+GOALS = (
+    Objective(),
+    Objective(energy_weight=0.05),
+    Objective(goal="energy"),
+    Objective(goal="throughput"),
+)
+# (devices, layers, rows): small enough to try every plan.
+SIZES = ((2, 3, 4), (2, 4, 4), (3, 3, 3), (2, 4, 3), (3, 2, 6), (4, 2, 4))
+
+
+def cost(plan: Plan, objective: Objective) -> float:
+    assert plan.predicted is not None
+    return objective.cost(plan.predicted.latency_seconds, plan.predicted.energy_joules, plan.predicted.throughput_fps)
+
+
+def every_layout(names: tuple[str, ...], rows: int) -> list[dict[str, UnitRect]]:
+    """All strips on whole rows, in the order of the names."""
+    found = []
+    for cut in itertools.combinations_with_replacement(range(rows + 1), len(names) - 1):
+        edges = (0, *cut, rows)
+        strips = zip(names, edges, edges[1:])
+        found.append({name: UnitRect(a / rows, b / rows) for name, a, b in strips if b > a})
+    return found
+
+
+def every_plan(model: Model, profile: Profile, rows: int) -> Iterator[tuple[Stage, ...]]:
+    layouts, count = every_layout(profile.names, rows), len(model.layers)
+    for number in range(count):
+        for inner in itertools.combinations(range(1, count), number):
+            cuts = [0, *inner, count]
+            pairs = list(zip(cuts, cuts[1:]))
+            for chosen in itertools.product(layouts, repeat=len(pairs)):
+                yield tuple(Stage(first=a, last=b - 1, regions=r) for (a, b), r in zip(pairs, chosen))
+
+
+def best_of_all(evaluator: Evaluator, rows: int) -> Judged:
+    for stages in every_plan(evaluator.model, evaluator.profile, rows):
+        evaluator.judge(stages)
+    return evaluator.best()
+
+
+@pytest.mark.parametrize("seed", range(12 * EFFORT))
+def test_auto_is_near_the_best_of_all_plans(seed: int) -> None:
+    """Within 3 % of what trying every plan finds. (It may be better: borders first is not among those.)"""
+    devices, layers, rows = SIZES[seed % len(SIZES)]
+    model = chain(seed, layers, rows)
+    profile = small_profile(seed, model, devices)
+    objective = GOALS[seed % 3]
+    evaluator = Evaluator(model, profile, objective)
+    best = best_of_all(evaluator, rows)
+    if seed % 4 == 3:
+        objective = objective.model_copy(update={"deadline_ms": best.latency_seconds * 1.1e3})
+        evaluator = Evaluator(model, profile, objective)
+        best = best_of_all(evaluator, rows)
+    exhaustive, plan = evaluator.plan(best), make_plan(model, profile, objective)
+    assert plan.feasible >= exhaustive.feasible
+    if exhaustive.feasible:
+        assert cost(plan, objective) <= 1.03 * cost(exhaustive, objective), f"{exhaustive}\n{plan}"
+
+
+@given(data=st.data())
+@examples(8)
+def test_auto_is_never_worse_than_a_scheme(data: st.DataObject) -> None:
+    seed = data.draw(st.integers(0, 10_000))
+    model = chain(seed % 20, layers=5, rows=12)
+    profile = small_profile(seed, model, data.draw(st.integers(1, 4)))
+    objective = data.draw(st.sampled_from(GOALS))
+    made = [make_plan(model, profile, objective, scheme) for scheme in SCHEMES]
+    auto = make_plan(model, profile, objective)
+    assert auto.feasible and auto.scheme == "auto"
+    assert cost(auto, objective) <= min(cost(plan, objective) for plan in made)
+
+
+@given(data=st.data())
+@examples(5)
+def test_a_faster_link_or_one_more_device_costs_no_time(data: st.DataObject) -> None:
+    """But for what a search by small steps may miss: 1 % is meant, and kept in nearly all cases."""
+    seed = data.draw(st.integers(0, 10_000))
+    model = chain(seed % 20, layers=4, rows=12)
+    profile = small_profile(seed, model, 3)
+    now = cost(make_plan(model, profile, Objective()), Objective())
+    fewer = profile.without(["d2"])
+    assert now <= 1.05 * cost(make_plan(model, fewer, Objective()), Objective())
+    chosen = data.draw(st.integers(0, len(profile.links) - 1))
+    links = list(profile.links)
+    links[chosen] = links[chosen].model_copy(update={"bytes_per_second": 2 * links[chosen].bytes_per_second})
+    faster = profile.model_copy(update={"links": tuple(links)})
+    assert cost(make_plan(model, faster, Objective()), Objective()) <= 1.05 * now
+
+
+@given(data=st.data())
+@examples(3)
+def test_a_looser_deadline_costs_no_joules(data: st.DataObject) -> None:
+    seed = data.draw(st.integers(0, 10_000))
+    model = chain(seed % 20, layers=4, rows=12)
+    profile = small_profile(seed, model, 3)
+    quickest = make_plan(model, profile, Objective())
+    assert quickest.predicted is not None
+    joules = []
+    for factor in (1.05, 1.3, 2.0, 4.0):
+        limit = quickest.predicted.latency_seconds * factor * 1e3
+        plan = make_plan(model, profile, Objective(goal="energy", deadline_ms=limit))
+        assert plan.feasible and plan.predicted is not None and plan.predicted.latency_seconds * 1e3 <= limit
+        joules.append(plan.predicted.energy_joules)
+    assert all(after <= 1.01 * before for before, after in itertools.pairwise(joules)), joules
+
+
+def test_what_cannot_be_met_is_said_with_the_nearest_plan() -> None:
+    model = chain(5, layers=3, rows=12)
+    profile = small_profile(5, model, 3)
+    quickest = make_plan(model, profile, Objective())
+    assert quickest.predicted is not None
+    half = quickest.predicted.latency_seconds * 0.5e3
+    plan = make_plan(model, profile, Objective(deadline_ms=half))
+    assert not plan.feasible and "the deadline is" in plan.reason and plan.predicted is not None
+    assert plan.predicted.latency_seconds <= quickest.predicted.latency_seconds * 1.01
+    small = profile.model_copy(
+        update={"devices": tuple(d.model_copy(update={"memory_bytes": 10.0}) for d in profile.devices)}
+    )
+    plan = make_plan(model, small, Objective())
+    assert not plan.feasible and "its limit is" in plan.reason
+
+
+@pytest.mark.parametrize("keep", [1, 2, 4])
+def test_the_first_layers_stay_where_the_input_is(keep: int) -> None:
+    model = chain(7, layers=4, rows=24)
+    profile = small_profile(7, model, 3)
+    plan = make_plan(model, profile, Objective(keep_local=keep))
+    assert plan.feasible
+    for stage in plan.stages:
+        if stage.first < keep:
+            assert stage.regions == {profile.source: UNIT}
+
+
+def test_who_does_not_help_is_left_out() -> None:
+    model = chain(2, layers=4, rows=24)
+    profile = small_profile(2, model, 3)
+    slow = profile.model_copy(
+        update={
+            "links": tuple(
+                link.model_copy(update={"bytes_per_second": 10.0}) if "d2" in (link.sender, link.receiver) else link
+                for link in profile.links
+            )
+        }
+    )
+    plan = make_plan(model, slow, Objective())
+    assert all("d2" not in stage.regions for stage in plan.stages)
+
+
+def test_the_same_question_gets_the_same_plan_in_every_process() -> None:
+    code = (
+        "from small_cases import chain, small_profile\n"
+        "from coedge.objective import Objective\n"
+        "from orchestrator.planner import make_plan\n"
+        "model = chain(3, 4, 16)\n"
+        "print(make_plan(model, small_profile(3, model, 3), Objective()).digest)\n"
+    )
+    found = set()
+    for seed in ("0", "1"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=120
+        )
+        found.add(done.stdout.strip())
+    assert len(found) == 1
