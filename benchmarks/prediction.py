@@ -105,8 +105,9 @@ def frames(
         _spread(
             report, f"frames, {scheme}", [e for (_, kind), found in errors.items() if kind == scheme for e in found]
         )
-    for what, found in (("all schemes", [e for found in errors.values() for e in found]), ("distinct plans", once)):
-        percent = np.abs(found) * 100
+    everything = [error for found in errors.values() for error in found]
+    for what, some in (("all schemes", everything), ("distinct plans", once)):
+        percent = np.abs(some) * 100
         report.at_most(f"frames, {what}: median error", float(np.median(percent)), "%", 8)
         report.at_most(f"frames, {what}: 95th percentile of error", float(np.percentile(percent, 95)), "%", 20)
     report.at_least("order of plans: mean of Kendall's tau", statistics.mean(taus), "", 0.8)
