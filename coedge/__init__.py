@@ -38,9 +38,11 @@ if TYPE_CHECKING:
     from coedge.program import Program
     from coedge.region import UnitRect
     from coedge.simulator import simulate
+    from coedge.testbed import load_testbed, profile_of
     from coedge.timeline import Timeline
     from orchestrator.cluster import Cluster, connect
     from orchestrator.job import Job
+    from orchestrator.mixture import Mixture, make_mixture
     from orchestrator.planner import make_plan
     from workers.in_process import run_in_process
 
@@ -73,10 +75,14 @@ _HOMES = {
     "Program": "coedge.program",
     "UnitRect": "coedge.region",
     "simulate": "coedge.simulator",
+    "load_testbed": "coedge.testbed",
+    "profile_of": "coedge.testbed",
     "Timeline": "coedge.timeline",
     "Cluster": "orchestrator.cluster",
     "connect": "orchestrator.cluster",
     "Job": "orchestrator.job",
+    "Mixture": "orchestrator.mixture",
+    "make_mixture": "orchestrator.mixture",
     "make_plan": "orchestrator.planner",
     "run_in_process": "workers.in_process",
 }

@@ -5,6 +5,9 @@
     blosc2      lossless: bytes of equal weight together, then zstd; slower than zero_mask, and often smaller
     float16     lossy: float32 and float64 rows at half precision; rows of other types travel as they are
 
+Only rows are packed. A tensor that has none, such as the output of a dense layer, is small, or its shape depends
+on the image: then a receiver could not tell how much to unpack.
+
 A stage names the codecs of the channels on which it fetches: {"pi-1>pi-2": "zero_mask"}.
 """
 
@@ -14,11 +17,15 @@ import math
 from collections.abc import Collection, Mapping
 
 from coedge.errors import PlanError
+from coedge.graph import Tensor
 from coedge.model import Model
 from coedge.profile import CodecSpeed, DeviceProfile
 from coedge.program import RAW, Program, Send
 
-__all__ = ["CODECS", "LOSSLESS", "LOSSY", "RAW", "channel_key", "check_codecs", "codec_speed", "packed_nbytes"]
+__all__ = [
+    "CODECS", "LOSSLESS", "LOSSY", "RAW", "channel_key", "check_codecs", "codec_speed", "packed_nbytes",
+    "tensor_codec",
+]  # fmt: skip
 
 LOSSLESS = ("zero_mask", "blosc2")
 LOSSY = ("float16",)
@@ -53,6 +60,11 @@ def check_codecs(codecs: Mapping[str, str], devices: Collection[str]) -> None:
                 )
 
 
+def tensor_codec(codec: str, tensor: Tensor) -> str:
+    """The codec of one tensor in a message of this codec."""
+    return codec if tensor.row_axis is not None or tensor.col_axis is not None else RAW
+
+
 def packed_nbytes(program: Program, step: Send, model: Model, ratios: Mapping[str, Mapping[str, float]]) -> int:
     """Predicted bytes of a message as packed by its codec, without its header.
 
@@ -62,7 +74,8 @@ def packed_nbytes(program: Program, step: Send, model: Model, ratios: Mapping[st
     total = 0
     for part in step.parts:
         tensor = model.graph.tensors[program.patches[part.patch].tensor]
-        ratio = 1.0 if step.codec == RAW else ratios.get(tensor.name, {}).get(step.codec, 1.0)
+        codec = tensor_codec(step.codec, tensor)
+        ratio = 1.0 if codec == RAW else ratios.get(tensor.name, {}).get(codec, 1.0)
         total += math.ceil(tensor.region_nbytes(part.region) * ratio)
     return total
 

@@ -117,7 +117,10 @@ def _is_dequantised_for(graph: Graph, position: int, node: Node) -> bool:
 
 
 def _head(graph: Graph, rules: tuple[Rule, ...], dense: int) -> int:
-    """The first of the nodes right before a dense one that only make its input of an image; itself, if none does."""
+    """The first of the nodes right before a dense one that only bring what they gather into the shape of its input.
+
+    Itself, if nothing is gathered but by itself.
+    """
     head = first = dense
     while first > 0:
         made = graph.nodes[first - 1]
@@ -126,9 +129,15 @@ def _head(graph: Graph, rules: tuple[Rule, ...], dense: int) -> int:
         if not set(made.outputs) & set(graph.nodes[first].inputs):
             break
         first -= 1
-        if rules[first].kind == "whole":
+        if rules[first].kind == "whole" or _gathered(graph, rules[first]):
             head = first
     return head
+
+
+def _gathered(graph: Graph, rule: Rule) -> set[str]:
+    """The inputs of which a node reads all features."""
+    tensors = {name: graph.tensors[name] for name, (rows, _) in rule.maps.items() if isinstance(rows, Whole)}
+    return {name for name, tensor in tensors.items() if tensor.features and tensor.divisible}
 
 
 class _Features:
@@ -142,10 +151,7 @@ class _Features:
         """Whether a node that works on one pixel reads all of such features: whoever runs it waits for them."""
         if _made(self._graph, node).spatial:
             return False
-        return any(
-            name in self._made and self._graph.tensors[name].divisible and isinstance(rows, Whole)
-            for name, (rows, _) in self._rules[node.index].maps.items()
-        )
+        return bool(self._made & _gathered(self._graph, self._rules[node.index]))
 
     def add(self, node: Node) -> None:
         rule = self._rules[node.index]

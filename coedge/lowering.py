@@ -72,31 +72,49 @@ _COMPUTE, _SEND, _RECEIVE, _ANSWER = 1, 2, 0, 3
 
 # What others fetch of what a device makes in a stage, by (stage, device).
 _Fetched = dict[tuple[int, str], list[tuple[str, Region]]]
+_Key = tuple[object, ...]
 
 # Rules of nodes that no piece can be cut out of: a piece would need all of the stage's share, or be one of the
 # shares whose number and order others rely on.
 _UNCUT = frozenset(("whole", "partial", "combine"))
 
 
-def lower(plan: Plan, model: Model) -> dict[str, Program]:
+@dataclass
+class Memo:
+    """What plans of one model share that differ by little: who lowers many of them hands it on.
+
+    Attributes:
+        tiles: by the stage's first and last node and the wanted regions.
+        pieces: by the stage, the share, what others fetch of it and what the device holds.
+    """
+
+    tiles: dict[_Key, tuple[Tile, dict[str, Region]]] = field(default_factory=dict)
+    pieces: dict[_Key, list[Piece]] = field(default_factory=dict)
+
+
+def lower(plan: Plan, model: Model, memo: Memo | None = None) -> dict[str, Program]:
     """The program of every device of the plan.
+
+    Args:
+        memo: of this model.
 
     Raises:
         PlanError: the plan does not fit the model.
     """
     check_plan(plan, model)
-    lowering = _Lowering(plan, model, None)
+    memo = memo or Memo()
+    lowering = _Lowering(plan, model, None, memo)
     programs = lowering.run()
     if any(stage.borders_first for stage in plan.stages):
-        programs = _Lowering(plan, model, lowering.fetched).run()
+        programs = _Lowering(plan, model, lowering.fetched, memo).run()
     return programs
 
 
 class _Lowering:
     """`cut_by`: what others fetch of each share, where stages are to be cut by it; None: they are not cut."""
 
-    def __init__(self, plan: Plan, model: Model, cut_by: _Fetched | None) -> None:
-        self.plan, self.model, self.cut_by = plan, model, cut_by
+    def __init__(self, plan: Plan, model: Model, cut_by: _Fetched | None, memo: Memo) -> None:
+        self.plan, self.model, self.cut_by, self.memo = plan, model, cut_by, memo
         self.graph = model.graph
         self.devices = {name: _Device(name) for name in plan.devices}
         self.owners: dict[str, list[_Owner]] = defaultdict(list)
@@ -148,10 +166,7 @@ class _Lowering:
             if share:
                 pieces[name] = share
         # All needs first, then all fetches: what a device makes in this stage is nobody's input in it.
-        tiles = {
-            name: [tile_of(self.model, first, stop, dict(piece.wanted)) for piece in share]
-            for name, share in pieces.items()
-        }
+        tiles = {name: [self._tile(first, stop, piece.wanted) for piece in share] for name, share in pieces.items()}
         reads = self._fetch(index, {name: [_inputs(*tile) for tile in made] for name, made in tiles.items()})
         for name, share in pieces.items():
             device = self.devices[name]
@@ -189,7 +204,22 @@ class _Lowering:
             held = self.devices[device]
             return not any(self._take(held, name, need[name])[1] for name in need.keys() - made)
 
-        return pieces_of(rect, tensors, self.cut_by.get((index, device), ()), is_local)
+        fetched, held = self.cut_by.get((index, device), ()), self.devices[device].held
+        inputs = {name for node in self.graph.nodes[first:stop] for name in self.graph.activations(node)}
+        patches = self.devices[device].patches
+        key = (
+            first, stop, rect, tuple(fetched),
+            tuple((name, tuple(patches[i].region for i in held[name])) for name in sorted(inputs) if name in held),
+        )  # fmt: skip
+        if key not in self.memo.pieces:
+            self.memo.pieces[key] = pieces_of(rect, tensors, fetched, is_local)
+        return self.memo.pieces[key]
+
+    def _tile(self, first: int, stop: int, wanted: Mapping[str, Region]) -> tuple[Tile, dict[str, Region]]:
+        key = (first, stop, *wanted.items())
+        if key not in self.memo.tiles:
+            self.memo.tiles[key] = tile_of(self.model, first, stop, dict(wanted))
+        return self.memo.tiles[key]
 
     def _fetch(self, stage: int, needs: dict[str, list[dict[str, Region]]]) -> dict[str, list[list[Read]]]:
         """Reads of every piece of every device, with the sends and receives that make them possible."""

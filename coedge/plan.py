@@ -43,7 +43,8 @@ class Stage(BaseModel):
     Attributes:
         borders_first: what others wait for is computed and sent before the rest of the region, and what needs
             no rows of others does not wait for them (see `coedge.pieces`).
-        codecs: how what this stage needs is packed for the wire, by "sender>receiver"; raw where not named.
+        codecs: how what this stage fetches is packed for the wire, by "sender>receiver"; raw where not named
+            (see `coedge.codec`). The answer travels as it is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,6 +85,13 @@ class Plan(BaseModel):
         done = self.model_dump_json(exclude={"predicted", "reason", "feasible", "scheme"})
         return hashlib.blake2b(done.encode(), digest_size=8).hexdigest()
 
+    @property
+    def used_devices(self) -> tuple[str, ...]:
+        """Those with a share of some stage."""
+        shares = [(name, rect) for stage in self.stages for name, rect in stage.regions.items()]
+        names = {name for name, rect in shares if rect.row_stop > rect.row_start and rect.col_stop > rect.col_start}
+        return tuple(name for name in self.devices if name in names)
+
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Plan:
         copied = super().model_copy(update=update, deep=deep)
         copied.__dict__.pop("digest", None)  # a copy would keep what was cached of another plan
@@ -119,7 +127,9 @@ class Plan(BaseModel):
             shares = ", ".join(
                 f"{name} {share}" for name, share in ((n, _share(r)) for n, r in stage.regions.items()) if share
             )
-            lines.append(f"  {label:14s} {layers:16s} {shares}")
+            dress = [", borders first"] if stage.borders_first else []
+            dress += [f", {codec} packed" for codec in sorted(set(stage.codecs.values()))]
+            lines.append(f"  {label:14s} {layers:16s} {shares}{''.join(dress)}")
         return "\n".join(lines)
 
 
@@ -133,14 +143,19 @@ def _share(rect: UnitRect) -> str:
 
 
 def stage_runs(stages: Sequence[Stage]) -> list[tuple[int, int, Stage]]:
-    """Consecutive stages with the same regions, as (start, stop, stage)."""
+    """Consecutive stages with the same regions, done in the same way, as (start, stop, stage)."""
     runs: list[tuple[int, int, Stage]] = []
     for index, stage in enumerate(stages):
-        if runs and runs[-1][2].regions == stage.regions:
+        if runs and _done_as(runs[-1][2]) == _done_as(stage):
             runs[-1] = (runs[-1][0], index + 1, stage)
         else:
             runs.append((index, index + 1, stage))
     return runs
+
+
+def _done_as(stage: Stage) -> tuple[object, ...]:
+    """All but the layers."""
+    return stage.regions, stage.borders_first, sorted(set(stage.codecs.values()))
 
 
 def check_plan(plan: Plan, model: Model) -> None:

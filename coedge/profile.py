@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -125,6 +125,12 @@ class Profile(BaseModel):
     codec_ratios: dict[str, dict[str, float]] = {}
     client_seconds: float = Field(default=0.0, ge=0)
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Profile:
+        copied = super().model_copy(update=update, deep=deep)
+        for name in ("by_name", "_links"):  # a copy would keep what was cached of another profile
+            copied.__dict__.pop(name, None)
+        return copied
+
     @cached_property
     def by_name(self) -> dict[str, DeviceProfile]:
         return {device.name: device for device in self.devices}
@@ -157,16 +163,11 @@ class Profile(BaseModel):
         gone = set(names)
         if not gone & set(self.names):
             return self
-        return Profile(
-            model_name=self.model_name,
-            model_hash=self.model_hash,
-            devices=tuple(device for device in self.devices if device.name not in gone),
-            links=tuple(link for link in self.links if not {link.sender, link.receiver} & gone),
-            media=self.media,
-            source=self.source,
-            joules=self.joules,
-            codec_ratios=self.codec_ratios,
-            client_seconds=self.client_seconds,
+        return self.model_copy(
+            update={
+                "devices": tuple(device for device in self.devices if device.name not in gone),
+                "links": tuple(link for link in self.links if not {link.sender, link.receiver} & gone),
+            }
         )
 
     def check(self, model: Model) -> None:

@@ -140,9 +140,5 @@ class Program:
         """The tiles that this device runs, in program order."""
         return [step.tile for step in self.steps if isinstance(step, Compute)]
 
-    def node_indices(self) -> set[int]:
-        """The graph's nodes that this device runs."""
-        return {n.node for s in self.steps if isinstance(s, Compute) for n in s.tile.nodes}
-
 
 _ADAPTER: TypeAdapter[Program] = TypeAdapter(Program)

@@ -74,15 +74,20 @@ class Region(NamedTuple):
     def minus(self, other: Region) -> list[Region]:
         """This region without `other`, as at most four disjoint regions: above, below, left, right."""
         hole = self.intersection(other)
+        if hole == self:
+            return []
         if hole.empty:
             return [] if self.empty else [self]
-        parts = [
-            Region(self.row_start, hole.row_start, self.col_start, self.col_stop),
-            Region(hole.row_stop, self.row_stop, self.col_start, self.col_stop),
-            Region(hole.row_start, hole.row_stop, self.col_start, hole.col_start),
-            Region(hole.row_start, hole.row_stop, hole.col_stop, self.col_stop),
-        ]
-        return [part for part in parts if not part.empty]
+        parts = []
+        if hole.row_start > self.row_start:
+            parts.append(self._replace(row_stop=hole.row_start))
+        if hole.row_stop < self.row_stop:
+            parts.append(self._replace(row_start=hole.row_stop))
+        if hole.col_start > self.col_start:
+            parts.append(Region(hole.row_start, hole.row_stop, self.col_start, hole.col_start))
+        if hole.col_stop < self.col_stop:
+            parts.append(Region(hole.row_start, hole.row_stop, hole.col_stop, self.col_stop))
+        return parts
 
     def __str__(self) -> str:
         return f"rows {self.row_start}..{self.row_stop}, columns {self.col_start}..{self.col_stop}"

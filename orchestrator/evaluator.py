@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from coedge.lowering import lower
+from coedge.lowering import Memo, lower
 from coedge.memory import program_nbytes
 from coedge.model import Model
 from coedge.objective import Objective
@@ -57,11 +57,12 @@ class Evaluator:
         self.model, self.profile, self.objective = model, profile, objective
         self.judged: dict[Key, Judged] = {}
         self.steps = 0
+        self._memo = Memo()
 
     def aiming_at(self, objective: Objective) -> Evaluator:
         """The same, and what was judged so far, for another goal: constraints beside the deadline must be the same."""
         other = Evaluator(self.model, self.profile, objective)
-        other.judged = self.judged
+        other.judged, other._memo = self.judged, self._memo
         return other
 
     def judge(self, stages: Sequence[Stage], scheme: str = "auto", reason: str = "") -> Judged:
@@ -102,7 +103,7 @@ class Evaluator:
             scheme=scheme, model_name=model.name, model_hash=model.hash, devices=profile.names,
             source=profile.source, sink=profile.source, stages=stages, reason=reason,
         )  # fmt: skip
-        programs = lower(draft, model)
+        programs = lower(draft, model, self._memo)
         self.steps += sum(len(program.steps) for program in programs.values())
         timeline = simulate(programs, profile, model)
         problems, excess = self._problems(stages, programs)

@@ -18,7 +18,7 @@ from orchestrator.schemes.modnn import modnn
 from orchestrator.schemes.musical_chair import musical_chair
 from orchestrator.schemes.neurosurgeon import neurosurgeon
 from orchestrator.schemes.offload import offload
-from orchestrator.schemes.scheme import Scheme
+from orchestrator.schemes.scheme import Scheme, rank
 from orchestrator.search.auto import search
 
 SCHEMES: dict[str, Scheme] = {
@@ -32,6 +32,8 @@ SCHEMES: dict[str, Scheme] = {
     "neurosurgeon": neurosurgeon,
 }
 AUTO = "auto"
+# So many of the named schemes' plans, the best, the search begins with.
+KNOWN = 3
 
 
 def check_scheme(scheme: str) -> None:
@@ -62,6 +64,8 @@ def make_plan(model: Model, profile: Profile, objective: Objective | None = None
     if scheme != AUTO:
         return SCHEMES[scheme](model, profile, objective)
     known = [SCHEMES[name](model, profile, objective) for name in SCHEMES]
+    if any(plan.feasible for plan in known):
+        known = sorted(known, key=lambda plan: rank(plan, objective))[:KNOWN]
     if objective.goal == "throughput" and any(plan.feasible for plan in known):
         known += make_mixture(model, profile, objective, known).plans
     return search(model, profile, objective, known)

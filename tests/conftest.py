@@ -1,8 +1,13 @@
-"""Shared by all tests: Hypothesis settings, and the tally of split against unsplit output."""
+"""Shared by all tests: Hypothesis settings, the tally of split against unsplit output, the command line."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
+from command_line import Result
 from hypothesis import HealthCheck, settings
 from nets import EFFORT, TALLY
 
@@ -15,3 +20,21 @@ settings.load_profile("coedge")
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if TALLY.cases:
         terminalreporter.write_line(str(TALLY))
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Result]:
+    """Runs a command in this process and in an empty folder; an exception that comes through fails the test."""
+    from coedge.cli.app import run_app
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*args: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["coedge", *args])
+        capsys.readouterr()
+        code = run_app()
+        return Result(code, *capsys.readouterr())
+
+    return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -364,6 +365,26 @@ def test_outputs_that_cannot_be_given() -> None:
     parts = net.op("SplitToSequence", "x", net.const(2, "int64"), axis=1)
     with pytest.raises(CaptureError, match=f"'{parts}' is a sequence"):
         capture(net.proto(net.op("SequenceAt", parts, net.const(1, "int64"))))
+
+
+@pytest.mark.parametrize("axis", [2, 3])
+def test_images_without_rows_or_columns_on_the_way(axis: int) -> None:
+    net = Net()
+    x = net.op("Relu", net.input((1, 3, 8, 6)))
+    empty = net.slice(x, 0, 0, axis)
+    shape = [1, 3, 8, 6]
+    shape[axis] = 0
+    with pytest.raises(
+        CaptureError, match=rf"'{empty}', made by Slice 'Slice_1', is empty: {re.escape(str(shape))}; leave it out"
+    ):
+        capture(net.proto(net.op("Concat", x, empty, axis=axis)))
+
+
+def test_no_channels_on_the_way_are_no_trouble() -> None:
+    net = Net()
+    x = net.op("Relu", net.input((1, 3, 8, 6)))
+    model = capture(net.proto(net.op("Concat", x, net.slice(x, 0, 0, 1), axis=1)))
+    assert run_in_process(model, even_plan(model, 2), image((1, 3, 8, 6))).shape == (1, 3, 8, 6)
 
 
 def test_a_module_that_raises_is_quoted() -> None:

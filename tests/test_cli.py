@@ -7,22 +7,21 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import onnx
 import pytest
+from command_line import fails
 from nets import Net
 from test_algorithm_1 import synthetic_profile
 
-from coedge.cli.app import run_app
 from coedge.cli.models import load_model
 from coedge.cli.options import seconds
 from coedge.plan import Plan
 from coedge.profile import Profile
 from coedge.version import VERSION
-from orchestrator.planner import SCHEMES
 
-COMMANDS = ("demo", "devices", "plan", "run", "version")
+COMMANDS = ("demo", "devices", "plan", "simulate", "pareto", "run", "version")
 MODEL, SIZE = "squeezenet", "64"
 
 CLUSTER = """
@@ -31,28 +30,6 @@ devices:
   - {name: small, speed: 0.25, link: {mbps: 100, latency_ms: 0.2}, power: {compute_watts: 2.0, transmit_watts: 0.5}}
 source: big
 """
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    """Runs a command in this process and in an empty folder; an exception that comes through fails the test."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*args: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["coedge", *args])
-        capsys.readouterr()
-        code = run_app()
-        return Result(code, *capsys.readouterr())
-
-    return run
 
 
 @functools.cache
@@ -65,15 +42,6 @@ def small_profile() -> Profile:
 def profile(tmp_path: Path) -> str:
     small_profile().save(tmp_path / "profile.json")
     return "profile.json"
-
-
-def fails(result: Result, code: int, *words: str) -> None:
-    """An error that people can use: the code, a message on stderr with these words, and no traceback."""
-    assert result.code == code, result
-    assert "Traceback" not in result.err + result.out
-    flat = " ".join(result.err.replace("│", " ").split())
-    for word in words:
-        assert word in flat, f"{word!r} is not in: {flat}"
 
 
 # ---------------------------------------------------------------- help
@@ -120,7 +88,7 @@ def test_version(cli) -> None:
         (["plan", MODEL, "--deadline", "-5ms"], ["--deadline", "100ms"]),
         (["run", MODEL, "--deadline", "0s"], ["'0s' is not a duration"]),
         (["run", MODEL, "--deadline", "5min"], ["'5min' is not a duration"]),
-        (["run", MODEL, "--goal", "speed"], ["--goal is latency or energy", "'speed'"]),
+        (["run", MODEL, "--goal", "speed"], ["--goal is latency, energy or throughput", "'speed'"]),
         (["plan", MODEL, "--save", "no/such/plan.json"], ["no/such/plan.json", "no folder"]),
         (["plan", MODEL, "--save-profile", "no/p.json"], ["no/p.json", "no folder"]),
         (["plan", MODEL, "--save", "."], ["is a folder"]),
@@ -300,28 +268,25 @@ def test_plan_on_a_saved_profile(cli, profile: str) -> None:
     assert result.code == 0, result.err
     read = json.loads(result.out)
     assert read["scheme"] == "coedge" and read["devices"] == ["big", "small"] and read["feasible"] is True
-    assert set(read["predicted"]) == {"latency_seconds", "energy_joules", "throughput_fps"}
+    assert set(read["predicted"]) == {"latency_seconds", "energy_joules", "throughput_fps", "bound_seconds"}
+    assert 0 < read["predicted"]["bound_seconds"] <= read["predicted"]["latency_seconds"]
+    assert read["energy_source"] == "modelled, watts: configured"
 
 
 def test_plan_for_people(cli, profile: str) -> None:
     result = cli("plan", MODEL, "--size", SIZE, "--profile", profile, "--scheme", "equal")
     assert result.code == 0
     assert "plan equal" in result.out and "big 50%, small 50%" in result.out
-    assert "predicted:" in result.out and " ms" in result.out and "modelled from watts" in result.out
-
-
-def test_compare_shows_all_schemes(cli, profile: str) -> None:
-    result = cli("plan", MODEL, "--size", SIZE, "--profile", profile, "--compare", "--json")
-    assert [row["scheme"] for row in json.loads(result.out)] == list(SCHEMES)
-    table = cli("plan", MODEL, "--size", SIZE, "--profile", profile, "--compare")
-    assert table.code == 0 and all(f" {scheme} " in table.out for scheme in SCHEMES)
+    assert "predicted:" in result.out and " ms" in result.out and "(modelled, watts: configured)" in result.out
+    assert "x the divisible-load bound" in result.out
 
 
 def test_an_infeasible_deadline_is_said_and_the_nearest_plan_shown(cli, profile: str) -> None:
     args = ("plan", MODEL, "--size", SIZE, "--profile", profile, "--goal", "energy", "--deadline", "0.01ms")
     read = json.loads(cli(*args, "--json").out)
     assert read["feasible"] is False and "the deadline is 0.01 ms" in read["reason"] and read["stages"]
-    assert "infeasible:" in cli(*args).out
+    shown = cli(*args).out
+    assert "infeasible:" in shown and "the nearest plan, not feasible" in shown
 
 
 def test_a_saved_plan_is_read_again(cli, profile: str, tmp_path: Path) -> None:
@@ -356,7 +321,7 @@ def test_end_to_end(tmp_path: Path) -> None:
     assert set(devices[0]["links"]) == {"small"} and devices[0]["links"]["small"]["bytes_per_second"] > 0
 
     plan = coedge("plan", "shufflenet_v2", "--size", SIZE, "--scheme", "equal", "--save", "plan.json")
-    assert plan["scheme"] == "equal" and json.loads((tmp_path / "plan.json").read_text()) == plan
+    assert plan["scheme"] == "equal" and json.loads((tmp_path / "plan.json").read_text()).items() <= plan.items()
 
     own = ("--plan", "plan.json", "--repeat", "2", "--trace", "trace.json")
     run = coedge("run", "shufflenet_v2", "--size", SIZE, *own)

@@ -307,7 +307,7 @@ def test_a_device_without_rows_does_nothing(model: Model) -> None:
     plan = even_plan(model, 3, boundaries=[0.0, 0.5], source="device-1")
     programs = check_programs(model, plan)
     assert programs["device-0"].steps == () and programs["device-0"].patches == ()
-    assert programs["device-0"].node_indices() == set()
+    assert programs["device-0"].tiles() == []
 
 
 def test_halos_are_one_row_where_a_window_of_three_is_cut() -> None:

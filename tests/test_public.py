@@ -21,10 +21,10 @@ ERRORS = [
     "DeviceLost", "StepFailed", "FrameTimeout", "Cancelled",
 ]  # fmt: skip
 NAMES = [
-    "capture", "with_normalisation", "Model", "zoo",
+    "capture", "with_normalisation", "Mixture", "Model", "zoo",
     "ClusterConfig", "DeviceConfig", "LinkConfig", "PowerConfig", "load_config",
-    "Objective", "Profile", "Plan", "Stage", "UnitRect", "even_plan", "make_plan",
-    "Program", "lower", "simulate", "Timeline", "run_in_process",
+    "Objective", "Profile", "Plan", "Stage", "UnitRect", "even_plan", "make_mixture", "make_plan",
+    "Program", "load_testbed", "lower", "simulate", "Timeline", "profile_of", "run_in_process",
     "Cluster", "Job", "connect",
 ]  # fmt: skip
 

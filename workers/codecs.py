@@ -3,7 +3,7 @@
 A packed array is a flat uint8 array:
 
     byte 0      form: 0 raw, 1 packed
-    bytes 1-7   zero, so that what follows is aligned
+    bytes 1-15  zero, so that what follows is aligned
     then        form 0                the bytes of the array, C order, little endian: packing did not make it smaller
                 form 1, zero_mask     one bit per value, padded to 8 bytes | the values whose bit is 1
                 form 1, blosc2        one Blosc2 chunk
@@ -30,7 +30,7 @@ from workers.message import MalformedMessage
 Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
 
-HEADER = 8
+HEADER = 16
 _RAW_FORM, _PACKED_FORM = 0, 1
 _WORDS = {size: np.dtype(f"<u{size}") for size in (1, 2, 4, 8)}
 _HALF = np.dtype("<f2")

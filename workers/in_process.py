@@ -13,7 +13,7 @@ from coedge.lowering import lower
 from coedge.machine import Machine
 from coedge.model import Model
 from coedge.plan import Plan
-from coedge.program import CLIENT, RAW, Answer, Compute, Program, Receive, Send
+from coedge.program import CLIENT, Answer, Compute, Program, Receive, Send
 from coedge.values import as_arrays, output, restore, wants_tensors
 from workers.kernels import Kernels, received
 
@@ -62,7 +62,7 @@ class InProcess:
             moved = False
             while mail:
                 receiver, channel, values = mail.pop()
-                machines[receiver].arrived(self._frame, channel, self._unpacked(machines[receiver], channel, values))
+                machines[receiver].arrived(self._frame, channel, self._received(machines[receiver], channel, values))
                 moved = True
             for name, machine in machines.items():
                 while (ready := machine.next()) is not None:
@@ -74,11 +74,9 @@ class InProcess:
             raise PlanError(f"the programs do not end: {', '.join(stuck)} wait for messages that nobody sends")
         return answer
 
-    def _unpacked(self, machine: Machine, channel: int, values: list[Array]) -> list[Array]:
+    def _received(self, machine: Machine, channel: int, values: list[Array]) -> list[Array]:
         step = machine.receive_of(channel)
-        if step is None or step.codec == RAW:
-            return values
-        return received(step, machine.program.patches, self.model.graph.tensors, values)
+        return received(step, machine.program.patches, self.model.graph.tensors, values) if step else values
 
     def _step(
         self, name: str, machine: Machine, index: int, mail: list[tuple[str, int, list[Array]]]

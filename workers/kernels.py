@@ -12,6 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from coedge.codec import tensor_codec
 from coedge.graph import Tensor
 from coedge.large_weights import stub, without_initializers
 from coedge.model import Model
@@ -100,13 +101,15 @@ class Kernels:
         """The arrays that a step makes: patches for Compute, parts as they travel for Send, outputs for Answer."""
         tensors = self.model.graph.tensors
         if isinstance(step, Send):
-            held = [(part, patches[part.patch]) for part in step.parts]
-            parts = (take(part, tensors[p.tensor], p.region, values[part.patch]) for part, p in held)
-            return [encode(step.codec, part) for part in parts]
+            return [self._packed(step.codec, part, patches[part.patch], values[part.patch]) for part in step.parts]
         if isinstance(step, Receive):
             return []
         arrays = [assemble(read, tensors[read.tensor], patches, values) for read in step.reads]
         return self.run(step.tile, arrays) if isinstance(step, Compute) else arrays
+
+    def _packed(self, codec: str, part: Part, patch: Patch, value: Array) -> Array:
+        tensor = self.model.graph.tensors[patch.tensor]
+        return encode(tensor_codec(codec, tensor), take(part, tensor, patch.region, value))
 
     def _create(self, tile: Tile) -> onnxruntime.InferenceSession:
         proto, weights = build_tile(self.model, tile)
@@ -181,8 +184,12 @@ def received(
     values = []
     for patch, array in zip((patches[index] for index in step.patches), arrays):
         tensor = tensors[patch.tensor]
+        codec, shape = tensor_codec(step.codec, tensor), tensor.region_shape(patch.region)
+        rows = tensor.row_axis is not None or tensor.col_axis is not None or tensor.partial_extent
+        if not rows and array.ndim == len(shape):
+            shape = array.shape  # of a NonZero, say, it depends on the image
         try:
-            values.append(decode(step.codec, array, tensor.region_shape(patch.region), tensor.dtype))
+            values.append(decode(codec, array, shape, tensor.dtype))
         except MalformedMessage as error:
             sent = f"{step.peer} sent {array.dtype} {list(array.shape)} for {patch.tensor!r}"
             raise MalformedMessage(f"{sent}: {error}") from None

@@ -152,12 +152,14 @@ def whole_program(model: Model) -> Program:
 def features_program(model: Model, share: float, memory_bytes: float | None) -> Program:
     """What a device does that has a share of the features of dense layers, or of as many of them as fit."""
     stages = []
+    dense = [layer for layer in model.layers if layer.by_features]
+    weights = sum(model.weights[name].nbytes for d in dense for name in model.weight_names(d.first, d.stop))
+    # Twice: a session packs its weights into a copy. All shares of all dense layers are ready at once.
+    needed = 2 * sum(FEATURE_SHARES) * weights
+    fits = min(1.0, memory_bytes / needed) if memory_bytes is not None and needed else 1.0
     for layer in model.layers:
         regions = {OTHERS: UNIT}
         if layer.by_features:
-            weights = sum(model.weights[name].nbytes for name in model.weight_names(layer.first, layer.stop))
-            # Twice: a session packs its weights into a copy.
-            fits = 1.0 if memory_bytes is None else min(1.0, memory_bytes / max(2 * weights, 1))
             own = max(fits, 1 / layer.rows) * share
             regions = strips({DEVICE: own, OTHERS: 1 - own})
         stages.append(Stage(first=layer.index, last=layer.index, regions=regions))

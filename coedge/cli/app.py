@@ -10,8 +10,10 @@ import typer
 
 from coedge.cli.demo import demo
 from coedge.cli.devices import devices
+from coedge.cli.pareto import pareto
 from coedge.cli.plan import plan
 from coedge.cli.run import run
+from coedge.cli.simulate import simulate
 from coedge.errors import CoEdgeError
 from coedge.version import VERSION
 
@@ -26,7 +28,7 @@ app = typer.Typer(
 # Typer stands on click, which newer versions carry inside: the base of its errors is found from Typer's own.
 ClickError: Any = typer.BadParameter.__bases__[0].__bases__[0]
 
-for command in (demo, devices, plan, run):
+for command in (demo, devices, plan, simulate, pareto, run):
     app.command()(command)
 
 

@@ -1,84 +1,164 @@
-"""`coedge plan`: what would be done, and what it would cost."""
+"""`coedge plan`: what would be done, what it would cost, and why."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coedge.cli.defaults import demo_config
+from coedge.cli.inputs import check_keep_local, read_given
 from coedge.cli.models import MODEL_HELP, load_model
-from coedge.cli.options import Cluster, Deadline, Goal, Json, Scheme, Set, Size, objective, writable
+from coedge.cli.options import (
+    Deadline,
+    Goal,
+    Json,
+    KeepLocal,
+    PlannedCluster,
+    PlannedOn,
+    Scheme,
+    Set,
+    Size,
+    Without,
+    objective,
+    writable,
+)
+from coedge.model import Model
+from coedge.objective import Objective
+from coedge.plan import Plan
+from coedge.profile import Profile
+from coedge.progress import progress
+
+if TYPE_CHECKING:
+    from orchestrator.explanation import Explanation
+    from orchestrator.mixture import Mixture
 
 
 def plan(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    cluster: Cluster = None,
-    profile: Annotated[str | None, typer.Option(help="A saved profile (JSON) instead of a cluster.")] = None,
+    profile: PlannedOn = None,
+    cluster: PlannedCluster = None,
     scheme: Scheme = None,
     goal: Goal = None,
     deadline: Deadline = None,
+    without: Without = None,
+    keep_local: KeepLocal = None,
     save: Annotated[str | None, typer.Option(help="Write the plan to this file.")] = None,
-    save_profile: Annotated[str | None, typer.Option(help="Write the measured profile to this file.")] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="All schemes side by side.")] = False,
+    save_profile: Annotated[str | None, typer.Option(help="Write the profile to this file.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="All schemes and auto side by side.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say what binds, what would help, and why devices are left out.")
+    ] = False,
     size: Size = 224,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Plans a model on a cluster (or on a saved profile) and shows who would do what.
+    """Plans a model on a profile, a test bed or a cluster, and shows who would do what.
 
-    Example: coedge plan vgg16 --cluster configs/demo.yaml --goal energy --deadline 400ms
+    Example: coedge plan vgg16 --profile configs/testbeds/home-wifi.yaml --goal energy --deadline 400ms --explain
     """
-    from coedge.config import load_config
-    from coedge.objective import Objective
-    from coedge.profile import Profile
+    from orchestrator.explain import explain as explained
+    from orchestrator.explain import parts_of
+    from orchestrator.mixture import make_mixture
     from orchestrator.planner import AUTO, SCHEMES, check_scheme, make_plan
 
-    if profile and (cluster or set_ or save_profile):
-        raise typer.BadParameter("--profile stands for a cluster: no --cluster, --set or --save-profile with it")
-    if compare and (save or scheme):
-        raise typer.BadParameter("--compare shows all schemes: no --save or --scheme with it")
+    if compare and (save or scheme or explain):
+        raise typer.BadParameter("--compare shows all schemes: no --save, --scheme or --explain with it")
     writable(save, save_profile)
-    config = None if profile else load_config(cluster or demo_config(), set_ or ())
-    chosen = scheme or (config.scheme if config else AUTO)
+    if scheme:
+        check_scheme(scheme)
+    given = read_given(profile, cluster, set_, without)
+    chosen = scheme or given.scheme
     check_scheme(chosen)
-    wanted = objective(config.objective if config else Objective(), goal, deadline)
-    loaded = Profile.load(profile) if profile else None
-    captured = load_model(model, size)
-    if loaded is not None:
-        measured = loaded
-    else:
-        from orchestrator.cluster import connect
+    wanted = objective(given.objective, goal, deadline, keep_local)
+    from coedge.cli.render import busy, say
 
-        assert config is not None
-        with connect(config) as joined:
-            measured = joined.profile(captured)
+    with busy(f"building {model} and exporting it once to ONNX"):
+        captured = load_model(model, size)
+    check_keep_local(wanted.keep_local, captured)
+    measured, everybody = given.profiles(captured)
     if save_profile:
-        measured.save(save_profile)
-    plans = [make_plan(captured, measured, wanted, name) for name in (SCHEMES if compare else [chosen])]
-    if save:
-        plans[0].save(save)
-    if as_json:
-        rows = [json.loads(p.model_dump_json()) for p in plans]
-        print(json.dumps(rows if compare else rows[0]))
-        return
-    from rich.table import Table
-
-    from coedge.cli.render import console, plan_table, prediction_line
-
+        everybody.save(save_profile)
     if compare:
-        table = Table(title=f"{captured.name}, predicted", title_justify="left", header_style="bold")
-        for column in ("scheme", "ms", "J (modelled)", "frames/s", "devices", ""):
-            table.add_column(column, justify="left" if column in ("scheme", "") else "right")
-        for made in plans:
-            assert made.predicted is not None
-            used = {n for s in made.stages for n, r in s.regions.items() if r.row_stop > r.row_start}
-            table.add_row(
-                made.scheme, f"{made.predicted.latency_seconds * 1e3:.1f}", f"{made.predicted.energy_joules:.3f}",
-                f"{made.predicted.throughput_fps:.1f}", str(len(used)), "" if made.feasible else made.reason,
-            )  # fmt: skip
-        console.print(table)
+        names = [*SCHEMES, AUTO]
+        plans = []
+        with progress("planning", len(names)) as done:
+            for name in names:
+                plans.append(make_plan(captured, measured, wanted, name))
+                done()
+        _show_all(plans, measured, wanted, as_json)
         return
-    console.print(plan_table(plans[0], len(captured.layers)))
-    console.print(prediction_line(plans[0]))
+    with busy(f"planning {captured.name}"):
+        made = make_plan(captured, measured, wanted, chosen)
+        mixture = None
+        if wanted.goal == "throughput" and chosen == AUTO and made.feasible:
+            mixture = make_mixture(captured, measured, wanted, [made])
+    if save:
+        made.save(save)
+    reasons = None
+    if explain:
+        with progress("explaining", parts_of(made, measured)) as done:
+            reasons = explained(made, captured, measured, wanted, everybody, done)
+    if as_json:
+        print(json.dumps(as_row(made, measured) | _mixed(mixture) | _explained(reasons)))
+        return
+    _show(made, captured, measured, mixture)
+    if reasons is not None:
+        say(f"\n{reasons}")
+
+
+def as_row(plan: Plan, profile: Profile) -> dict[str, Any]:
+    """The plan as JSON values, with what it does not say itself: who has a share, and where the watts come from."""
+    from orchestrator.explanation import energy_source
+
+    row: dict[str, Any] = json.loads(plan.model_dump_json())
+    used = plan.used_devices
+    return {**row, "devices_used": used, "energy_source": energy_source(profile, used)}
+
+
+def _mixed(mixture: Mixture | None) -> dict[str, Any]:
+    if mixture is None:
+        return {}
+    parts = [
+        {"part": part, "plan": json.loads(plan.model_dump_json())} for plan, part in zip(mixture.plans, mixture.parts)
+    ]
+    return {
+        "mixture": {
+            "rate_fps": mixture.rate_fps,
+            "energy_joules": mixture.energy_joules,
+            "in_flight": mixture.in_flight,
+            "parts": parts,
+        }
+    }
+
+
+def _explained(reasons: Explanation | None) -> dict[str, Any]:
+    return {} if reasons is None else {"explanation": json.loads(reasons.model_dump_json())}
+
+
+def _show_all(plans: list[Plan], profile: Profile, objective: Objective, as_json: bool) -> None:
+    from coedge.cli.render import compare_table, console, ratio, say
+    from orchestrator.explanation import energy_source
+
+    best = plans[-1]
+    if as_json:
+        rows = [{**as_row(plan, profile), "ratio_to_auto": ratio(plan, best, objective)} for plan in plans]
+        print(json.dumps(rows))
+    else:
+        console.print(compare_table(plans, best, objective, energy_source(profile, profile.names)))
+        for plan in plans:
+            if not plan.feasible:
+                say(f"* {plan.scheme} is infeasible: {plan.reason}")
+
+
+def _show(plan: Plan, model: Model, profile: Profile, mixture: Mixture | None) -> None:
+    from coedge.cli.render import console, plan_table, prediction_line, say
+    from orchestrator.explanation import energy_source
+
+    console.print(plan_table(plan, len(model.layers)))
+    console.print(prediction_line(plan, energy_source(profile, plan.used_devices)))
+    if mixture is not None and len(mixture.plans) > 1:
+        say(
+            f"a mixture of {len(mixture.plans)} plans, whole frames dealt to each, would answer "
+            f"{mixture.rate_fps:.1f} frames/s: coedge simulate ... --mixture"
+        )

@@ -17,10 +17,7 @@ halo terms are rebuilt whenever a device leaves, so that what is infeasible for 
 
 from __future__ import annotations
 
-import contextlib
-import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +29,7 @@ from coedge.plan import Plan, even_plan, stages_of, strips
 from coedge.profile import Profile
 from coedge.program import Send
 from coedge.region import UnitRect
+from orchestrator.convex import solved
 from orchestrator.schemes.scheme import best, evaluate, on_one_device, place_whole, single_device
 from orchestrator.schemes.traffic import Traffic, made_whole, traffic
 
@@ -121,7 +119,7 @@ def _solve(
     # Equals do not share for nothing: where it makes no difference, the earlier device takes the rows.
     cost += 1e-6 * (np.arange(count) @ share)
     problem = cvxpy.Problem(cvxpy.Minimize(cost), constraints)
-    if not _solved(problem):
+    if not solved(problem):
         return None
     # An interior-point solver leaves a hair where the optimum has none.
     values = np.where(share.value < 1e-5, 0.0, share.value)
@@ -136,20 +134,6 @@ def _solve(
         float(slowest.sum()),
         used,
     )
-
-
-def _solved(problem: Any) -> bool:
-    """Solves a linear programme. False: infeasible."""
-    import cvxpy
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with contextlib.suppress(cvxpy.SolverError):
-            problem.solve(solver=cvxpy.CLARABEL)
-        if problem.status not in (cvxpy.OPTIMAL, cvxpy.INFEASIBLE):
-            # A simplex method is slower, but not put off by times that are millions apart.
-            problem.solve(solver=cvxpy.SCIPY, scipy_options={"method": "highs"})
-    return bool(problem.status in (cvxpy.OPTIMAL, cvxpy.OPTIMAL_INACCURATE))
 
 
 def _coefficients(

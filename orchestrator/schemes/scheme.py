@@ -46,16 +46,17 @@ def evaluate(
     return best_of(name, model, profile, objective, [stages], reason)
 
 
+def rank(plan: Plan, objective: Objective) -> tuple[bool, float]:
+    """What plans are compared by, less is better: cost where feasible, otherwise the time that is needed."""
+    assert plan.predicted is not None
+    latency, energy = plan.predicted.latency_seconds, plan.predicted.energy_joules
+    cost = objective.cost(latency, energy, plan.predicted.throughput_fps)
+    return (not plan.feasible, cost if plan.feasible else latency)
+
+
 def best(plans: Iterable[Plan], objective: Objective) -> Plan:
     """The feasible plan of least cost; if there is none, the one that needs the least time."""
-
-    def rank(plan: Plan) -> tuple[bool, float]:
-        assert plan.predicted is not None
-        latency, energy = plan.predicted.latency_seconds, plan.predicted.energy_joules
-        cost = objective.cost(latency, energy, plan.predicted.throughput_fps)
-        return (not plan.feasible, cost if plan.feasible else latency)
-
-    return min(plans, key=rank)
+    return min(plans, key=lambda plan: rank(plan, objective))
 
 
 def on_one_device(model: Model, device: str) -> tuple[Stage, ...]:

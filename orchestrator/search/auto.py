@@ -9,29 +9,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from coedge.model import Model
 from coedge.objective import Objective
 from coedge.plan import Plan, Stage
 from coedge.profile import Profile
 from orchestrator.evaluator import Evaluator, Judged
-from orchestrator.search.boundaries import Programme
+from orchestrator.search.boundaries import FULL, Programme
 from orchestrator.search.costs import Costs
 from orchestrator.search.dress import Dress, dresses, effective
 from orchestrator.search.flow import DraftStage
-from orchestrator.search.layout import candidates, layout_of
+from orchestrator.search.layout import candidates, layout_of, nearest_devices
 from orchestrator.search.polish import better, polish, polish_dress
 from orchestrator.search.reach import Reach
 from orchestrator.search.rounding import fair, nearest
 from orchestrator.search.shortest_path import Path, Prices, shortest_path
 
 # How many drafts go through the convex core, how often each, and how many program steps polishing may simulate.
-REFINED, ROUNDS, POLISH_STEPS = 3, 2, 20_000
+REFINED, ROUNDS, POLISH_STEPS = 3, 2, 16_000
+# Of more devices, the better half is planned for first.
+MANY = 10
+# Of plans with more strips only the best goes through the convex core, once.
+LARGE = 300
 # What a transfer counts: from all of it (a barrier after every stage) down to what does not hide.
 TRANSFERS = (1.0, 0.5, 2.0)
 # Plans for so much of the deadline are looked at too.
 TIGHTER = (1.0, 0.8, 0.6, 0.4)
+# How often bytes on full devices get dearer.
+MEMORY_ROUNDS = 8
 # What a joule is worth, against what it takes the fastest device to use one: between least latency and least joules.
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
@@ -50,6 +58,11 @@ def explored(model: Model, profile: Profile, objective: Objective, known: Iterab
     """An evaluator that has judged everything that the search looks at."""
     evaluator = Evaluator(model, profile, objective)
     named = [evaluator.judge(plan.stages, plan.scheme, plan.reason if plan.feasible else "") for plan in known]
+    if len(profile.names) > MANY:
+        # A plan for the better half is one for all: more devices then hardly ever make a worse one.
+        half = set(nearest_devices(model, profile, len(profile.names) // 2))
+        fewer = search(model, profile.without(set(profile.names) - half), objective)
+        named.append(evaluator.judge(fewer.stages))
     space = _Space.of(model, profile, objective)
     if objective.goal == "energy" or objective.deadline_seconds is not None:
         # What is looked at hardly depends on the deadline, so that a looser one does not give a worse plan.
@@ -68,23 +81,21 @@ class _Space:
 
     Attributes:
         costs: with links as they are; and as codecs make them, where codecs pay.
-        packed: the profile with those links, for the convex core.
     """
 
     reach: Reach
     costs: tuple[Costs, ...]
     dresses: tuple[Dress, ...]
-    packed: Profile
 
     @classmethod
     def of(cls, model: Model, profile: Profile, objective: Objective) -> _Space:
         reach, layouts = Reach(model), candidates(model, profile)
-        dressed, packed = dresses(model, profile, objective), profile
+        dressed = dresses(model, profile, objective)
         costs = [Costs(model, profile, reach, layouts, objective.keep_local)]
         if any(dress.codecs for dress in dressed):
             packed = effective(model, profile, objective.lossy)
             costs.append(Costs(model, packed, reach, layouts, objective.keep_local))
-        return cls(reach, tuple(costs), tuple(dressed), packed)
+        return cls(reach, tuple(costs), tuple(dressed))
 
 
 def _explore(evaluator: Evaluator, space: _Space, known: Sequence[Judged], steps: int) -> None:
@@ -93,18 +104,17 @@ def _explore(evaluator: Evaluator, space: _Space, known: Sequence[Judged], steps
     found = list(known)
     for costs in space.costs:
         found += [evaluator.judge(stages_of_path(path, costs)) for path in drafts(costs, objective)]
+    drawn = _distinct(found, objective)[:REFINED]
+    drawn = [judged for judged in drawn if judged is drawn[0] or not _is_large(judged)]
+    refined = [refine(evaluator, space.reach, judged) for judged in drawn]
+    dressed = [evaluator.judge(dress(judged.plan.stages)) for judged in refined for dress in space.dresses[1:]]
+    starts = _distinct([*found, *refined, *dressed], objective)[:REFINED]
+    # Half of the steps from the best, and so on: what one does not need is left for the next.
     limit = evaluator.steps + steps
-    plain = _distinct(found, objective)[:REFINED]
-    dressed = [evaluator.judge(dress(judged.plan.stages)) for judged in plain for dress in space.dresses]
-    refined = []
-    for judged in _distinct([*plain, *dressed], objective)[:REFINED]:
-        profile = space.packed if any(stage.codecs for stage in judged.plan.stages) else evaluator.profile
-        refined.append(refine(evaluator, space.reach, judged, profile))
-    # From the best first; what is left of the steps goes to the others.
-    for judged in _distinct([*plain, *dressed, *refined], objective)[:REFINED]:
-        polished = polish(evaluator, judged, space.costs[0].layouts, limit - evaluator.steps)
-        if len(space.dresses) > 1:
-            polish_dress(evaluator, polished, space.dresses, steps // 4)
+    for index, judged in enumerate(starts):
+        left = limit - evaluator.steps
+        polish(evaluator, judged, space.costs[0].layouts, left if index == len(starts) - 1 else left // 2)
+    polish_dress(evaluator, evaluator.best(), space.dresses, steps // 4)
 
 
 def _meet_deadline(evaluator: Evaluator, space: _Space) -> None:
@@ -135,8 +145,26 @@ def drafts(costs: Costs, objective: Objective) -> list[Path]:
     """Shortest paths under the prices that the objective may mean."""
     second, joule = (0.0, 1.0) if objective.goal == "energy" else (1.0, objective.energy_weight)
     prices = [Prices(second=second, joule=joule, transfer=transfer) for transfer in TRANSFERS]
-    paths = [shortest_path(costs, price) for price in (prices if second else prices[:1])]
-    return list(dict.fromkeys(path for path in paths if path is not None))
+    paths = [path for price in (prices if second else prices[:1]) for path in _within_memory(costs, price)]
+    return list(dict.fromkeys(paths))
+
+
+def _within_memory(costs: Costs, prices: Prices) -> list[Path]:
+    """The shortest path; where weights do not fit, others on which bytes cost more and more on full devices."""
+    limits = np.array([d.memory_bytes or np.inf for d in costs.profile.devices])
+    price, paths = np.zeros(len(limits)), list[Path]()
+    # So that all weights together cost about as much as all the work, at first.
+    step = float(costs.busy[0, costs.count].max()) / max(costs.model.weight_nbytes, 1)
+    for _ in range(MEMORY_ROUNDS):
+        path = shortest_path(costs, replace(prices, memory=price if price.any() else None))
+        if path is None:
+            break
+        paths.append(path)
+        full = costs.held_nbytes(path) > FULL * limits
+        if not full.any():
+            break
+        price = np.where(full, np.maximum(2 * price, step), price)
+    return paths
 
 
 def stages_of_path(path: Path, costs: Costs) -> tuple[Stage, ...]:
@@ -166,7 +194,7 @@ def refine(evaluator: Evaluator, reach: Reach, judged: Judged, profile: Profile 
         profile: what the core reckons with; that of the evaluator by default.
     """
     best, profile = judged, profile or evaluator.profile
-    for _ in range(ROUNDS):
+    for _ in range(1 if _is_large(judged) else ROUNDS):
         draft = as_draft(best.plan.stages)
         if draft is None or all(len(stage.layout.devices) == 1 for stage in draft):
             break
@@ -187,6 +215,11 @@ def refine(evaluator: Evaluator, reach: Reach, judged: Judged, profile: Profile 
     return best
 
 
+def _is_large(judged: Judged) -> bool:
+    """Whether the convex core takes seconds for it."""
+    return sum(len(stage.regions) for stage in judged.plan.stages) > LARGE
+
+
 def _as_before(stages: Sequence[Stage], before: Sequence[Stage]) -> tuple[Stage, ...]:
     """The stages, dressed as those that they replace one by one."""
     return tuple(
@@ -196,9 +229,13 @@ def _as_before(stages: Sequence[Stage], before: Sequence[Stage]) -> tuple[Stage,
 
 
 def _distinct(found: Sequence[Judged], objective: Objective) -> list[Judged]:
-    """Best first, those that do the same once."""
+    """Best first; of those that differ in their dress alone, the best."""
     ranked = sorted(found, key=lambda judged: judged.rank(objective))
-    return list({judged.plan.digest: judged for judged in ranked}.values())
+    unique: dict[tuple[object, ...], Judged] = {}
+    for judged in ranked:
+        key = tuple((s.first, s.last, tuple(s.regions.items())) for s in judged.plan.stages)
+        unique.setdefault(key, judged)
+    return list(unique.values())
 
 
 def _seconds_per_joule(costs: Costs) -> float:

@@ -8,7 +8,7 @@
                 u[t] >= u[t'] + wire[t]                           t': before it on the sender's up-link, or the medium
                 d[t] >= u[t] + latency[t],  d[t] >= d[t'] + wire[t]     t': before it on the receiver's down-link
                 g[c] >= d[t]                                      c: what needs the transfer
-                latency <= deadline,  strips of one row at least
+                latency <= deadline,  strips of one row at least,  weights fit the devices
 
 The longest path through the real schedule: no barrier stands between stages. Measured figures are parameters
 (DPP), so that a change of bandwidth needs no new canonicalisation. The order on links is that of the draft.
@@ -26,12 +26,15 @@ from numpy.typing import NDArray
 from coedge.model import Model
 from coedge.objective import Objective
 from coedge.profile import Profile
-from orchestrator.search.flow import SOURCE, DraftStage, Linear, make_flow
+from orchestrator.convex import solved
+from orchestrator.search.flow import SOURCE, DraftStage, Linear, make_flow, message_seconds
 from orchestrator.search.layout import Layout
 from orchestrator.search.order import order_of
 from orchestrator.search.reach import Reach
 
 Vector = NDArray[np.float64]
+# What of a device's memory weights may take: rows need some too.
+FULL = 0.9
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,17 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Boundaries:
-    """An optimum: the same stages with edges where they cost least, as the programme counts."""
+    """An optimum: the same stages with edges where they cost least, as the programme counts.
+
+    Attributes:
+        deadline_price: what a second more would save while nothing else changes: the multiplier of the deadline.
+            Joules for the goal of energy, weighted seconds otherwise; 0 where it does not bind.
+    """
 
     stages: tuple[DraftStage, ...]
     seconds: float
     certificate: Certificate
+    deadline_price: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -88,22 +97,18 @@ class Programme:
     def __init__(self, model: Model, profile: Profile, reach: Reach, stages: Sequence[DraftStage]) -> None:
         self.model, self.reach, self.stages = model, reach, tuple(stages)
         self.flow = make_flow(model, profile, reach, stages)
+        self._limits = {d.name: FULL * d.memory_bytes for d in profile.devices if d.memory_bytes is not None}
         self.order = order_of(self.flow, profile)
         self._build()
 
     def solve(self, profile: Profile, objective: Objective) -> Boundaries | None:
         """The best edges; None: infeasible, or the solver gave up."""
-        import cvxpy
-
         unit = self._set(profile, objective)
-        try:
-            self.problem.solve(solver=cvxpy.CLARABEL)
-        except cvxpy.SolverError:
-            return None
-        if self.problem.status not in (cvxpy.OPTIMAL, cvxpy.OPTIMAL_INACCURATE):
+        if not solved(self.problem):
             return None
         edges = [float(value) for value in self._edges.value]
-        return Boundaries(self._stages_at(edges), float(self._latency.value) * unit, self._certify())
+        seconds, price = float(self._latency.value) * unit, float(np.sum(self._in_time.dual_value))
+        return Boundaries(self._stages_at(edges), seconds, self._certify(), price)
 
     def _build(self) -> None:
         import cvxpy
@@ -133,7 +138,8 @@ class Programme:
         megabytes = weights @ rows + np.array([c.nbytes / 1e6 for c in flow.channels] or [0.0])
         wire, medium = cvxpy.multiply(given.wire, megabytes), cvxpy.multiply(given.medium, megabytes)
         self._latency = start[computes]
-        constraints: list[Any] = [rows >= 0, start >= 0, left >= 0, self._latency <= given.deadline]
+        self._in_time = self._latency <= given.deadline
+        constraints: list[Any] = [rows >= 0, start >= 0, left >= 0, self._in_time]
         if not flow.edges:
             constraints.append(self._edges == 0)
         if terms:
@@ -147,6 +153,13 @@ class Programme:
             # A row at least, and no more than is there at the draft where that is less.
             least = [min(self._row(flow.computes[i].stage), flow.computes[i].share.at(flow.edges)) for i in strips]
             constraints.append(share[strips] >= np.array(least))
+
+        for device, limit in self._limits.items():
+            mine = [i for i, c in enumerate(flow.computes) if c.device == device]
+            room = limit - sum(flow.computes[i].held_nbytes for i in mine)
+            each = np.array([flow.computes[i].shared_nbytes for i in mine])
+            if room > 0 and each.any():
+                constraints.append((each / room) @ share[mine] <= 1)
 
         def not_before(times: Any, pairs: Sequence[tuple[int, int]], after: Any, extra: Any = None) -> None:
             """times[b] >= after[a] (+ extra[b]) for all pairs (a, b)."""
@@ -187,7 +200,7 @@ class Programme:
         given.wire.value = np.array([1e6 / link.bytes_per_second / unit for link in links] or [0.0])
         shared = [[m.bytes_per_second for m in profile.media_between(*pair)] for pair in pairs]
         given.medium.value = np.array([1e6 / min(rates) / unit if rates else 0.0 for rates in shared] or [0.0])
-        given.latency.value = np.array([link.latency_seconds / unit for link in links] or [0.0])
+        given.latency.value = np.array([message_seconds(profile, *pair) / unit for pair in pairs] or [0.0])
         sending = [devices[a].power.transmit_watts + devices[b].power.receive_watts for a, b in pairs]
         given.priced_bytes.value = joule * np.array(sending or [0.0]) * given.wire.value
         used = {c.device for c in flow.computes} | {profile.source}

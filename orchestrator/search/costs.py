@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from coedge.model import Model
 from coedge.profile import Profile
+from orchestrator.search.flow import message_seconds
 from orchestrator.search.layout import Layout
 from orchestrator.search.reach import Reach
 
@@ -56,7 +57,7 @@ class Costs:
     Attributes:
         busy: [i, j, M, N] seconds that device N computes in stage [i, j).
         allowed: [i, j, M] whether the stage may be on the layout.
-        weights: [i, j] bytes of constants.
+        weights, shared_weights: [i, j] bytes of constants that every device holds; that each holds its share of.
         body: [i] bytes alive at the cut before layer i.
         above, below, everybody, shares: [i, j] bytes of the stage's inputs: halo rows above and below a strip,
             needed whole by everybody, and sums of which everybody has a share.
@@ -78,7 +79,8 @@ class Costs:
                 self.start[row, position[name]] = start
         self.several = np.array([len(layout.devices) > 1 for layout in self.layouts])
         self._stages(reach, keep_local)
-        self.weights = self._weights()
+        pairs = [[reach.weights(i, j) for j in range(self.count + 1)] for i in range(self.count)]
+        self.weights, self.shared_weights = np.moveaxis(np.array(pairs), 2, 0)
         self.moves = self._moves()
         self.halos = self._halos()
 
@@ -86,7 +88,7 @@ class Costs:
         layers, count = self.model.layers, self.count
         sets, devices = self.share.shape
         heights = np.array([float(layer.rows) for layer in layers])
-        splits = np.array([layer.splittable for layer in layers])
+        splits = np.array([layer.splittable or layer.by_features for layer in layers])
         first_time = np.array(
             [[d.layer_time(i, False).fixed_seconds for d in self.profile.devices] for i in range(count)]
         )
@@ -139,15 +141,12 @@ class Costs:
             alone = np.array([layout.devices == (self.profile.source,) for layout in self.layouts])
             self.allowed[:keep_local] &= alone
 
-    def _weights(self) -> Array:
-        """[i, j] bytes of the constants that a stage reads."""
-        graph = self.model.graph
-        each = np.zeros(self.count)
-        for layer in self.model.layers:
-            names = {n for node in graph.nodes[layer.first : layer.stop] for n in (*node.inputs, *node.captured)}
-            each[layer.index] = sum(graph.constants[n].nbytes for n in names if n in graph.constants)
-        passed = np.concatenate([[0.0], np.cumsum(each)])
-        held: Array = np.maximum(passed[None, :] - passed[:-1, None], 0.0)
+    def held_nbytes(self, path: Sequence[tuple[int, int, int]]) -> Array:
+        """Bytes of constants on every device, for stages (first, stop, layout)."""
+        held = np.zeros(len(self.names))
+        for first, stop, layout in path:
+            share = self.share[layout]
+            held += self.weights[first, stop] * (share > 0) + self.shared_weights[first, stop] * share
         return held
 
     def _per_byte(self) -> tuple[Array, Array]:
@@ -162,7 +161,7 @@ class Costs:
                         link.bytes_per_second,
                         *(m.bytes_per_second for m in self.profile.media_between(sender, receiver)),
                     ]
-                    seconds[a, b], latency[a, b] = 1 / min(rates), link.latency_seconds
+                    seconds[a, b], latency[a, b] = 1 / min(rates), message_seconds(self.profile, sender, receiver)
         return seconds, latency
 
     def _watts(self) -> Array:

@@ -107,5 +107,4 @@ def effective(model: Model, profile: Profile, lossy: bool) -> Profile:
     faster = {(a.sender, a.receiver): b.bytes_per_second / a.bytes_per_second for a, b in zip(profile.links, links)}
     gain = sum(faster.values()) / max(len(faster), 1)
     media = tuple(m.model_copy(update={"bytes_per_second": m.bytes_per_second * gain}) for m in profile.media)
-    fields = {name: getattr(profile, name) for name in Profile.model_fields}
-    return Profile(**{**fields, "links": tuple(links), "media": media})
+    return profile.model_copy(update={"links": tuple(links), "media": media})

@@ -51,7 +51,12 @@ class Linear:
 
 @dataclass(slots=True)
 class Compute:
-    """One strip of one stage. `share` is its height; seconds are `base + slope * share`."""
+    """One strip of one stage. `share` is its height; seconds are `base + slope * share`.
+
+    Attributes:
+        previous: the computation that its device does before.
+        held_nbytes, shared_nbytes: of the stage's constants, all of which it holds; of which it holds its share.
+    """
 
     stage: int
     device: str
@@ -59,6 +64,8 @@ class Compute:
     base: float
     slope: float
     previous: int | None
+    held_nbytes: float
+    shared_nbytes: float
 
 
 @dataclass(slots=True)
@@ -104,6 +111,13 @@ def make_flow(model: Model, profile: Profile, reach: Reach, stages: Sequence[Dra
     return _Maker(model, profile, reach, stages).run()
 
 
+def message_seconds(profile: Profile, sender: str, receiver: str) -> float:
+    """What a message takes besides its bytes: the latency of the link, and the time of both ends."""
+    devices = profile.by_name
+    handling = devices[sender].send_seconds + devices[receiver].receive_seconds
+    return profile.link(sender, receiver).latency_seconds + handling
+
+
 class _Maker:
     def __init__(self, model: Model, profile: Profile, reach: Reach, stages: Sequence[DraftStage]) -> None:
         self.model, self.profile, self.reach, self.stages = model, profile, reach, stages
@@ -121,7 +135,8 @@ class _Maker:
                 base, slope = self._seconds(stage, position)
                 share = self.edge_at[index][position + 1] + self.edge_at[index][position].times(-1)
                 self.compute_at[index, device] = len(self.flow.computes)
-                self.flow.computes.append(Compute(index, device, share, base, slope, latest.get(device)))
+                held, shared = self.reach.weights(stage.first, stage.stop)
+                self.flow.computes.append(Compute(index, device, share, base, slope, latest.get(device), held, shared))
                 latest[device] = len(self.flow.computes) - 1
         for index, stage in enumerate(self.stages):
             self._fetch(index, stage)

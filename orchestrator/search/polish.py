@@ -6,17 +6,20 @@ less there may pay. Changes are made to a stage, or to a run of stages on the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from coedge.model import Model
 from coedge.objective import Objective
 from coedge.plan import Stage
+from coedge.region import UnitRect
 from orchestrator.evaluator import Evaluator, Judged
 from orchestrator.search.dress import Dress
 from orchestrator.search.layout import Layout, in_proportion, layout_of
 
 # An improvement by less is none: it would be noise of floating point.
 LEAST_GAIN = 1e-4
+# Grids are tried where there are fewer rows for each device.
+FEW_ROWS = 8
 
 
 def polish(evaluator: Evaluator, start: Judged, layouts: Sequence[Layout], steps: int) -> Judged:
@@ -67,7 +70,7 @@ def neighbours(
     """Plans that differ by one change: rows, cuts, devices, then other layouts; where most time goes first."""
     model, runs = evaluator.model, _runs(stages)
     order = sorted(runs, key=lambda run: -sum(_weight(evaluator, stage) for stage in stages[run[0] : run[1]]))
-    for kind in (_rows, _cuts, _devices):
+    for kind in (_rows, _cuts, _devices, _grids):
         for start, stop in order:
             yield from kind(evaluator, stages, start, stop)
     for start, stop in order:
@@ -150,6 +153,44 @@ def _devices(evaluator: Evaluator, stages: Sequence[Stage], start: int, stop: in
                     yield _on(stages, at, at + 1, moved)
 
 
+def _grids(evaluator: Evaluator, stages: Sequence[Stage], start: int, stop: int) -> Iterator[tuple[Stage, ...]]:
+    """Rectangles for strips, where the devices are many for the rows; and the strips in another order."""
+    layout, layers = layout_of(stages[start]), evaluator.model.layers
+    if layout is None or len(layout.devices) < 2:
+        return
+    shares = dict(zip(layout.devices, layout.shares))
+    for at in range(len(layout.devices) - 1):
+        names = list(layout.devices)
+        names[at : at + 2] = reversed(names[at : at + 2])
+        yield _on(stages, start, stop, in_proportion({name: shares[name] for name in names}))
+    few = min(layers[stage.last].rows for stage in stages[start:stop]) < FEW_ROWS * len(layout.devices)
+    images = all(
+        layer.splittable and layer.cols > 1 for layer in layers[stages[start].first : stages[stop - 1].last + 1]
+    )
+    if len(layout.devices) >= 4 and few and images:
+        for bands in range(1, len(layout.devices) // 2 + 1):
+            regions = grid(shares, bands)
+            changed = [Stage(first=s.first, last=s.last, regions=regions) for s in stages[start:stop]]
+            yield _replaced(stages, start, stop, changed)
+
+
+def grid(shares: Mapping[str, float], bands: int) -> dict[str, UnitRect]:
+    """Rectangles of these shares, in so many bands from the top down: in order, with as many devices in each."""
+    names, regions, top = list(shares), dict[str, UnitRect](), 0.0
+    total = sum(shares.values())
+    for band in range(bands):
+        members = names[band * len(names) // bands : (band + 1) * len(names) // bands]
+        height = sum(shares[name] for name in members)
+        bottom = 1.0 if band == bands - 1 else top + height / total
+        left = 0.0
+        for name in members:
+            right = 1.0 if name == members[-1] else left + shares[name] / height
+            regions[name] = UnitRect(top, bottom, left, right)
+            left = right
+        top = bottom
+    return regions
+
+
 def without(layout: Layout, gone: int) -> Layout:
     """The layout without one device; its neighbours share its rows."""
     edges = layout.edges
@@ -178,7 +219,7 @@ def _shifted(layout: Layout, rows: int) -> Iterator[Layout]:
 def _may(model: Model, layout: Layout, stages: Sequence[Stage]) -> bool:
     """Several devices can share only layers that can be split."""
     layers = model.layers[stages[0].first : stages[-1].last + 1]
-    return len(layout.devices) == 1 or all(layer.splittable for layer in layers)
+    return len(layout.devices) == 1 or all(layer.splittable or layer.by_features for layer in layers)
 
 
 def _weight(evaluator: Evaluator, stage: Stage) -> float:

@@ -82,6 +82,22 @@ class Reach:
     def inputs(self, first: int, stop: int) -> tuple[StageInput, ...]:
         return self.end(stop).inputs[first]
 
+    def weights(self, first: int, stop: int) -> tuple[float, float]:
+        """Bytes of the constants of layers [first, stop): of which every strip needs all, and of which its share."""
+        held, shared = self._weights
+        return float(held[max(stop, first)] - held[first]), float(shared[max(stop, first)] - shared[first])
+
+    @cached_property
+    def _weights(self) -> tuple[Vector, Vector]:
+        """Before each layer, likewise."""
+        graph, layers = self.model.graph, self.model.layers
+        held, shared = np.zeros(len(layers) + 1), np.zeros(len(layers) + 1)
+        for layer in layers:
+            names = {n for node in graph.nodes[layer.first : layer.stop] for n in (*node.inputs, *node.captured)}
+            nbytes = sum(graph.constants[n].nbytes for n in names if n in graph.constants)
+            (shared if layer.by_features else held)[layer.index + 1] = nbytes
+        return np.cumsum(held), np.cumsum(shared)
+
     @cached_property
     def layer_of(self) -> dict[str, int]:
         """Per tensor, the layer that makes it; -1 for inputs."""

@@ -110,8 +110,8 @@ def _stage_costs(costs: Costs, prices: Prices) -> Array:
     if prices.busy is not None:
         cost = cost + costs.busy @ prices.busy
     if prices.memory is not None:
-        held = (costs.share > 0) @ prices.memory
-        cost = cost + costs.weights[:, :, None] * held
+        cost = cost + costs.weights[:, :, None] * ((costs.share > 0) @ prices.memory)
+        cost = cost + costs.shared_weights[:, :, None] * (costs.share @ prices.memory)
     return np.where(costs.allowed, cost, np.inf)
 
 

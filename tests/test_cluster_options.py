@@ -1,0 +1,54 @@
+"""Borders first and codecs on real Ray workers, over sockets and emulated links."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from nets import difference, unsplit
+from test_lowering_options import everywhere, with_options
+
+import coedge
+from coedge import zoo
+from coedge.plan import even_plan
+from coedge.program import Send
+from coedge.simulator import send_nbytes
+from orchestrator.cluster import Cluster
+
+pytestmark = pytest.mark.ray
+
+NAMES = ("home", "mid", "low")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    speeds = {"home": 1.0, "mid": 0.6, "low": 0.3}
+    devices = [{"name": name, "speed": speeds[name], "link": {"mbps": 200, "latency_ms": 0.2}} for name in NAMES]
+    settings = {"devices": devices, "source": "home", "cache_dir": str(tmp_path_factory.mktemp("cache"))}
+    with coedge.connect(settings) as joined:
+        yield joined
+
+
+@pytest.mark.parametrize("name", ["resnet18", "unet"])
+def test_a_stream_is_exact_in_fewer_bytes(cluster: Cluster, name: str) -> None:
+    module, x = zoo.build(name, width=0.25, num_classes=7), zoo.example(name, image_size=64)
+    model = coedge.capture(module, x, name=name)
+    plan = even_plan(model, NAMES, stage_layers=2)
+    frames = [x + 0.1 * index for index in range(5)]
+    for codec in ("zero_mask", "blosc2"):
+        packed = with_options(plan, True, everywhere(codec, NAMES))
+        jobs = [cluster.submit(model, frame, plan=packed) for frame in frames]
+        for frame, job in zip(frames, jobs):
+            answer = job.result()
+            assert isinstance(answer, torch.Tensor)
+            assert difference(answer.numpy(), unsplit(model, [frame.numpy()])[0]) <= 1e-5
+        raw = sum(
+            send_nbytes(program, step, model)
+            for program in coedge.lower(packed, model).values()
+            for step in program.steps
+            if isinstance(step, Send)
+        )
+        timeline = jobs[-1].timeline
+        assert 0 < sum(timeline.sent_nbytes().values()) < 0.9 * raw
+        assert {span.kind for span in timeline.spans} == {"compute", "send", "receive", "answer"}

@@ -1,0 +1,467 @@
+"""Explanations of plans: seconds and joules that add up, worths that are true, devices left out for a reason."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nets import examples, one_stage
+from nets import make_plan as plan_of
+from test_algorithm_1 import chain as long_chain
+from test_algorithm_1 import objectives, profiles, synthetic_profile
+from virtual import LOWER, UPPER, cases, cluster, halos, layer_split, run
+from virtual import chain as two_layers
+
+from coedge.config import PowerConfig
+from coedge.errors import PlanError
+from coedge.lowering import lower
+from coedge.model import Model
+from coedge.objective import Objective
+from coedge.plan import Plan, check_plan
+from coedge.profile import Medium, Profile
+from coedge.region import UNIT
+from coedge.simulator import simulate
+from orchestrator import what_if
+from orchestrator.constraints import check_constraints
+from orchestrator.evaluator import Evaluator
+from orchestrator.explain import busiest_of, explain, parts_of, path_of
+from orchestrator.explanation import Explanation, Figures, energy_source, figures_of, goal_words, joules, mbps
+from orchestrator.explanation import milliseconds as ms
+from orchestrator.joining import work_share
+from orchestrator.left_out import left_out, unused
+from orchestrator.planner import SCHEMES, make_plan
+from orchestrator.search.boundaries import Programme
+from orchestrator.search.flow import DraftStage
+from orchestrator.search.layout import in_proportion
+from orchestrator.search.reach import Reach
+
+
+def made(plan: Plan, model: Model, profile: Profile, objective: Objective | None = None) -> Plan:
+    """The plan as the planner would hand it out: from the source and back, with its prediction."""
+    evaluator = Evaluator(model, profile, objective or Objective())
+    return evaluator.plan(evaluator.judge(plan.stages, plan.scheme))
+
+
+# ---------------------------------------------------------------- what a frame consists of
+
+
+@given(case=cases())
+@examples(30)
+def test_the_path_adds_up_to_the_latency_and_names_who_takes_part(case: tuple[Plan, Profile]) -> None:
+    plan, profile = case
+    timeline = run(plan, profile, halos())
+    path = path_of(timeline)
+    assert sum(part.seconds for part in path) == pytest.approx(timeline.latency_seconds)
+    assert sum(part.share for part in path) == pytest.approx(1.0)
+    assert [part.seconds for part in path] == sorted((part.seconds for part in path), reverse=True)
+    sent = timeline.sent_nbytes()
+    for part in path:
+        assert 0 <= part.latency_seconds <= part.seconds * (1 + 1e-9)
+        assert part.kind == ("transfer" if part.peer else "compute")
+        assert not part.peer or (part.device, part.peer) in sent
+        assert part.peer or part.device in timeline.compute_seconds()
+
+
+def test_a_layer_split_waits_for_both_devices_and_both_ways() -> None:
+    model = two_layers(2)
+    # 8 rows at 1 and 2 s; 1024 bytes to and fro at 1024 and 512 bytes/s, half a second on their way.
+    rates = {("a", "b"): 1024.0, ("b", "a"): 512.0}
+    profile = cluster(model, seconds_per_row={"a": 1.0, "b": 2.0}, rates=rates, latency=0.5)
+    path = path_of(run(layer_split(model, 1, sink="a"), profile, model))
+    found = {(part.device, part.peer): (part.seconds, part.latency_seconds) for part in path}
+    assert found == {
+        ("a", ""): (8.0, 0.0), ("b", ""): (16.0, 0.0), ("a", "b"): (1.5, 0.5), ("b", "a"): (2.5, 0.5)
+    }  # fmt: skip
+
+
+def test_waiting_for_the_air_counts_for_the_link_that_holds_it() -> None:
+    model = two_layers(1)
+    profile = cluster(
+        model, ("a", "b", "c"), rate=1e6, media=(Medium(name="air", devices=("b", "c"), bytes_per_second=64.0),)
+    )
+    thirds = in_proportion(dict.fromkeys("abc", 1.0)).regions
+    timeline = run(one_stage(model, thirds, "a"), profile, model)
+    assert sum(part.seconds for part in path_of(timeline)) == pytest.approx(timeline.latency_seconds)
+    assert {(part.device, part.peer) for part in path_of(timeline)} >= {("a", "b"), ("a", "c")}
+    assert busiest_of(timeline, profile)[0] == "air"
+
+
+@given(case=cases())
+@examples(20)
+def test_the_busiest_resource_limits_a_stream(case: tuple[Plan, Profile]) -> None:
+    plan, profile = case
+    timeline = run(plan, profile, halos())
+    _, seconds = busiest_of(timeline, profile)
+    assert 1 / seconds == pytest.approx(timeline.saturated_fps(profile))
+
+
+# ---------------------------------------------------------------- what changes are worth
+
+
+def test_one_percent_of_one_device_alone() -> None:
+    model = two_layers(2)
+    profile = cluster(model, ("a",), power=PowerConfig(compute_watts=3.0))
+    found = explain(made(one_stage(model, {"a": UNIT}, "a"), model, profile), model, profile, Objective())
+    (worth,) = found.worths
+    assert worth.change == "a 1 % faster"
+    assert worth.saves.latency_seconds == pytest.approx(16 - 16 / 1.01)
+    assert worth.saves.energy_joules == pytest.approx(3 * (16 - 16 / 1.01))
+    assert found.binds == "a computing, 100% of the latency"
+
+
+def test_links_that_are_waited_for_are_worth_something_and_others_nothing() -> None:
+    model = two_layers(2)
+    # b is far slower than a: what a sends is waited for, what a computes is not.
+    profile = cluster(model, seconds_per_row={"a": 0.001, "b": 1.0}, rate=100.0, latency=0.1)
+    plan = plan_of(model, [(1, {"a": UPPER, "b": LOWER}), (1, {"b": UNIT})], "a", "a")
+    found = explain(made(plan, model, profile), model, profile, Objective())
+    saved = {worth.change: worth.saves.latency_seconds for worth in found.worths}
+    before = figures_of(run(plan, profile, model), profile)
+    for change, changed in {
+        "b 1 % faster": what_if.faster_device(profile, "b", 1.01),
+        "10 % more bandwidth a -> b": what_if.faster_link(profile, "a", "b", 1.1),
+        "10 % more bandwidth b -> a": what_if.faster_link(profile, "b", "a", 1.1),
+        "10 % less latency of all links": what_if.lower_latency(profile, 1.1),
+    }.items():
+        after = figures_of(run(plan, changed, model), changed)
+        assert saved[change] == pytest.approx(before.latency_seconds - after.latency_seconds) and saved[change] > 0
+    assert "a 1 % faster" not in saved
+    assert [w.saves.latency_seconds for w in found.worths] == sorted(saved.values(), reverse=True)
+
+
+def test_a_medium_is_worth_what_its_links_are_not() -> None:
+    model = two_layers(1)
+    air = Medium(name="air", devices=("a", "b"), bytes_per_second=64.0)
+    profile = cluster(model, rate=64.0, media=(air,))
+    plan = made(one_stage(model, {"b": UNIT}, "a"), model, profile)
+    saved = {w.change: w.saves.latency_seconds for w in explain(plan, model, profile, Objective()).worths}
+    wire = 2 * model.inputs[0].region_nbytes(model.inputs[0].whole) / 64
+    assert saved["10 % more bandwidth of air"] == pytest.approx(wire * (1 - 1 / 1.1))
+    assert "10 % more bandwidth a -> b" not in saved
+
+
+def test_for_a_stream_only_the_busiest_is_worth_something() -> None:
+    model = two_layers(2)
+    profile = cluster(model, seconds_per_row={"a": 1.0, "b": 3.0}, rate=1e6)
+    goal = Objective(goal="throughput")
+    found = explain(made(layer_split(model, 1, "a"), model, profile, goal), model, profile, goal)
+    assert found.busiest == "b" and found.busiest_seconds == pytest.approx(24)
+    assert [worth.change for worth in found.worths] == ["b 1 % faster"]
+    assert found.worths[0].saves.throughput_fps == pytest.approx(0.01 / 24)
+    assert "b, busy for 24000 ms with every frame" in str(found) and "gains" in str(found)
+
+
+@given(data=st.data())
+@examples(20)
+def test_changed_profiles_differ_in_what_they_say_alone(data: st.DataObject) -> None:
+    plan, profile = data.draw(cases())
+    model, timeline = halos(), run(plan, profile, halos())
+    name = data.draw(st.sampled_from(profile.names))
+    _ = profile.by_name, profile.link("a", "b")  # looked up before: copies must not keep it
+    faster = run(plan, what_if.faster_device(profile, name, 2.0), model)
+    for device, seconds in timeline.compute_seconds().items():
+        assert faster.compute_seconds()[device] == pytest.approx(seconds / 2 if device == name else seconds)
+    thrifty = what_if.fewer_watts(profile, name, 4.0)
+    for item, other in zip(timeline.energy(profile), timeline.energy(thrifty), strict=True):
+        assert other.joules == pytest.approx(item.joules / 4 if item.device == name else item.joules)
+    nearer = what_if.lower_latency(profile, 2.0, [name])
+    for link in profile.links:
+        half = link.latency_seconds / 2 if name in (link.sender, link.receiver) else link.latency_seconds
+        assert nearer.link(link.sender, link.receiver).latency_seconds == pytest.approx(half)
+    doubled = what_if.faster_link(profile, "a", "b", 2.0)
+    assert doubled.link("a", "b").bytes_per_second == 2 * profile.link("a", "b").bytes_per_second
+    assert [x for x in doubled.links if (x.sender, x.receiver) != ("a", "b")] == [
+        x for x in profile.links if (x.sender, x.receiver) != ("a", "b")
+    ]
+
+
+# ---------------------------------------------------------------- joules say where they come from
+
+
+def test_joules_add_up_and_name_their_source() -> None:
+    model = two_layers(2)
+    profile = cluster(
+        model, power=PowerConfig(idle_watts=1.0, compute_watts=2.0, transmit_watts=1.0, receive_watts=0.5)
+    )
+    devices = [
+        device.model_copy(update={"power_source": source})
+        for device, source in zip(profile.devices, ("a meter", "the data sheet"))
+    ]
+    profile = profile.model_copy(update={"devices": tuple(devices), "joules": "total"})
+    found = explain(made(layer_split(model, 1, "a"), model, profile), model, profile, Objective(goal="energy"))
+    assert sum(item.joules for item in found.energy) == pytest.approx(found.figures.energy_joules)
+    assert {item.cause for item in found.energy} == {"compute", "transmit", "receive", "idle"}
+    assert found.energy_source == "modelled, watts: a meter (a); the data sheet (b)"
+    assert energy_source(profile, ["b"]) == "modelled, watts: the data sheet"
+    assert found.energy_source in str(found)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (ms(0.0412), "41.2 ms"), (ms(0.9996), "1000 ms"), (ms(12.3456), "12346 ms"), (ms(0.0), "0 ms"),
+        (ms(0.000999999999), "1.00 ms"), (joules(0.5), "500 mJ"), (joules(12.34), "12.3 J"),
+        (joules(2e-7), "0.000200 mJ"),
+        (mbps(1.5e6), "12 Mbit/s"), (mbps(1.25e9), "10000 Mbit/s"), (mbps(6250.0), "0.05 Mbit/s"),
+    ],
+)  # fmt: skip
+def test_numbers_have_three_digits_and_no_exponent(words: str, expected: str) -> None:
+    assert words == expected
+
+
+# ---------------------------------------------------------------- constraints
+
+
+@functools.cache
+def rack() -> tuple[Model, Profile]:
+    """Three boards of which the source is fast and hungry, the others slow and thrifty, on quick links."""
+    model = long_chain()
+    watts = {"a": (20.0, 0.1), "b": (1.0, 0.1), "c": (1.0, 0.1)}
+    return model, synthetic_profile(model, {"a": 1.0, "b": 0.4, "c": 0.4}, 1e7, 1e-5, watts)
+
+
+def constraint(objective: Objective, model: Model, profile: Profile, everybody: Profile | None = None):
+    plan = make_plan(model, profile, objective)
+    assert plan.predicted is not None
+    figures = figures_of(simulate(lower(plan, model), profile, model), profile)
+    return plan, {c.name: c for c in check_constraints(plan, model, profile, objective, figures, everybody)}
+
+
+def test_a_deadline_that_binds_says_what_more_time_would_bring() -> None:
+    model, profile = rack()
+    free = make_plan(model, profile, Objective(goal="energy"))
+    least = make_plan(model, profile)
+    assert free.predicted and least.predicted
+    between = (free.predicted.latency_seconds + least.predicted.latency_seconds) / 2 * 1e3
+    plan, found = constraint(Objective(goal="energy", deadline_ms=between), model, profile)
+    (deadline,) = found.values()
+    assert plan.feasible and deadline.state == "binds" and deadline.worth is not None
+    assert "to spare" in deadline.text and "for every ms" in deadline.text
+    # True: with that deadline the planner finds a plan that saves at least so much.
+    assert plan.predicted is not None
+    later = (plan.predicted.latency_seconds - deadline.worth.saves.latency_seconds) * 1e3
+    assert later > between
+    again = make_plan(model, profile, Objective(goal="energy", deadline_ms=later * (1 + 1e-9)))
+    assert again.predicted is not None and again.feasible
+    saved = plan.predicted.energy_joules - again.predicted.energy_joules
+    assert saved >= deadline.worth.saves.energy_joules * (1 - 1e-3) > 0
+
+
+def test_a_deadline_is_broken_or_met() -> None:
+    model, profile = rack()
+    _, found = constraint(Objective(deadline_ms=1e-3), model, profile)
+    assert next(iter(found.values())).state == "broken" and "no plan found takes less than" in str(found)
+    _, found = constraint(Objective(deadline_ms=1e6), model, profile)
+    assert next(iter(found.values())).state == "met" and "a later one would not help" in str(found)
+
+
+def test_what_misses_its_deadline_is_explained_for_least_latency() -> None:
+    model, profile = rack()
+    objective = Objective(goal="energy", deadline_ms=1e-3)
+    found = explain(make_plan(model, profile, objective), model, profile, objective)
+    assert found.objective.goal == "latency" and "of the latency; and deadline" in found.binds
+
+
+def test_keeping_layers_on_the_source_costs_what_planning_without_says() -> None:
+    model, profile = rack()
+    objective = Objective(goal="energy", keep_local=4)
+    plan, found = constraint(objective, model, profile)
+    kept = found["keep_local 4"]
+    fewer = make_plan(model, profile, Objective(goal="energy", keep_local=3))
+    assert kept.state == "binds" and kept.worth is not None and kept.worth.change == "keep_local 3"
+    assert plan.predicted and fewer.predicted
+    saved = plan.predicted.energy_joules - fewer.predicted.energy_joules
+    assert kept.worth.saves.energy_joules == pytest.approx(saved)
+    assert goal_words(_figures(make_plan(model, profile, Objective(goal="energy"))), objective) in kept.text
+
+
+def test_a_device_that_is_excluded_is_missed_or_not() -> None:
+    model, profile = rack()
+    objective = Objective(goal="energy")
+    useless = synthetic_profile(model, {"a": 1.0, "b": 0.4, "slow": 1e-3}, 1e7, 1e-5, {"a": (20.0, 0.1)})
+    _, found = constraint(objective, model, profile.without(["b", "c"]), profile)
+    assert found["without b"].state == "binds" and found["without b"].worth is not None
+    assert found["without b"].worth.saves.energy_joules > 0
+    _, found = constraint(Objective(), model, useless.without(["slow"]), useless)
+    assert found["without slow"].state == "met"
+
+
+def test_memory_that_is_short_is_said_with_what_more_is_worth() -> None:
+    model, profile = rack()
+    plan = make_plan(model, profile, Objective(goal="energy"))
+    everything = made(one_stage(model, {"b": UNIT}, "a"), model, profile)
+    assert plan.predicted and everything.predicted
+    from coedge.memory import program_nbytes
+
+    needed = program_nbytes(lower(everything, model)["b"], model)
+    tight = profile
+    for name in ("b", "c"):
+        tight = what_if.more_memory(_limited(tight, name, needed * 0.98), name, 1.0)
+    _, found = constraint(Objective(goal="energy"), model, tight)
+    states = {name: c.state for name, c in found.items()}
+    assert "binds" in states.values(), states
+    bound = next(c for c in found.values() if c.state == "binds")
+    assert bound.worth is not None and bound.worth.saves.energy_joules > 0
+    _, found = constraint(Objective(goal="energy"), model, _limited(profile, "b", 1e9))
+    assert [c.state for c in found.values()] == ["met"]
+
+
+def _limited(profile: Profile, name: str, nbytes: float) -> Profile:
+    devices = [d.model_copy(update={"memory_bytes": nbytes}) if d.name == name else d for d in profile.devices]
+    return profile.model_copy(update={"devices": tuple(devices)})
+
+
+def _figures(plan: Plan) -> Figures:
+    assert plan.predicted is not None
+    return Figures(**plan.predicted.model_dump(exclude={"bound_seconds"}))
+
+
+def test_the_multiplier_of_the_deadline_is_what_the_optimum_falls_by() -> None:
+    """Against a finite difference of the programme itself."""
+    model, profile = rack()
+    layout = in_proportion({"a": 1.0, "b": 0.4, "c": 0.4})
+    alone = in_proportion({"a": 1.0})
+    last = next(layer.index for layer in model.layers if not layer.splittable)
+    draft = (DraftStage(0, last, layout), DraftStage(last, len(model.layers), alone))
+    programme = Programme(model, profile, Reach(model), draft)
+    fast = programme.solve(profile, Objective())
+    assert fast is not None and fast.deadline_price == pytest.approx(0, abs=1e-6)
+
+    def joules_within(seconds: float) -> tuple[float, float]:
+        solved = programme.solve(profile, Objective(goal="energy", deadline_ms=seconds * 1e3))
+        assert solved is not None
+        value = float(programme.problem.objective.value)
+        unit = solved.seconds / float(programme._latency.value)
+        return value * unit, solved.deadline_price
+
+    limit, step = fast.seconds * 1.05, fast.seconds * 1e-3
+    before, price = joules_within(limit)
+    after, _ = joules_within(limit + step)
+    assert price == pytest.approx((before - after) / step, rel=0.02) and price > 0
+
+
+# ---------------------------------------------------------------- devices left out
+
+
+def test_everybody_has_a_share_or_is_left_out_and_alike_ones_are_together() -> None:
+    model = long_chain()
+    profile = synthetic_profile(model, {"a": 1.0, "b": 0.01, "c": 0.01, "d": 0.02}, 1e5)
+    plan = SCHEMES["local"](model, profile, Objective())
+    assert unused(plan, profile) == [("b", "c"), ("d",)]
+    found = left_out(plan, model, profile, Objective())
+    assert [item.devices for item in found] == [("b", "c"), ("d",)]
+    assert parts_of(plan, profile) == 4
+    assert unused(SCHEMES["equal"](model, profile, Objective()), profile) == []
+
+
+def slow_link(rate: float) -> tuple[Model, Profile]:
+    """Two devices alike, with a link between them that may be too slow."""
+    model = long_chain()
+    return model, synthetic_profile(model, {"a": 0.2, "b": 0.2}, rate, 0.0)
+
+
+def test_a_slow_link_is_to_blame_and_how_fast_it_would_have_to_be_is_true() -> None:
+    model, profile = slow_link(2e5)
+    plan = SCHEMES["local"](model, profile, Objective())
+    (item,) = left_out(plan, model, profile, Objective())
+    words = item.words(Objective())
+    assert item.with_it is not None and item.with_it.latency_seconds > item.now.latency_seconds
+    assert words.startswith(f"adding b would raise latency from {ms(item.now.latency_seconds)} to ")
+    assert "its link carries 1.6 Mbit/s; it would pay from about" in words
+    rate = float(words.split("from about ")[1].split(" Mbit/s")[0]) * 1e6 / 8
+    for factor, pays in ((1.05, True), (0.8, False)):
+        other = slow_link(rate * factor)[1]
+        (changed,) = left_out(SCHEMES["local"](model, other, Objective()), model, other, Objective())
+        assert changed.with_it is not None
+        assert (changed.with_it.latency_seconds < changed.now.latency_seconds) == pays
+
+
+@pytest.mark.parametrize(
+    ("speeds", "rate", "latency", "objective", "words"),
+    [
+        ({"a": 1.0, "b": 1e-3}, 1e9, 0.0, Objective(), ["it computes at 0.001 x the speed of a"]),
+        ({"a": 1.0, "b": 1.0}, 1e9, 5e-3, Objective(), ["a message to or from it is 5.00 ms on its way"]),
+        (
+            {"a": 1.0, "b": 1.0}, 1e9, 0.0, Objective(goal="energy"),
+            ["would raise joules", "computing takes 9 W there (configured)", "W or less"],
+        ),
+    ],
+)  # fmt: skip
+def test_the_figure_to_blame(
+    speeds: Mapping[str, float], rate: float, latency: float, objective: Objective, words: list[str]
+) -> None:
+    model = long_chain()
+    profile = synthetic_profile(model, speeds, rate, latency, {"a": (1.0, 0.0), "b": (9.0, 0.0)})
+    (item,) = left_out(SCHEMES["local"](model, profile, objective), model, profile, objective)
+    for word in words:
+        assert word in item.words(objective)
+
+
+def test_memory_is_to_blame_where_it_cannot_hold_its_part() -> None:
+    model = long_chain()
+    profile = synthetic_profile(model, {"a": 0.1, "b": 1.0}, 1e9, 0.0, memory={"b": 10.0})
+    (item,) = left_out(SCHEMES["local"](model, profile, Objective()), model, profile, Objective())
+    assert "b would need" in item.reason and "its limit is 0.0 MB" in item.reason
+
+
+def test_a_scheme_that_does_not_look_further_is_told_what_it_misses() -> None:
+    model = long_chain()
+    profile = synthetic_profile(model, {"a": 0.1, "b": 1.0}, 1e9, 0.0)
+    (item,) = left_out(SCHEMES["local"](model, profile, Objective()), model, profile, Objective())
+    assert "would lower latency" in item.words(Objective()) and item.reason == "local does not look for such a plan"
+
+
+def test_who_cannot_take_part_is_said() -> None:
+    model, profile = slow_link(1e9)
+    objective = Objective(keep_local=len(model.layers))
+    plan = make_plan(model, profile, objective)
+    (item,) = left_out(plan, model, profile, objective)
+    assert item.with_it is None
+    assert item.words(objective) == f"b cannot take part: all {len(model.layers)} layers are to stay on a"
+
+
+@given(data=st.data())
+@examples(10)
+def test_any_plan_of_any_cluster_is_explained(data: st.DataObject) -> None:
+    """No crash, no device forgotten, nobody without a row, and the planner's own figures."""
+    model = long_chain()
+    profile = data.draw(profiles(model))
+    objective = data.draw(objectives(0.01))
+    scheme = data.draw(st.sampled_from([*SCHEMES, "auto"]))
+    plan = make_plan(model, profile, objective, scheme)
+    parts: list[None] = []
+    found = explain(plan, model, profile, objective, done=lambda: parts.append(None))
+    assert len(parts) == parts_of(plan, profile)
+    assert plan.predicted is not None
+    assert found.figures.latency_seconds == pytest.approx(plan.predicted.latency_seconds)
+    assert found.figures.energy_joules == pytest.approx(plan.predicted.energy_joules)
+    assert {n for item in found.left_out for n in item.devices} == set(profile.names) - set(plan.used_devices)
+    for item in found.left_out:
+        assert item.reason
+        assert item.with_it is None or item.share > 0
+    assert str(found).startswith("what binds: ") and Explanation.model_validate_json(found.model_dump_json()) == found
+
+
+def test_the_work_of_a_frame_is_shared_out() -> None:
+    model, profile = rack()
+    plan = SCHEMES["modnn"](model, profile, Objective())
+    assert sum(work_share(plan.stages, n, model, profile) for n in profile.names) == pytest.approx(1)
+
+
+# ---------------------------------------------------------------- what does not fit
+
+
+def test_plans_of_other_devices_and_models_are_refused() -> None:
+    model = two_layers(2)
+    profile = cluster(model)
+    elsewhere = layer_split(model, 1)  # ends on b
+    check_plan(elsewhere, model)
+    with pytest.raises(PlanError, match="to b; what is explained goes from a and back"):
+        explain(elsewhere, model, profile, Objective())
+    with pytest.raises(PlanError, match="the profile is of model"):
+        explain(elsewhere, halos(), profile, Objective())
+    with pytest.raises(PlanError, match="by devices of the profile: b"):
+        explain(made(layer_split(model, 1, "a"), model, profile), model, cluster(model, ("b",)), Objective())

@@ -1,0 +1,125 @@
+"""Energy against latency: no plan beats another, the ends are the planner's own, constraints hold for all."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nets import examples, one_stage
+from test_algorithm_1 import chain, profiles, synthetic_profile
+from virtual import halos
+
+from coedge.errors import PlanError
+from coedge.model import Model
+from coedge.objective import Objective
+from coedge.plan import Plan, check_plan
+from coedge.profile import Profile
+from coedge.region import UNIT
+from orchestrator.evaluator import Evaluator, Judged
+from orchestrator.pareto import SAME, frontier, pareto, parts_of, spread
+from orchestrator.planner import SCHEMES, make_plan
+
+
+@functools.cache
+def rack() -> tuple[Model, Profile]:
+    """A fast and hungry device, and slow and thrifty ones."""
+    watts = {"a": (20.0, 0.1), "b": (1.0, 0.1), "c": (1.5, 0.1)}
+    return chain(), synthetic_profile(chain(), {"a": 1.0, "b": 0.3, "c": 0.5}, 1e7, 1e-5, watts)
+
+
+def costs(plans: list[Plan]) -> list[tuple[float, float]]:
+    return [(p.predicted.latency_seconds, p.predicted.energy_joules) for p in plans if p.predicted]
+
+
+def test_from_least_latency_to_least_joules() -> None:
+    model, profile = rack()
+    plans = pareto(model, profile, Objective())
+    found = costs(plans)
+    assert len(found) > 3
+    fastest, thriftiest = make_plan(model, profile), make_plan(model, profile, Objective(goal="energy"))
+    assert fastest.predicted and thriftiest.predicted
+    assert found[0][0] == pytest.approx(fastest.predicted.latency_seconds, rel=1e-3)
+    assert found[-1][1] == pytest.approx(thriftiest.predicted.energy_joules, rel=2 * SAME)
+    assert all(plan.feasible and plan.predicted and plan.predicted.bound_seconds for plan in plans)
+
+
+@given(data=st.data())
+@examples(6)
+def test_no_plan_beats_another_and_no_scheme_beats_one(data: st.DataObject) -> None:
+    model = chain()
+    profile = data.draw(profiles(model))
+    points = data.draw(st.integers(2, 20))
+    parts: list[None] = []
+    plans = pareto(model, profile, Objective(), points, lambda: parts.append(None))
+    found = costs(plans)
+    assert 1 <= len(plans) <= points and len(parts) <= parts_of(points)
+    for plan in plans:
+        check_plan(plan, model)
+    for (seconds, joules), (later, fewer) in zip(found, found[1:]):
+        assert seconds <= later and fewer < joules
+    # The ends are always shown: what is between them may be thinned out.
+    for scheme in SCHEMES.values():
+        for goal in ("latency", "energy"):
+            ((seconds, joules),) = costs([scheme(model, profile, Objective(goal=goal))])
+            assert seconds >= found[0][0] * (1 - 1e-9) and joules >= found[-1][1] * (1 - 2 * SAME)
+
+
+def test_constraints_hold_for_every_plan() -> None:
+    model, profile = rack()
+    free = costs(pareto(model, profile, Objective(), 20))
+    limit = (free[0][0] + free[-1][0]) / 2 * 1e3
+    within = pareto(model, profile, Objective(deadline_ms=limit), 20)
+    assert all(plan.feasible for plan in within)
+    assert max(seconds for seconds, _ in costs(within)) * 1e3 <= limit
+    kept = pareto(model, profile, Objective(keep_local=3), 20)
+    assert all(plan.feasible for plan in kept)
+    assert all(stage.regions == {"a": UNIT} for plan in kept for stage in plan.stages if stage.first < 3)
+
+
+def test_where_nothing_is_allowed_the_nearest_plan_is_shown() -> None:
+    model, profile = rack()
+    (plan,) = pareto(model, profile, Objective(deadline_ms=1e-6))
+    assert not plan.feasible and "the deadline is" in plan.reason
+
+
+def test_where_there_is_nothing_to_trade_there_is_one_plan() -> None:
+    model = chain()
+    profile = synthetic_profile(model, {"a": 1.0, "b": 0.001}, 1e3)
+    (plan,) = pareto(model, profile, Objective())
+    assert plan.used_devices == ("a",)
+
+
+def test_the_profile_of_another_model_is_refused() -> None:
+    with pytest.raises(PlanError, match="the profile is of model"):
+        pareto(halos(), rack()[1], Objective())
+
+
+# ---------------------------------------------------------------- which of them are shown
+
+
+def judged(seconds: float, joules: float, problems: tuple[str, ...] = ()) -> Judged:
+    model, profile = rack()
+    real = Evaluator(model, profile, Objective()).judge(one_stage(model, {"a": UNIT}, "a").stages)
+    return replace(real, latency_seconds=seconds, energy_joules=joules, problems=problems)
+
+
+def test_the_frontier_leaves_out_what_another_one_beats() -> None:
+    cloud = [judged(s, j) for s, j in ((3, 1), (1, 5), (2, 5), (2, 3), (2.5, 4), (4, 1), (4, 0.9999), (9, 0.5))]
+    cloud += [judged(0.5, 9, ("too much memory",))]
+    assert [(j.latency_seconds, j.energy_joules) for j in frontier(cloud, Objective())] == [
+        (1, 5), (2, 3), (3, 1), (9, 0.5)
+    ]  # fmt: skip
+    assert [j.latency_seconds for j in frontier(cloud, Objective(deadline_ms=2500))] == [1, 2]
+
+
+def test_of_many_the_ends_and_what_is_furthest_from_others() -> None:
+    # Three at one end, one in the middle, three at the other.
+    places = [(0.0, 10.0), (0.1, 9.9), (0.2, 9.8), (5.0, 5.0), (9.8, 0.2), (9.9, 0.1), (10.0, 0.0)]
+    line = [judged(*place) for place in places]
+    assert [j.latency_seconds for j in spread(line, 3)] == [0.0, 5.0, 10.0]
+    assert [j.latency_seconds for j in spread(line, 2)] == [0.0, 10.0]
+    assert spread(line, 7) == line and spread(line, 50) == line and spread([], 5) == []
+    assert len(spread(line, 5)) == 5
