@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,7 +32,8 @@ from workers.layer_times import measure_layers, rows_program
 from workers.rehearsal import Rehearsal
 
 # Speeds add up to 1.0 at most, so that two cores are enough; links in Mbit/s and ms.
-CLUSTERS: dict[str, list[tuple[float, float, float]]] = {
+Links = list[tuple[float, float, float]]
+CLUSTERS: dict[str, Links] = {
     "2 devices": [(0.5, 1000, 0.1), (0.4, 1000, 0.1)],
     "3 devices": [(0.5, 300, 0.3), (0.3, 300, 0.3), (0.2, 300, 0.3)],
     "4 devices": [(0.4, 1000, 0.2), (0.3, 1000, 0.2), (0.2, 300, 0.2), (0.1, 300, 0.2)],
@@ -43,6 +46,7 @@ WARM, MOST_ROUNDS = 2, 12
 # (share of the rows, layers per stage): none of them is in the fit.
 HELD_OUT = ((0.65, 1), (0.3, 1), (0.15, 1), (0.6, 2), (0.3, 4), (0.15, 4), (0.8, 6), (0.45, 12), (1.0, 24))
 STAGE_SWEEPS = 5
+BEGUN = time.monotonic()
 
 
 def main() -> None:
@@ -68,13 +72,25 @@ def _example(name: str) -> Any:
     return zoo.example(name, image_size=SIZES.get(name))
 
 
-def frames(
-    report: Report, models: dict[str, Model], clusters: dict[str, list[tuple[float, float, float]]], seconds: float
-) -> None:
-    """Runs every case for about so many seconds."""
-    errors: dict[tuple[str, str], list[float]] = defaultdict(list)
-    once: list[float] = []  # a plan that several schemes agree on counts once
-    taus: list[float] = []
+@dataclass(frozen=True)
+class Case:
+    """One scheme's plan of one network on one cluster."""
+
+    cluster: str
+    network: str
+    scheme: str
+    digest: str
+    predicted_seconds: float
+    measured_seconds: float
+
+    @property
+    def error(self) -> float:
+        return self.predicted_seconds / self.measured_seconds - 1
+
+
+def frames(report: Report, models: dict[str, Model], clusters: dict[str, Links], seconds: float) -> None:
+    """Measures the plans of each cluster and network for about so many seconds."""
+    cases: list[Case] = []
     with tempfile.TemporaryDirectory() as cache:
         for label, devices in clusters.items():
             config = {
@@ -87,30 +103,40 @@ def frames(
             }
             with coedge.connect(config) as cluster:
                 for name, model in models.items():
-                    plans = {scheme: cluster.plan(model, scheme=scheme) for scheme in (*SCHEMES, AUTO)}
-                    medians = _medians(report, f"{name} on {label}", cluster, model, plans, seconds)
-                    for scheme, plan in plans.items():
-                        assert plan.predicted is not None
-                        report.sample(f"{name} on {label}: {scheme}, predicted, s", [plan.predicted.latency_seconds])
-                        errors[name, scheme].append(plan.predicted.latency_seconds / medians[plan.digest] - 1)
-                    distinct = {
-                        plan.digest: plan.predicted.latency_seconds for plan in plans.values() if plan.predicted
-                    }
-                    if len(distinct) > 2:
-                        taus.append(kendall_tau(list(distinct.values()), [medians[digest] for digest in distinct]))
-                        report.sample(f"{name} on {label}: Kendall's tau of {len(distinct)} plans", taus[-1:])
+                    cases += _cases(report, label, cluster, model, seconds)
+                    _say(f"{label}, {name}")
+    distinct = list({(case.cluster, case.network, case.digest): case for case in cases}.values())
     for name in models:
-        _spread(report, f"frames, {name}", [e for (model, _), found in errors.items() if model == name for e in found])
+        _spread(report, f"frames, {name}", [case.error for case in cases if case.network == name])
     for scheme in (*SCHEMES, AUTO):
-        _spread(
-            report, f"frames, {scheme}", [e for (_, kind), found in errors.items() if kind == scheme for e in found]
-        )
-    every = [error for found in errors.values() for error in found]
-    for what, found in (("all schemes", every), ("distinct plans", once)):
-        percent = np.abs(found) * 100
+        _spread(report, f"frames, {scheme}", [case.error for case in cases if case.scheme == scheme])
+    # A plan that several schemes agree on counts once in the second.
+    for what, found in (("all schemes", cases), ("distinct plans", distinct)):
+        percent = [abs(case.error) * 100 for case in found]
         report.at_most(f"frames, {what}: median error", float(np.median(percent)), "%", 8)
         report.at_most(f"frames, {what}: 95th percentile of error", float(np.percentile(percent, 95)), "%", 20)
+    taus = []
+    for key in dict.fromkeys((case.cluster, case.network) for case in cases):
+        plans = [case for case in distinct if (case.cluster, case.network) == key]
+        if len(plans) > 2:
+            taus.append(kendall_tau([c.predicted_seconds for c in plans], [c.measured_seconds for c in plans]))
+            report.sample(f"{key[1]} on {key[0]}: Kendall's tau of {len(plans)} plans", taus[-1:])
     report.at_least("order of plans: mean of Kendall's tau", statistics.mean(taus), "", 0.8)
+
+
+def _cases(report: Report, label: str, cluster: Any, model: Model, seconds: float) -> list[Case]:
+    cluster.profile(model)
+    _say(f"{label}, {model.name}: profiled")
+    plans = {scheme: cluster.plan(model, scheme=scheme) for scheme in (*SCHEMES, AUTO)}
+    _say(f"{label}, {model.name}: planned")
+    case = f"{model.name} on {label}"
+    medians = _medians(report, case, cluster, model, plans, seconds)
+    cases = []
+    for scheme, plan in plans.items():
+        assert plan.predicted is not None
+        predicted = report.sample(f"{case}: {scheme}, predicted, s", [plan.predicted.latency_seconds])
+        cases.append(Case(label, model.name, scheme, plan.digest, predicted, medians[plan.digest]))
+    return cases
 
 
 def _medians(
@@ -158,10 +184,15 @@ def stages(report: Report, models: dict[str, Model], budget_seconds: float) -> N
                 report.sample(f"stage of {what}: predicted, s", [device.compute_seconds(work)])
                 errors.append(device.compute_seconds(work) / report.sample(f"stage of {what}: s", seconds) - 1)
         _spread(report, f"stages, {name}", errors)
+        _say(f"stages of {name}")
         everything += errors
     found = np.abs(everything) * 100
     report.at_most("stages, all: median error", float(np.median(found)), "%", 10)
     report.at_most("stages, all: 95th percentile of error", float(np.percentile(found, 95)), "%", 25)
+
+
+def _say(what: str) -> None:
+    print(f"{time.monotonic() - BEGUN:6.0f} s  {what}", file=sys.stderr, flush=True)
 
 
 def _spread(report: Report, what: str, errors: Sequence[float]) -> None:

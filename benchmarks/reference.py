@@ -56,7 +56,8 @@ def main() -> None:
     for number in range(1, options.rounds + 1):
         rounds.append({})
         for name, model in models.items():
-            rounds[-1][name] = measure_layers(model, 1, True, options.budget)
+            times = measure_layers(model, 1, True, options.budget)
+            rounds[-1][name] = (list(times.layers), list(times.fused))
             say(f"round {number} of {options.rounds}: {name}")
     for name, model in models.items():
         text = reference_file(model, _medians(model, [done[name] for done in rounds]), codecs[name])

@@ -112,12 +112,13 @@ def _scales(
             parts[row, place[alike[item.layer]]] += without[item.layer].seconds(item.rows) / seconds
         rest[row] = 1 - layers[work[-1].layer].seconds(work[-1].rows) / seconds
     counts = np.array([len(work) for work, _ in stages], float)
-    ones, weights = np.ones(len(kinds)), np.ones(len(stages))
-    found = ones
+    ridge = np.sqrt(SCALE_COST) * np.eye(len(kinds))
+    found, weights = np.ones(len(kinds)), np.ones(len(stages))
     for _ in range(ROUNDS):
-        weighted = parts.T * (weights * counts)
-        step = np.linalg.solve(weighted @ parts + SCALE_COST * np.eye(len(kinds)), weighted @ (rest - parts @ ones))
-        found = np.clip(ones + step, LEAST_SCALE, MOST_SCALE)
+        root = np.sqrt(weights * counts)
+        terms = np.vstack([parts * root[:, None], ridge])
+        wanted = np.concatenate([rest * root, ridge.sum(axis=1)])
+        found = np.clip(np.linalg.lstsq(terms, wanted, rcond=None)[0], LEAST_SCALE, MOST_SCALE)
         weights = _huber(np.abs(parts @ found - rest))
     return dict(zip(kinds, found.tolist()))
 

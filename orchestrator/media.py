@@ -12,6 +12,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import combinations
 
 from coedge.profile import Medium
 
@@ -43,63 +44,47 @@ class Contention:
     def apart(self) -> bool:
         return min(self.kept) > APART_ABOVE
 
-    @property
-    def pairs(self) -> tuple[frozenset[str], frozenset[str]]:
-        return frozenset(self.first), frozenset(self.second)
+    def parts(self, one: str, other: str) -> bool:
+        """Whether one of two devices is an end of the first transfer, and the other of the second, or vice versa."""
+        return (one in self.first and other in self.second) or (other in self.first and one in self.second)
+
+
+def on_air(contentions: Iterable[Contention]) -> list[str]:
+    """Who is on some medium: the ends of pairs whose two directions slow each other down, but for those of others."""
+    both_ways = [c for c in contentions if c.second == c.first[::-1]]
+    slowed = {name for c in both_ways if c.shared for name in c.first}
+    return sorted(slowed - {name for c in both_ways if c.apart for name in c.first})
 
 
 def shared_media(contentions: Iterable[Contention]) -> tuple[Medium, ...]:
     """The media that explain what was seen.
 
-    1  Pairs of devices whose transfers slow each other down belong together (union-find).
-    2  On their medium are the devices of those pairs, but for those of a pair that was seen beside one of them and
-       did not slow down.
-    3  Where that leaves a pair with nobody on it, what was seen is not the work of a medium.
-    4  Media with a device in common are one.
+    Two devices on air are on the same medium where transfers of theirs slowed each other down, and none did not. So
+    are those who are on the same one as a third (union-find).
     """
     contentions = list(contentions)
-    parent: dict[frozenset[str], frozenset[str]] = {}
+    shared = [c for c in contentions if c.shared]
+    apart = [c for c in contentions if c.apart]
+    names = on_air(contentions)
+    parent = {name: name for name in names}
 
-    def root(pair: frozenset[str]) -> frozenset[str]:
-        while parent.setdefault(pair, pair) != pair:
-            pair = parent[pair]
-        return pair
+    def root(name: str) -> str:
+        while parent[name] != name:
+            name = parent[name]
+        return name
 
-    for contention in contentions:
-        if contention.shared:
-            first, second = contention.pairs
-            parent[root(first)] = root(second)
-    groups: dict[frozenset[str], list[frozenset[str]]] = {}
-    for pair in list(parent):
-        groups.setdefault(root(pair), []).append(pair)
-    found: list[tuple[set[str], list[float]]] = []
-    for pairs in groups.values():
-        devices = set().union(*pairs)
-        rates = []
-        for contention in contentions:
-            first, second = contention.pairs
-            if contention.shared and first in pairs:
-                rates.append(contention.bytes_per_second)
-            for pair, other in ((first, second), (second, first)):
-                if contention.apart and other in pairs and pair not in pairs:
-                    devices -= pair
-        if all(pair & devices for pair in pairs):
-            found.append((devices, rates))
-    return _named(_joined(found))
-
-
-def _joined(found: Iterable[tuple[set[str], list[float]]]) -> list[tuple[set[str], list[float]]]:
-    joined: list[tuple[set[str], list[float]]] = []
-    for devices, rates in found:
-        touching = [other for other in joined if other[0] & devices]
-        joined = [other for other in joined if not other[0] & devices]
-        joined.append((devices.union(*(d for d, _ in touching)), rates + [r for _, other in touching for r in other]))
-    return joined
-
-
-def _named(found: Iterable[tuple[set[str], list[float]]]) -> tuple[Medium, ...]:
-    ordered = sorted((tuple(sorted(devices)), statistics.median(rates)) for devices, rates in found)
+    for one, other in combinations(names, 2):
+        if any(c.parts(one, other) for c in shared) and not any(c.parts(one, other) for c in apart):
+            parent[root(one)] = root(other)
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(root(name), []).append(name)
+    found = []
+    for devices in groups.values():
+        rates = [c.bytes_per_second for c in shared if set(c.first) & set(devices) and set(c.second) & set(devices)]
+        if rates:
+            found.append((tuple(devices), statistics.median(rates)))
     return tuple(
         Medium(name=f"shared-{number}", devices=devices, bytes_per_second=rate)
-        for number, (devices, rate) in enumerate(ordered, start=1)
+        for number, (devices, rate) in enumerate(sorted(found), start=1)
     )

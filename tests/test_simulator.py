@@ -84,6 +84,25 @@ def test_an_answer_returns_to_the_sink_over_the_other_direction() -> None:
     assert timeline.latency_seconds == 8 + (2 + 0.25) + 8 + (1 + 0.25)
 
 
+def test_a_message_occupies_the_devices_at_its_ends() -> None:
+    """1 s to send and 2 s to receive, of 4 rows of 128 bytes at 1000 bytes/s."""
+    model = chain(2)
+    programs = lower(make_plan(model, [(1, {"a": UNIT}), (1, {"b": UNIT})], "a", "b"), model)
+    before = simulate(programs, cluster(model), model).latency_seconds
+    busy = {"a": {"send_seconds": 1.0}, "b": {"receive_seconds": 2.0}}
+    devices = tuple(device.model_copy(update=busy[device.name]) for device in cluster(model).devices)
+    after = simulate(programs, cluster(model).model_copy(update={"devices": devices}), model)
+    assert after.latency_seconds == pytest.approx(before + 3.0)
+
+
+def test_the_client_is_waited_for() -> None:
+    model = chain(2)
+    programs = lower(make_plan(model, [(2, {"a": UNIT})], "a"), model)
+    before = simulate(programs, cluster(model, ("a",)), model).latency_seconds
+    away = cluster(model, ("a",)).model_copy(update={"client_seconds": 0.5})
+    assert simulate(programs, away, model).latency_seconds == pytest.approx(before + 0.5)
+
+
 def test_strips_compute_side_by_side() -> None:
     model = chain(1)
     plan = one_stage_plan(model, {"a": UPPER, "b": LOWER}, "a")

@@ -1,0 +1,131 @@
+"""A worker that rehearses a frame alone: the real loop and kernels, made-up rows, sockets of its own."""
+
+from __future__ import annotations
+
+import functools
+import threading
+
+import pytest
+from nets import Net
+
+from coedge.capturing import capture
+from coedge.model import Model
+from coedge.program import Compute, Program, Receive, Send
+from workers.layer_times import alike, border_nbytes, features_program, rows_program, whole_program
+from workers.rehearsal import Rehearsal, made_up_weights
+
+
+@functools.cache
+def net() -> Model:
+    """Convolutions, two of them alike, then two dense layers."""
+    made = Net()
+    x = made.input([1, 3, 32, 24])
+    for channels, before in ((8, 3), (8, 8), (8, 8)):
+        x = made.op("Relu", made.op("Conv", x, made.weight(channels, before, 3, 3), pads=[1, 1, 1, 1]))
+    x = made.op("Flatten", made.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2]))
+    x = made.op("Relu", made.op("Gemm", x, made.weight(8 * 16 * 12, 64)))
+    return capture(made.proto(made.op("Gemm", x, made.weight(64, 5))), name="net")
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+def test_every_stage_of_a_program_is_timed(emulated: bool) -> None:
+    rehearsal = Rehearsal(net(), 1, emulated)
+    try:
+        program = rows_program(net(), 0.5, 1)
+        number = rehearsal.add(program)
+        for _ in range(2):
+            played = rehearsal.play(number)
+            expected = [step.work for step in program.steps if isinstance(step, Compute)]
+            assert [stage.work for stage in played.stages] == expected[-len(played.stages) :]
+            assert len(expected) - len(played.stages) <= 1  # before the first step there is nothing to count from
+            assert all(0 < stage.seconds < 5 for stage in played.stages)
+            assert len(played.send_seconds) >= sum(isinstance(step, Send) for step in program.steps) - 1
+            assert len(played.receive_seconds) >= sum(isinstance(step, Receive) for step in program.steps) - 1
+    finally:
+        rehearsal.close()
+
+
+def test_several_programs_take_turns() -> None:
+    rehearsal = Rehearsal(net(), 1, emulated=True)
+    try:
+        numbers = [rehearsal.add(program) for program in (rows_program(net(), 0.5, 1), rows_program(net(), 1.0, 100))]
+        counts = [[len(rehearsal.play(number).stages) for number in numbers] for _ in range(2)]
+        assert counts[0] == counts[1] and counts[0][0] > counts[0][1]
+    finally:
+        rehearsal.close()
+
+
+def test_closing_leaves_no_thread() -> None:
+    before = set(threading.enumerate())
+    rehearsal = Rehearsal(net(), 1, emulated=True)
+    rehearsal.play(rehearsal.add(rows_program(net(), 0.5, 1)))
+    rehearsal.close()
+    assert set(threading.enumerate()) == before
+
+
+def test_a_step_that_fails_is_told() -> None:
+    rehearsal = Rehearsal(net(), 1, emulated=True)
+    try:
+        number = rehearsal.add(rows_program(net(), 0.5, 1))
+        rehearsal._made_up[number][0][0].arrays[0].shape = (3, 32, 24)  # the input has lost an axis
+        with pytest.raises(RuntimeError, match=r"a rehearsal failed: .*is expected"):
+            rehearsal.play(number)
+    finally:
+        rehearsal.close()
+
+
+def layers_of(program: Program) -> list[int]:
+    return sorted({w.layer for step in program.steps if isinstance(step, Compute) for w in step.work})
+
+
+def test_rows_features_and_the_rest_are_rehearsed_apart() -> None:
+    model = net()
+    kinds = [(layer.splittable, layer.by_features) for layer in model.layers]
+    rows, dense = ([i for i, kind in enumerate(kinds) if kind[place]] for place in (0, 1))
+    assert rows and dense
+    assert layers_of(rows_program(model, 0.5, 1)) == rows
+    assert layers_of(features_program(model, 0.25, None)) == dense
+    assert layers_of(whole_program(model)) == [i for i in range(len(kinds)) if i not in rows and i not in dense]
+
+
+def test_a_device_in_the_middle_has_neighbours_on_both_sides() -> None:
+    steps = rows_program(net(), 0.5, 1).steps
+    assert {step.peer for step in steps if isinstance(step, Receive)} >= {"above", "others"}
+
+
+def test_a_dense_layer_is_rehearsed_on_as_many_features_as_fit() -> None:
+    model = net()
+    layer = next(layer for layer in model.layers if layer.by_features)
+    weights = sum(model.weights[name].nbytes for name in model.weight_names(layer.first, layer.stop))
+
+    def features(memory_bytes: float | None) -> float:
+        program = features_program(model, 1.0, memory_bytes)
+        return next(w.rows for s in program.steps if isinstance(s, Compute) for w in s.work if w.layer == layer.index)
+
+    assert features(None) == layer.rows
+    assert features(2.0 * weights) == layer.rows
+    assert features(1.0 * weights) == layer.rows / 2
+    assert features(1.0) == 1
+
+
+def test_layers_that_do_the_same_are_alike() -> None:
+    kinds = alike(net())
+    assert kinds[2] == kinds[1] == 1
+    assert kinds[0] == 0 and len(set(kinds)) == len(kinds) - 1
+
+
+def test_what_crosses_a_border_is_what_a_layer_made_for_later_ones() -> None:
+    model = net()
+    assert border_nbytes(model, model.layers[0]) == 8 * 32 * 24 * 4
+    assert border_nbytes(model, model.layers[-1]) == 0
+
+
+def test_made_up_weights_have_the_shapes_of_the_parts_that_are_read() -> None:
+    model = net()
+    program = features_program(model, 0.25, None)
+    parts = model.weight_parts(program.tiles())
+    made = made_up_weights(model, parts.values())
+    assert made
+    for key, array in made.items():
+        value = parts[key].of(model.weights[parts[key].name])
+        assert (array.shape, array.dtype) == (value.shape, value.dtype)
