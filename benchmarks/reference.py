@@ -1,4 +1,4 @@
-"""Measures the reference profile: layer times of the zoo on one core of this machine, for synthetic devices.
+"""Measures the reference profile: layer times and codecs on one core of this machine, for synthetic devices.
 
 Every network as the command line captures it (uint8 in), layer after layer, in rounds over all of them, so that
 a disturbance of some seconds spoils one round at most; of each layer the median over the rounds is kept.
@@ -19,15 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from coedge import zoo
-from coedge.cli.models import load_model
+from coedge.cli.models import load_image, load_model, photograph
 from coedge.layer_cost import layer_costs
 from coedge.model import Model
-from coedge.profile import LayerTime
-from coedge.reference import FOLDER, ReferenceModel, reference_times
+from coedge.profile import CodecSpeed, LayerTime
+from coedge.reference import FOLDER, ReferenceModel, leaving, reference_times
+from workers.activations import sample_activations
+from workers.codecs import measure_codecs
 from workers.layer_times import measure_layers
 
 DIGITS = 4
 Times = tuple[list[LayerTime], list[LayerTime]]
+Codecs = tuple[dict[str, CodecSpeed], dict[str, dict[str, float]]]
 
 
 def main() -> None:
@@ -43,8 +46,11 @@ def main() -> None:
     say = _clocked()
     options.folder.mkdir(parents=True, exist_ok=True)
     models: dict[str, Model] = {}
+    codecs: dict[str, Codecs] = {}
     for name in options.names or zoo.NAMES:
-        models[name] = load_model(name, zoo.example(name).shape[-1])
+        models[name] = model = load_model(name, zoo.example(name).shape[-1])
+        samples = sample_activations(model, [load_image(photograph(), model)], 1)
+        codecs[name] = measure_codecs(samples, options.budget / 5)
         say(f"captured {name}: {len(models[name].layers)} layers")
     rounds: list[dict[str, Times]] = []
     for number in range(1, options.rounds + 1):
@@ -53,7 +59,7 @@ def main() -> None:
             rounds[-1][name] = measure_layers(model, 1, True, options.budget)
             say(f"round {number} of {options.rounds}: {name}")
     for name, model in models.items():
-        text = reference_file(model, _medians(model, [done[name] for done in rounds]))
+        text = reference_file(model, _medians(model, [done[name] for done in rounds]), codecs[name])
         (options.folder / f"{name}.json").write_text(text, encoding="utf-8")
     say(f"wrote {len(models)} files to {options.folder}")
     compare(models, options.folder)
@@ -88,18 +94,29 @@ def _medians(model: Model, rounds: Sequence[Times]) -> Times:
     return ends, inside
 
 
-def reference_file(model: Model, times: Times) -> str:
+def reference_file(model: Model, times: Times, codecs: Codecs) -> str:
     """JSON of a `ReferenceModel`, a line for each layer."""
-    taken = model.inputs[0]
+    taken, (speeds, ratios) = model.inputs[0], codecs
+    packed = {name: {codec: _rounded(ratio) for codec, ratio in known.items()} for name, known in ratios.items()}
     head = {
         "name": model.name,
         "input_shape": taken.shape,
         "input_dtype": taken.dtype,
         "machine": machine(),
+        "codecs": {
+            codec: {key: _rounded(value) for key, value in speed.model_dump().items()}
+            for codec, speed in speeds.items()
+        },
+        "input_codec_ratios": packed.get(taken.name, {}),
     }
     layers = [
-        {"cost": _whole(asdict(cost)), "layer": _rounded(layer), "fused": _rounded(fused)}
-        for cost, layer, fused in zip(layer_costs(model), *times, strict=True)
+        {
+            "cost": _whole(asdict(cost)),
+            "layer": [_rounded(layer.fixed_seconds), _rounded(layer.seconds_per_row)],
+            "fused": [_rounded(fused.fixed_seconds), _rounded(fused.seconds_per_row)],
+            "codec_ratios": [packed.get(name, {}) for name in leaving(model, index)],
+        }
+        for index, (cost, layer, fused) in enumerate(zip(layer_costs(model), *times, strict=True))
     ]
     lines = [f' "{key}": {json.dumps(value)}' for key, value in head.items()]
     lines.append(' "layers": [\n' + ",\n".join(f"  {json.dumps(layer)}" for layer in layers) + "\n ]")
@@ -127,8 +144,8 @@ def machine() -> dict[str, str]:
     }
 
 
-def _rounded(layer: LayerTime) -> list[float]:
-    return [float(f"{value:.{DIGITS}g}") for value in (layer.fixed_seconds, layer.seconds_per_row)]
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
 
 
 def _whole(cost: dict[str, Any]) -> dict[str, Any]:

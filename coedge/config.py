@@ -44,7 +44,7 @@ class LinkConfig(Section):
 
 
 class PowerConfig(Section):
-    """Power that energy is modelled from; nothing is measured. By default a joule is one busy second."""
+    """Power that energy is modelled from. By default a joule is one busy second."""
 
     idle_watts: float = Field(default=0.0, ge=0, description="Watts drawn all the time. Modelled.")
     compute_watts: float = Field(default=1.0, ge=0, description="Watts above idle while computing. Modelled.")
@@ -66,13 +66,33 @@ class DeviceConfig(Section):
         default=None, gt=0, le=1, description="Emulated fraction of the real speed. Null: not emulated."
     )
     link: LinkConfig = Field(default=LinkConfig(), description="Emulation of its network interface.")
-    power: PowerConfig = Field(default=PowerConfig(), description="Watts that its energy is modelled from.")
+    power: PowerConfig = Field(
+        default=PowerConfig(),
+        description="Watts that its energy is modelled from. Left out: measured where the device has a meter.",
+    )
     threads: int | None = Field(
         default=None, ge=1, description="Threads. Null: 1 if `speed` is given, else all physical cores."
     )
     memory_mb: float | None = Field(
         default=None, gt=0, description="Most memory for a plan, in MB (10^6 bytes). Null: all."
     )
+
+    @property
+    def power_given(self) -> bool:
+        """Whether the watts were written down, rather than left to the defaults."""
+        return "power" in self.model_fields_set
+
+
+class MediumConfig(Section):
+    """A capacity that transfers share, such as the air of a Wi-Fi."""
+
+    name: str = Field(pattern=NAME_PATTERN, description="Name of the medium, unique: as of a device.")
+    devices: tuple[str, ...] = Field(
+        min_length=1,
+        strict=False,
+        description="Devices that are on it: all that they send or receive takes part of it.",
+    )
+    mbps: float = Field(gt=0, description="Rate of everything on it together, in Mbit/s (10^6 bit/s).")
 
 
 class RayConfig(Section):
@@ -94,6 +114,9 @@ class RayConfig(Section):
         return address
 
 
+Named = TypeVar("Named", DeviceConfig, MediumConfig)
+
+
 class ClusterConfig(Section):
     """Everything that `coedge.connect` needs to know."""
 
@@ -104,9 +127,23 @@ class ClusterConfig(Section):
     source: str | None = Field(
         default=None, min_length=1, description="Device that inputs come from. Null: the one that asks."
     )
+    media: tuple[MediumConfig, ...] = Field(
+        default=(),
+        strict=False,
+        description="Capacities that devices share. Plans and predictions count with them; emulated links, which are "
+        "each a device's own, do not. Shared media between real hosts are also found by measuring.",
+    )
+    joules: Literal["dynamic", "total"] = Field(
+        default="dynamic",
+        description="What counts as energy. dynamic: computing and transmitting, above idle. total: also the idle "
+        "watts of the devices that take part, while the frame runs.",
+    )
     encryption: bool = Field(default=True, description="Encrypt what devices send each other.")
     connect_timeout_seconds: float = Field(default=60.0, gt=0, description="Seconds to wait for all devices to join.")
     frame_timeout_seconds: float = Field(default=30.0, gt=0, description="Seconds to wait for the answer to one frame.")
+    profile_budget_seconds: float = Field(
+        default=20.0, gt=0, description="Seconds that measuring a model on one kind of machine may take, about."
+    )
     cache_dir: str | None = Field(
         default=None,
         min_length=1,
@@ -115,11 +152,20 @@ class ClusterConfig(Section):
     objective: Objective = Field(default=Objective(), description="What plans minimise and keep to.")
     scheme: str = Field(default="auto", min_length=1, description='Planning scheme. "auto": the best of all.')
 
-    @field_validator("devices")
+    @field_validator("devices", "media")
     @classmethod
-    def _names_differ(cls, devices: tuple[DeviceConfig, ...]) -> tuple[DeviceConfig, ...]:
-        check_names([device.name for device in devices])
-        return devices
+    def _names_differ(cls, items: tuple[Named, ...], info: ValidationInfo) -> tuple[Named, ...]:
+        check_names([item.name for item in items], str(info.field_name))
+        return items
+
+    @field_validator("media")
+    @classmethod
+    def _media_are_of_devices(cls, media: tuple[MediumConfig, ...], info: ValidationInfo) -> tuple[MediumConfig, ...]:
+        names = [device.name for device in info.data.get("devices", ())]
+        for index, medium in enumerate(media):
+            for place, name in enumerate(medium.devices if names else ()):
+                check_device(name, names, (index, "devices", place))
+        return media
 
     @field_validator("source")
     @classmethod
@@ -227,11 +273,11 @@ def describe_keys(kind: type[BaseModel] = ClusterConfig) -> list[dict[str, str]]
 def _rows(section: type[BaseModel], prefix: str) -> Iterator[dict[str, str]]:
     for name, field in section.model_fields.items():
         inner, is_list = _section_of(field), get_origin(field.annotation) is tuple
-        default = "required" if field.is_required() else "{}" if inner else json.dumps(field.default)
+        default = "[]" if is_list else "{}" if inner else field.default
         yield {
             "key": prefix + name,
             "type": _allowed(field),
-            "default": "[]" if is_list else default,
+            "default": "required" if field.is_required() else default if inner or is_list else json.dumps(default),
             "description": _description(section, name),
         }
         if inner:
@@ -271,7 +317,7 @@ def _allowed(field: FieldInfo) -> str:
 def _plain(value: Any, sequence: type[list[Any]] | type[tuple[Any, ...]]) -> Any:
     """A deep copy out of dicts, scalars, and one kind of sequence."""
     if isinstance(value, BaseModel):
-        value = value.model_dump()
+        value = value.model_dump(exclude_unset=True)  # what was left out stays left out: see `power_given`
     if isinstance(value, Mapping):
         return {key: _plain(inner, sequence) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -47,6 +47,7 @@ class DeviceProfile(BaseModel):
         power_source: where the watts come from, for people: joules are only as good as that.
         memory_bytes: what a plan may use there; None: not limited.
         codecs: by name of the codec; a codec that is not here was not measured and is not used.
+        send_seconds, receive_seconds: how long a message occupies it at either end, besides packing and unpacking.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,6 +59,8 @@ class DeviceProfile(BaseModel):
     power_source: str = "configured"
     memory_bytes: float | None = None
     codecs: dict[str, CodecSpeed] = {}
+    send_seconds: float = Field(default=0.0, ge=0)
+    receive_seconds: float = Field(default=0.0, ge=0)
 
     def layer_time(self, index: int, ends_stage: bool = True) -> LayerTime:
         return self.fused[index] if self.fused and not ends_stage else self.layers[index]
@@ -74,7 +77,7 @@ class Link(BaseModel):
 
     Attributes:
         bytes_per_second: of one large transfer.
-        latency_seconds: of an empty message, one way.
+        latency_seconds: of an empty message, from when its sender is done with it until its receiver begins with it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -107,6 +110,7 @@ class Profile(BaseModel):
         joules: `dynamic` counts what computing and transmitting draws above idle, as the paper does; `total`
             adds the idle watts of every device that takes part, while the frame runs.
         codec_ratios: per tensor and codec, packed over raw bytes, measured on sample images.
+        client_seconds: from when somebody asks until the input is at the source, and for the answer's way back.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -119,6 +123,7 @@ class Profile(BaseModel):
     source: str
     joules: Literal["dynamic", "total"] = "dynamic"
     codec_ratios: dict[str, dict[str, float]] = {}
+    client_seconds: float = Field(default=0.0, ge=0)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Profile:
         copied = super().model_copy(update=update, deep=deep)

@@ -107,6 +107,7 @@ class _Run:
         self.spans: list[Span] = []
         self.answered: dict[int, tuple[float, float]] = {}
         self._asked: dict[int, float] = {}
+        self._client_seconds = profile.client_seconds
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._count = 0
         self.devices = {name: _Device(name) for programs in parts for name in programs}
@@ -139,7 +140,7 @@ class _Run:
             self.begun += 1
             self._asked[frame] = now
             for device, channel in self._inputs[self.part_of[frame]]:
-                self._at(now, self._deliver, device, frame, channel, cause)
+                self._at(now + self._client_seconds, self._deliver, device, frame, channel, cause)
 
     def _deliver(self, now: float, device: _Device, frame: int, channel: int, cause: int) -> None:
         """A message is through the down-link."""
@@ -356,11 +357,11 @@ def _action(program: Program, step: Step, profile: Profile, model: Model, media:
     if device is None:
         raise PlanError(f"the profile has no device {program.device!r}; measure the cluster again")
     if isinstance(step, Receive):  # what it carries on the wire is known at the other end, see `_join`
-        seconds = packing_seconds(step, receive_nbytes(program, step, model), device)
+        seconds = device.receive_seconds + packing_seconds(step, receive_nbytes(program, step, model), device)
         return _Action("receive", label, seconds, (None,) * len(step.patches), step.stage, step.peer, step.channel)
     if isinstance(step, Compute):
         return _Action("compute", label, device.compute_seconds(step.work), (None,) * len(step.writes), step.stage)
-    seconds = packing_seconds(step, send_nbytes(program, step, model), device)
+    seconds = device.send_seconds + packing_seconds(step, send_nbytes(program, step, model), device)
     nbytes = packed_nbytes(program, step, model, profile.codec_ratios)
     link = profile.link(program.device, step.peer)
     return _Action(

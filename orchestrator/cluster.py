@@ -141,7 +141,7 @@ class Cluster:
         with self._lock:
             if model.hash not in self._profiles:
                 self._profiles[model.hash] = measure_model(
-                    model, members.by_name, members.links, members.source, self.config.cache_path
+                    model, members.by_name, members.network, members.source, self.config
                 )
             whole = self._profiles[model.hash]
         if self.source in members.lost:

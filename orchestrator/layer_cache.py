@@ -7,7 +7,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from coedge.profile import LayerTime
 
@@ -16,7 +16,7 @@ FORMAT = 2
 
 
 class LayerTimes(BaseModel):
-    """Times of a model's layers at the full speed of one kind of machine."""
+    """What a model takes at the full speed of one kind of machine: see `ModelTimes`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,6 +24,8 @@ class LayerTimes(BaseModel):
     model_hash: str
     layers: tuple[LayerTime, ...]
     fused: tuple[LayerTime, ...]
+    send_seconds: float = Field(ge=0)
+    receive_seconds: float = Field(ge=0)
 
 
 def load_times(folder: Path, model_hash: str, fingerprint: str) -> LayerTimes | None:

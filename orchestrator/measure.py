@@ -1,36 +1,58 @@
-"""Measures a cluster: links between all pairs of devices, and a model's layers on every kind of device."""
+"""Measures a cluster through its workers: the network, and a model's layers on every kind of device."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from coedge.config import DeviceConfig
+from coedge.config import ClusterConfig, DeviceConfig, PowerConfig
 from coedge.model import Model
-from coedge.profile import DeviceProfile, Link, Profile, scaled
+from coedge.profile import DeviceProfile, Profile, scaled
 from coedge.progress import progress
 from orchestrator.layer_cache import LayerTimes, load_times, store_times
+from orchestrator.links import Latency, Network, Way
+from orchestrator.media import Pair
 from orchestrator.ray_control import gather
-from workers.spec import WorkerFacts
+from workers.layer_times import MOST_SWEEPS, model_times
+from workers.rehearsal import Played
+from workers.spec import MeteredPower, ProbeTimes, WorkerFacts
 
-SMALL_PROBES = 5
-FIRST_NBYTES, LAST_NBYTES = 32_768, 4_194_304
-ENOUGH_SECONDS = 0.02
+WARM_PROBES, SMALL_PROBES = 2, 5
+TRAIN = 5
 PROBE_SECONDS = 20.0
 MEASURE_SECONDS = 300.0
+PROGRESS_STEPS, PROGRESS_SECONDS = 100, 0.5
+# Emulated devices share cores, and find them cold after each other: they are measured beside each other, as they
+# run, where the weights of all leave room. (Large layers do not notice.)
+MOST_AT_ONCE, AT_ONCE_NBYTES = 4, 400_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A device that has joined: its configuration, its actor, and what its worker says of itself."""
+    """A device that has joined: its configuration, its actor, what its worker and its energy meter say."""
 
     config: DeviceConfig
     actor: Any
     facts: WorkerFacts
+    metered: MeteredPower | None = None
+
+    @property
+    def power(self) -> PowerConfig:
+        """Watts as configured; else as metered, as far as a meter tells; else by default."""
+        if self.config.power_given or self.metered is None:
+            return self.config.power
+        return PowerConfig(idle_watts=self.metered.idle_watts, compute_watts=self.metered.compute_watts)
+
+    @property
+    def power_source(self) -> str:
+        if self.config.power_given:
+            return "configured"
+        return "default" if self.metered is None else f"{self.metered.source}; of its radio: default"
 
     @property
     def name(self) -> str:
@@ -46,105 +68,159 @@ class Member:
         return None if self.config.memory_mb is None else self.config.memory_mb * 1e6
 
 
-def measure_links(members: Mapping[str, Member]) -> tuple[Link, ...]:
-    """Rate and latency of every ordered pair, one at a time, over the sockets that halos take.
+class ActorProber:
+    """A `Prober` that asks workers: messages take the sockets that rows take."""
 
-    Raises:
-        ClusterError: naming a pair that cannot talk to each other.
-    """
-    pairs = [(a, b) for a in members for b in members if a != b]
-    links = []
-    with progress("measuring links", len(pairs)) as advance:
-        for sender, receiver in pairs:
-            links.append(_measure_link(members[sender], receiver))
-            advance()
-    return tuple(links)
+    def __init__(self, members: Mapping[str, Member]) -> None:
+        self._members = members
 
+    def latencies(self, pairs: Sequence[Pair]) -> dict[Pair, Latency]:
+        rounds = [self._probe(pairs, 0, 1) for _ in range(WARM_PROBES + SMALL_PROBES)][WARM_PROBES:]
+        return {
+            pair: Latency(
+                statistics.median(r[pair].send_seconds for r in rounds),
+                statistics.median(r[pair].flight_seconds for r in rounds),
+            )
+            for pair in pairs
+        }
 
-def _measure_link(sender: Member, receiver: str) -> Link:
-    def probe(nbytes: int, count: int) -> float:
-        call = sender.actor.probe.remote(receiver, nbytes, count, PROBE_SECONDS)
-        times = gather({sender.name: call}, PROBE_SECONDS * count, f"reach {receiver}")[sender.name]
-        return float(statistics.median(times))
+    def rates(self, pairs: Sequence[Pair], nbytes: int) -> dict[Pair, tuple[float, float]]:
+        found = {}
+        for pair, times in self._probe(pairs, nbytes, TRAIN).items():
+            seconds = max(times.came_seconds[-1] - times.came_seconds[0], 1e-9)
+            found[pair] = nbytes * (TRAIN - 1) / seconds, seconds
+        return found
 
-    probe(0, 2)
-    there_and_back = probe(0, SMALL_PROBES)
-    nbytes = FIRST_NBYTES
-    seconds = probe(nbytes, 2)
-    while seconds - there_and_back < ENOUGH_SECONDS and nbytes < LAST_NBYTES:
-        nbytes *= 4
-        seconds = probe(nbytes, 2)
-    extra = max(seconds - there_and_back, 1e-6)
-    return Link(
-        sender=sender.name, receiver=receiver,
-        bytes_per_second=nbytes / extra, latency_seconds=there_and_back / 2,
-    )  # fmt: skip
+    def _probe(self, pairs: Sequence[Pair], nbytes: int, count: int) -> dict[Pair, ProbeTimes]:
+        calls = {
+            sender: self._members[sender].actor.probe.remote(receiver, nbytes, count, PROBE_SECONDS)
+            for sender, receiver in pairs
+        }
+        times = gather(calls, PROBE_SECONDS + 1, f"reach {', '.join(receiver for _, receiver in pairs)}")
+        return {pair: times[pair[0]] for pair in pairs}
 
 
 def measure_model(
-    model: Model,
-    members: Mapping[str, Member],
-    links: tuple[Link, ...],
-    source: str,
-    cache: Path,
-    budget_seconds: float = 20.0,
+    model: Model, members: Mapping[str, Member], network: Network, source: str, config: ClusterConfig
 ) -> Profile:
-    """The profile of a cluster on a model. Devices of one kind on one host are measured once."""
-    kinds: dict[str, list[Member]] = {}
-    for member in members.values():
-        kinds.setdefault(f"{member.facts.fingerprint}|{'cpu' if member.emulated else 'wall'}", []).append(member)
+    """The profile of a cluster on a model. Devices of one kind on one host are measured once, and kept on disk."""
+    kinds = _kinds(model, members.values())
     times: dict[str, LayerTimes] = {}
-    missing: dict[str, Member] = {}
-    for kind, alike in kinds.items():
-        found = load_times(cache, model.hash, kind)
+    missing: list[_Kind] = []
+    for kind in kinds:
+        found = load_times(config.cache_path, model.hash, kind.key)
         if found is not None and len(found.layers) == len(model.layers):
-            times[kind] = found
+            times[kind.key] = found
         else:
-            missing[kind] = max(alike, key=lambda member: member.memory_bytes or math.inf)
-    with progress(f"measuring {model.name}", len(missing)) as advance:
-        for kind, measured in _measure_kinds(model, missing, budget_seconds, advance).items():
-            times[kind] = measured
-            store_times(cache, measured)
-    by_member = {member.name: times[kind] for kind, alike in kinds.items() for member in alike}
+            missing.append(kind)
+    for measured in _measure_kinds(model, missing, config.profile_budget_seconds):
+        times[measured.fingerprint] = measured
+        store_times(config.cache_path, measured)
+    by_member = {member.name: times[kind.key] for kind in kinds for member in kind.members}
     return Profile(
         model_name=model.name,
         model_hash=model.hash,
         source=source,
-        links=links,
-        devices=tuple(
-            DeviceProfile(
-                name=member.name,
-                layers=tuple(scaled(t, 1 / (member.config.speed or 1.0)) for t in by_member[member.name].layers),
-                fused=tuple(scaled(t, 1 / (member.config.speed or 1.0)) for t in by_member[member.name].fused),
-                power=member.config.power,
-                memory_bytes=member.memory_bytes,
-            )
-            for member in members.values()
-        ),
+        devices=tuple(_device_profile(member, by_member[name]) for name, member in members.items()),
+        links=network.links,
+        media=network.media,
+        joules=config.joules,
+        client_seconds=_client_seconds(model, network.client),
     )
 
 
-def _measure_kinds(
-    model: Model, missing: Mapping[str, Member], budget_seconds: float, advance: Callable[[], None]
-) -> dict[str, LayerTimes]:
-    """One after another on each host, so that they do not disturb each other; hosts at the same time."""
-    by_host: dict[str, list[str]] = {}
-    for kind, member in missing.items():
-        by_host.setdefault(member.facts.host, []).append(kind)
-    measured: dict[str, LayerTimes] = {}
-    while any(by_host.values()):
-        turn = {kinds.pop(0) for kinds in by_host.values() if kinds}
-        calls = {}
-        for kind in turn:
-            member = missing[kind]
-            calls[member.name] = member.actor.measure_layers.remote(
-                model.skeleton, member.facts.threads, member.emulated, budget_seconds, member.memory_bytes
-            )
-        results = gather(calls, MEASURE_SECONDS, f"measure {model.name}")
-        for kind in turn:
-            layers, fused = results[missing[kind].name]
-            measured[kind] = LayerTimes(
-                fingerprint=kind, model_hash=model.hash, layers=tuple(layers), fused=tuple(fused)
-            )
-            advance()
-    return measured
+def _client_seconds(model: Model, way: Way | None) -> float:
+    """For the inputs to the source, and the outputs from the sink."""
+    if way is None:
+        return 0.0
+    return sum(
+        way.seconds(sum(tensor.region_nbytes(tensor.whole) for tensor in tensors))
+        for tensors in (model.inputs, model.outputs)
+    )
+
+
+def _device_profile(member: Member, times: LayerTimes) -> DeviceProfile:
+    slower = 1 / (member.config.speed or 1.0)
+    return DeviceProfile(
+        name=member.name,
+        layers=tuple(scaled(time, slower) for time in times.layers),
+        fused=tuple(scaled(time, slower) for time in times.fused),
+        power=member.power,
+        power_source=member.power_source,
+        memory_bytes=member.memory_bytes,
+        send_seconds=times.send_seconds * slower,
+        receive_seconds=times.receive_seconds * slower,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Devices that take the same times at full speed.
+
+    Attributes:
+        key: names the hardware, the software and the way of measuring.
+        players: those that are measured: one, or as many at once as share the cores of their host when emulated.
+    """
+
+    key: str
+    members: tuple[Member, ...]
+    players: tuple[Member, ...]
+
+
+def _kinds(model: Model, members: Iterable[Member]) -> list[_Kind]:
+    groups: dict[tuple[str, bool], list[Member]] = {}
+    for member in members:
+        groups.setdefault((member.facts.fingerprint, member.emulated), []).append(member)
+    kinds = []
+    for (fingerprint, emulated), same in groups.items():
+        # Who has the most memory measures the most of a dense layer.
+        same.sort(key=lambda member: -(member.memory_bytes or math.inf))
+        room = int(AT_ONCE_NBYTES / max(model.weight_nbytes, 1))
+        count = max(1, min(len(same), MOST_AT_ONCE, room)) if emulated else 1
+        kinds.append(_Kind(f"{fingerprint}|{f'cpu|{count}' if emulated else 'wall'}", tuple(same), tuple(same[:count])))
+    return kinds
+
+
+def _measure_kinds(model: Model, missing: Sequence[_Kind], budget_seconds: float) -> Iterator[LayerTimes]:
+    """One kind after another on each host, so that they do not disturb each other; hosts at the same time."""
+    by_host: dict[str, list[_Kind]] = {}
+    for kind in missing:
+        by_host.setdefault(kind.players[0].facts.host, []).append(kind)
+    with progress(f"measuring {model.name}", PROGRESS_STEPS * sum(len(kind.players) for kind in missing)) as advance:
+        while any(by_host.values()):
+            turn = [kinds.pop(0) for kinds in by_host.values() if kinds]
+            played = _play(model, turn, budget_seconds, advance)
+            for kind in turn:
+                frames = [frame for player in kind.players for frame in played[player.name]]
+                times = model_times(model, frames)
+                yield LayerTimes(fingerprint=kind.key, model_hash=model.hash, **asdict(times))
+
+
+def _play(
+    model: Model, kinds: Sequence[_Kind], budget_seconds: float, advance: Callable[[], None]
+) -> dict[str, list[Played]]:
+    """All players at once, with `PROGRESS_STEPS` calls of `advance` for each."""
+    import ray
+
+    players = {player.name: player for kind in kinds for player in kind.players}
+    what = f"measure {model.name}"
+    ready = {
+        name: player.actor.prepare_layers.remote(
+            model.skeleton, player.facts.threads, player.emulated, budget_seconds, player.memory_bytes
+        )
+        for name, player in players.items()
+    }
+    gather(ready, MEASURE_SECONDS, what)
+    calls = {name: player.actor.play_layers.remote(MOST_SWEEPS) for name, player in players.items()}
+    deadline = time.monotonic() + budget_seconds + MEASURE_SECONDS
+    shown, pending = 0, list(calls.values())
+    while pending and time.monotonic() < deadline:
+        _, pending = ray.wait(pending, num_returns=len(pending), timeout=PROGRESS_SECONDS)
+        asked = [player.actor.played.remote() for player in players.values()]
+        answers, _ = ray.wait(asked, num_returns=len(asked), timeout=PROGRESS_SECONDS)
+        with contextlib.suppress(ray.exceptions.RayError):  # who died is named below
+            done = PROGRESS_STEPS * (sum(ray.get(answers)) if pending else len(players))
+            for _ in range(shown, int(done)):
+                advance()
+            shown = max(shown, int(done))
+    return gather(calls, max(deadline - time.monotonic(), 1.0), what)

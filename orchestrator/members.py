@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import statistics
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from coedge.config import ClusterConfig, DeviceConfig
 from coedge.errors import ClusterError
-from coedge.profile import Link
+from coedge.profile import Link, Medium
 from coedge.program import CLIENT
 from coedge.version import VERSION
 from orchestrator import ray_control
-from orchestrator.measure import Member, measure_links
+from orchestrator.links import Network, Way, measure_network
+from orchestrator.measure import ActorProber, Member
+from workers.message import Kind, Message
 from workers.paced_transport import LinkSpec
-from workers.spec import WorkerSpec, WorkerStatus
+from workers.spec import MeteredPower, WorkerSpec, WorkerStatus
 from workers.transport import Endpoint
 from workers.zmq_transport import ZmqTransport
 
 CLOCK_ROUND_TRIPS = 5
+POWER_SECONDS, POWER_TIMEOUT_SECONDS = 1.0, 30.0
+CLIENT_PROBES, CLIENT_NBYTES, CLIENT_SECONDS = 6, 600_000, 20.0
 
 
 @dataclass
@@ -41,9 +48,13 @@ class Members:
     transport: ZmqTransport
     clocks: dict[str, tuple[float, float]]
     serving: dict[str, Any]
-    links: tuple[Link, ...] = ()
+    network: Network = field(default_factory=lambda: Network(()))
     gflops: dict[str, float] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        return self.network.links
 
     @property
     def actors(self) -> dict[str, Any]:
@@ -126,7 +137,9 @@ def _join(config: ClusterConfig, actors: dict[str, Any]) -> Members:
             clocks={name: _clock(name, actor) for name, actor in actors.items()},
             serving={name: actor.serve.remote() for name, actor in actors.items()},
         )
-        members.links = measure_links(members.by_name)
+        client = _measure_client(transport, facts[source].endpoint)
+        members.network = replace(_measure_network(config, members.by_name), client=client)
+        members.by_name = _measure_power(members.by_name)
         members.gflops = _measure_gflops(members.by_name, timeout)
         return members
     except BaseException:
@@ -154,6 +167,52 @@ def _clock(name: str, actor: Any) -> tuple[float, float]:
         if (after - before) / 2 < best[1]:
             best = (fact.clock_seconds - (before + after) / 2, (after - before) / 2)
     return best
+
+
+def _measure_network(config: ClusterConfig, members: Mapping[str, Member]) -> Network:
+    """The links, and the media: those of the configuration, and what is found between others."""
+    for medium in config.media:
+        unknown = [name for name in medium.devices if name not in members]
+        if unknown:
+            raise ClusterError(
+                f"medium {medium.name!r} is of {unknown[0]!r}, which is not a device; devices are {', '.join(members)}"
+            )
+    given = [Medium(name=m.name, devices=m.devices, bytes_per_second=m.mbps * 1e6 / 8) for m in config.media]
+    addresses = {name: member.facts.endpoint.address.rpartition(":")[0] for name, member in members.items()}
+    return measure_network(addresses, ActorProber(members), given)
+
+
+def _measure_client(transport: ZmqTransport, source: Endpoint) -> Way:
+    """Between us and the source. Nobody else receives on this transport yet.
+
+    Raises:
+        ClusterError: no answer.
+    """
+
+    def there_and_back(nbytes: int) -> float:
+        payload = (np.zeros(nbytes, np.uint8),) if nbytes else ()
+        start = time.monotonic()
+        transport.send(source.index, Message(Kind.PROBE, transport.endpoint.index, arrays=payload))
+        while (left := start + CLIENT_SECONDS - time.monotonic()) > 0:
+            message = transport.receive(left)
+            if message is not None and message.kind is Kind.ECHO:
+                return time.monotonic() - start
+        raise ClusterError(f"{source.name} did not answer at {source.address} within {CLIENT_SECONDS:.0f} s")
+
+    empty, full = (
+        statistics.median([there_and_back(nbytes) for _ in range(CLIENT_PROBES)][1:]) for nbytes in (0, CLIENT_NBYTES)
+    )
+    return Way(empty / 2, CLIENT_NBYTES / max(full - empty, 1e-6))
+
+
+def _measure_power(members: Mapping[str, Member]) -> dict[str, Member]:
+    """By the meters of real devices whose watts are not configured; hosts at once, devices of a host in turn."""
+    asked = {name: m for name, m in members.items() if not m.emulated and not m.config.power_given}
+    measured: dict[str, MeteredPower | None] = {}
+    while turn := {m.facts.host: name for name, m in asked.items() if name not in measured}:
+        calls = {name: members[name].actor.measure_power.remote(POWER_SECONDS) for name in turn.values()}
+        measured |= ray_control.gather(calls, POWER_TIMEOUT_SECONDS, "read their energy meters")
+    return {name: replace(member, metered=measured.get(name)) for name, member in members.items()}
 
 
 def _measure_gflops(members: Mapping[str, Member], timeout_seconds: float) -> dict[str, float]:

@@ -17,6 +17,7 @@ from coedge.config import (
     ClusterConfig,
     DeviceConfig,
     LinkConfig,
+    MediumConfig,
     PowerConfig,
     RayConfig,
     describe_keys,
@@ -36,6 +37,8 @@ devices:
       mbps: 100
 source: pi-1
 """
+
+ONE_OF_EACH = {"devices": [{"name": "a"}], "media": [{"name": "air", "devices": ["a"], "mbps": 1.0}]}
 
 
 @pytest.fixture
@@ -143,12 +146,16 @@ devices = st.builds(
     threads=st.none() | st.integers(min_value=1),
     memory_mb=st.none() | positive,
 )
+media = st.builds(MediumConfig, name=words, devices=st.lists(names, min_size=1).map(tuple), mbps=positive)
 clusters = st.lists(devices, max_size=4, unique_by=lambda device: device.name).flatmap(
     lambda chosen: st.builds(
         ClusterConfig,
         devices=st.just(tuple(chosen)),
         ray=st.builds(RayConfig, address=st.sampled_from([None, "auto", "h:1", "[::1]:6379"]), namespace=words),
         source=st.none() | (st.sampled_from([device.name for device in chosen]) if chosen else words),
+        media=st.just(()) if chosen else st.lists(media, max_size=2, unique_by=lambda medium: medium.name).map(tuple),
+        joules=st.sampled_from(["dynamic", "total"]),
+        profile_budget_seconds=positive,
         encryption=st.booleans(),
         connect_timeout_seconds=positive,
         frame_timeout_seconds=positive,
@@ -315,7 +322,7 @@ def test_a_number_that_yaml_reads_as_text(refusal: Callable[..., str], written: 
 )
 def test_no_number_may_be_infinite_or_something_else(key: str, value: str) -> None:
     with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
-        load_config({"devices": [{"name": "a"}]}, [f"{key}={value}"], {})
+        load_config(ONE_OF_EACH, [f"{key}={value}"], {})
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "true", '"2"'])
@@ -340,6 +347,42 @@ def test_a_bad_ray_address_is_refused(address: str) -> None:
 def test_two_devices_of_one_name_are_refused_at_the_second(refusal: Callable[..., str]) -> None:
     message = refusal("devices:\n  - name: a\n  - name: b\n  - name: a\n")
     assert message.startswith("cluster.yaml:4: devices.2.name: is also the name of devices.0 (a)")
+
+
+MEDIA = """
+media:
+  - name: wifi
+    devices: [pi-1, pi.lokal]
+    mbps: 50
+  - name: wifi
+    devices: [pi-1]
+    mbps: 50
+"""
+
+
+def test_a_medium_is_of_devices_that_there_are(refusal: Callable[..., str]) -> None:
+    message = refusal(TWO_DEVICES + MEDIA.replace("  - name: wifi\n    devices: [pi-1]\n    mbps: 50\n", ""))
+    assert message.startswith("cluster.yaml:11: media.0.devices.1: must be a device: pi-1, pi.local; given pi.lokal.")
+    assert message.endswith("did you mean `pi.local`?")
+
+
+def test_two_media_of_one_name_are_refused_at_the_second(refusal: Callable[..., str]) -> None:
+    assert "media.1.name: is also the name of media.0 (wifi)" in refusal(TWO_DEVICES + MEDIA)
+
+
+def test_a_medium_without_devices_is_refused(refusal: Callable[..., str]) -> None:
+    assert "media.0.devices" in refusal("media: [{name: wifi, devices: [], mbps: 50}]")
+
+
+def test_any_medium_is_accepted_while_the_devices_are_not_known(load: Callable[..., ClusterConfig]) -> None:
+    (medium,) = load("media: [{name: wifi, devices: [a, b], mbps: 50}]").media
+    assert medium == MediumConfig(name="wifi", devices=("a", "b"), mbps=50.0)
+
+
+def test_it_is_known_whether_power_was_written_down(load: Callable[..., ClusterConfig]) -> None:
+    config = load(TWO_DEVICES, ["devices.pi-1.power.compute_watts=3"])
+    for loaded in (config, load_config(config, ["devices.0.speed=0.25"], {})):
+        assert [device.power_given for device in loaded.devices] == [True, False]
 
 
 def test_a_source_that_is_no_device_is_refused(refusal: Callable[..., str]) -> None:
@@ -503,4 +546,4 @@ def test_the_default_of_each_key_is_yaml_that_loads() -> None:
     for row in describe_keys():
         if row["default"] not in ("required", "[]", "{}"):
             key = row["key"].replace("N", "0")
-            assert load_config({"devices": [{"name": "a"}]}, [f"{key}={row['default']}"], {})
+            assert load_config(ONE_OF_EACH, [f"{key}={row['default']}"], {})

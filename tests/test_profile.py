@@ -167,6 +167,8 @@ TIMES = LayerTimes(
     model_hash="0123456789abcdef",
     layers=(LayerTime(fixed_seconds=0.1, seconds_per_row=0.01),),
     fused=(LayerTime(fixed_seconds=0.05, seconds_per_row=0.01),),
+    send_seconds=1e-5,
+    receive_seconds=2e-5,
 )
 
 

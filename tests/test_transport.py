@@ -6,7 +6,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -42,6 +42,7 @@ messages = st.builds(
     frame=st.integers(0, 2**64 - 1),
     channel=st.integers(0, 2**32 - 1),
     arrays=st.lists(any_array, max_size=4).map(tuple),
+    due=st.floats(0, 1e12),
 )
 
 
@@ -56,7 +57,7 @@ def wire(message: Message) -> tuple[bytes, list[bytes]]:
 
 def assert_same(got: Message | None, sent: Message) -> None:
     assert got is not None
-    for field in ("kind", "sender", "epoch", "frame", "channel"):
+    for field in ("kind", "sender", "epoch", "frame", "channel", "due"):
         assert getattr(got, field) == getattr(sent, field)
     assert len(got.arrays) == len(sent.arrays)
     for a, b in zip(got.arrays, sent.arrays):
@@ -136,6 +137,11 @@ class TestMessage:
         header, _ = wire(data(np.zeros(2, np.bool_)))
         with pytest.raises(MalformedMessage, match="bool"):
             decode(header, [b"\1\2"])
+
+    @pytest.mark.parametrize("due", [-1.0, float("inf"), float("nan")])
+    def test_a_time_that_never_comes_is_malformed(self, due: float) -> None:
+        with pytest.raises(MalformedMessage, match="due"):
+            decode(*wire(replace(data(), due=due)))
 
     def test_another_version_says_what_to_do(self) -> None:
         header, buffers = wire(data())
@@ -430,34 +436,30 @@ class TestPacedTransport:
             for transport in transports:
                 transport.close()
 
-    def test_unpaced_peers_overtake_paced_ones(self) -> None:
-        hub = InMemoryHub()
-        crawl = LinkSpec(bytes_per_second=1.0)
-        a = PacedTransport(InMemoryTransport(0, "a", hub), crawl, {1: crawl})
-        b, client = InMemoryTransport(1, "b", hub), InMemoryTransport(2, "client", hub)
-        try:
-            a.connect([b.endpoint, client.endpoint])
-            a.send(1, data(frame=1))
-            a.send(2, data(frame=2))
-            assert take(client).frame == 2
-            assert b.receive(0) is None
-        finally:
-            a.close()
-
     def test_over_an_encrypted_transport_both_ways(self) -> None:
         with paced_zmq_pair(LinkSpec(50e6, 0.001)) as (a, b):
             for frame in range(20):
                 a.send(1, data(np.full(10_000, frame), sender=0, frame=frame))
                 b.send(0, data(np.full(100, frame), sender=1, frame=frame))
             for frame in range(20):
-                assert_same(take(b), data(np.full(10_000, frame), sender=0, frame=frame))
-                assert_same(take(a), data(np.full(100, frame), sender=1, frame=frame))
+                at_b, at_a = take(b), take(a)
+                assert_same(at_b, replace(data(np.full(10_000, frame), sender=0, frame=frame), due=at_b.due))
+                assert_same(at_a, replace(data(np.full(100, frame), sender=1, frame=frame), due=at_a.due))
 
-    def test_an_unknown_peer_is_reported_by_the_next_call(self) -> None:
-        with paced_pair(LinkSpec(), LinkSpec()) as (a, _):
+    def test_an_unknown_peer_is_named(self) -> None:
+        with paced_pair(LinkSpec(), LinkSpec()) as (a, _), pytest.raises(ClusterError, match="peer 9"):
+            a.send(9, data())
+
+    def test_an_unknown_peer_on_another_host_is_reported_by_the_next_call(self) -> None:
+        a = PacedTransport(InMemoryTransport(0, "a", InMemoryHub()), LinkSpec(), {9: LinkSpec()})
+        try:
+            a.connect([Endpoint(9, "gone", "memory://9", clock="another")])
+            a._inner._peers.clear()
             a.send(9, data())
             with pytest.raises(ClusterError, match="peer 9"):
                 a.receive(SOON)
+        finally:
+            a.close()
 
     def test_times_out_and_wakes(self) -> None:
         with paced_pair(LinkSpec(), LinkSpec()) as (a, _):
@@ -470,31 +472,118 @@ class TestPacedTransport:
             thread.join(SOON)
             assert got == [None]
 
-    def test_close_sends_what_is_due_soon_and_leaves_no_thread(self) -> None:
+    def test_close_sends_what_is_held_and_due_soon_and_leaves_no_thread(self) -> None:
         threads = set(threading.enumerate())
-        hub = InMemoryHub()
-        a = PacedTransport(InMemoryTransport(0, "a", hub), LinkSpec(latency_seconds=0.05), {1: LinkSpec()})
-        b = InMemoryTransport(1, "b", hub)
-        a.connect([b.endpoint])
-        a.send(1, data(frame=1))
-        a.close()
-        a.close()
-        assert set(threading.enumerate()) == threads
-        assert take(b).frame == 1
+        with held_pair(LinkSpec(latency_seconds=0.05)) as (a, b):
+            a.send(1, data(frame=1))
+            assert b.receive(0) is None
+            a.close()
+            a.close()
+            assert set(threading.enumerate()) == threads
+            assert take(b).frame == 1
 
-    def test_close_does_not_wait_for_what_is_due_late(self) -> None:
-        hub = InMemoryHub()
-        a = PacedTransport(InMemoryTransport(0, "a", hub), LinkSpec(bytes_per_second=0.001), {1: LinkSpec()})
-        b = InMemoryTransport(1, "b", hub)
-        a.connect([b.endpoint])
-        a.send(1, data())
-        a.close()
-        assert b.receive(0) is None
+    def test_close_does_not_wait_for_what_is_held_and_due_late(self) -> None:
+        with held_pair(LinkSpec(bytes_per_second=0.001)) as (a, b):
+            a.send(1, data())
+            a.close()
+            assert b.receive(0) is None
 
     @pytest.mark.parametrize("fields", [(0.0, 0.0), (-1.0, 0.0), (1.0, -1.0), (None, float("nan"))])
     def test_impossible_links_are_refused(self, fields: tuple[float | None, float]) -> None:
         with pytest.raises(ValueError):
             LinkSpec(*fields)
+
+
+class TestStamps:
+    """In virtual time: who waits, and until when."""
+
+    def test_a_message_leaves_at_once_and_says_when_it_is_due(self) -> None:
+        wire = VirtualWire(now=7.0)
+        a = PacedTransport(wire, LinkSpec(100.0, 0.5), {1: LinkSpec(None, 0.25)}, wire.clock)
+        message = data(np.zeros(100, np.uint8))
+        a.send(1, message)
+        a.send(1, message)
+        assert [(peer, sent.due) for peer, sent in wire.sent] == [
+            (1, pytest.approx(7.75 + message.nbytes / 100)),
+            (1, pytest.approx(7.75 + 2 * message.nbytes / 100)),
+        ]
+        assert wire.now == 7.0
+
+    def test_what_is_sent_is_ready_when_its_sender_says(self) -> None:
+        wire = VirtualWire(now=7.0)
+        a = PacedTransport(wire, LinkSpec(None, 0.5), {1: LinkSpec()}, wire.clock, ready=lambda: 6.0)
+        a.send(1, data())
+        assert wire.sent[0][1].due == 6.5
+
+    def test_it_is_received_when_it_is_due_however_early_it_came(self) -> None:
+        wire = VirtualWire([(0.0, replace(data(sender=1), due=3.0))])
+        a = PacedTransport(wire, LinkSpec(), {1: LinkSpec()}, wire.clock)
+        assert a.receive(2.0) is None and wire.now == 2.0
+        assert take(a).due == 3.0 and wire.now == 3.0
+
+    def test_one_that_came_late_is_received_at_once_and_says_when_it_was_due(self) -> None:
+        wire = VirtualWire([(5.0, replace(data(sender=1), due=3.0))])
+        a = PacedTransport(wire, LinkSpec(), {1: LinkSpec()}, wire.clock)
+        assert take(a).due == 3.0 and wire.now == 5.0
+
+    def test_messages_take_the_down_link_in_the_order_in_which_they_are_due(self) -> None:
+        """100 bytes/s: 100 bytes from a fast peer that came first but are due last, and as many from another."""
+        payload = np.zeros(100 - data(np.zeros(0, np.uint8)).nbytes, np.uint8)
+        first = replace(data(payload, sender=1, frame=1), due=1.5)
+        second = replace(data(payload, sender=2, frame=2), due=1.0)
+        wire = VirtualWire([(0.0, first), (0.1, second)])
+        a = PacedTransport(wire, LinkSpec(100.0), {1: LinkSpec(100.0), 2: LinkSpec(100.0)}, wire.clock)
+        assert [(m.frame, m.due) for m in (take(a), take(a))] == [(2, 1.0), (1, 2.0)]
+
+    def test_a_message_to_a_peer_that_is_not_paced_waits_for_none_that_is(self) -> None:
+        wire = VirtualWire()
+        a = PacedTransport(wire, LinkSpec(1.0), {1: LinkSpec(1.0)}, wire.clock)
+        a.send(1, data(frame=1))
+        a.send(2, data(frame=2))
+        assert wire.sent[1][1].due == 0.0
+
+    def test_a_message_from_a_peer_that_is_not_paced_overtakes(self) -> None:
+        wire = VirtualWire([(0.0, replace(data(sender=1, frame=1), due=9.0)), (1.0, data(sender=2, frame=2))])
+        a = PacedTransport(wire, LinkSpec(), {1: LinkSpec()}, wire.clock)
+        assert take(a).frame == 2 and wire.now == 1.0
+
+    def test_a_stamp_of_another_host_s_clock_means_nothing(self) -> None:
+        wire = VirtualWire([(1.0, replace(data(sender=1), due=9999.0))])
+        a = PacedTransport(wire, LinkSpec(), {1: LinkSpec()}, wire.clock)
+        a.connect([Endpoint(1, "far", "memory://1", clock="another")])
+        assert take(a).due == 1.0
+
+    def test_a_wake_ends_a_wait_for_what_is_under_way(self) -> None:
+        wire = VirtualWire([(0.0, replace(data(sender=1), due=9.0))])
+        a = PacedTransport(wire, LinkSpec(), {1: LinkSpec()}, wire.clock)
+        a.wake()
+        assert a.receive(SOON) is None and wire.now == 0.0
+        assert take(a).due == 9.0
+
+    @given(
+        st.lists(
+            st.tuples(st.sampled_from([1, 2]), st.integers(0, 50), st.floats(0, 5), st.integers(0, 300)),
+            max_size=12,
+            unique_by=lambda send: send[1],  # of two that are due at once, the one that came first goes first
+        ),
+        st.sampled_from([None, 50.0, 1000.0]),
+    )
+    def test_early_hand_over_changes_nothing(
+        self, sends: list[tuple[int, int, float, int]], rate: float | None
+    ) -> None:
+        """Whether messages come when they are due, or before, each is through the down-link at the same time."""
+        stamped = [
+            replace(data(np.zeros(nbytes, np.uint8), sender=peer, frame=frame), due=10 + due / 10)
+            for frame, (peer, due, _, nbytes) in enumerate(sends)
+        ]
+        got = []
+        for arrivals in ([m.due for m in stamped], [m.due - early for m, (_, _, early, _) in zip(stamped, sends)]):
+            wire = VirtualWire(sorted(zip(arrivals, stamped), key=lambda item: item[0]))
+            a = PacedTransport(wire, LinkSpec(rate), {1: LinkSpec(100.0), 2: LinkSpec(None)}, wire.clock)
+            through = [a.receive(1000.0) for _ in stamped]
+            got.append(sorted(message.due for message in through if message is not None))
+            assert wire.now == pytest.approx(max([*got[-1], 0.0]))
+        assert got[0] == pytest.approx(got[1])
 
 
 class TestLinkClock:
@@ -562,6 +651,56 @@ def paced_pair(link_a: LinkSpec, link_b: LinkSpec) -> Iterator[tuple[PacedTransp
     finally:
         a.close()
         b.close()
+
+
+@contextmanager
+def held_pair(link: LinkSpec) -> Iterator[tuple[PacedTransport, InMemoryTransport]]:
+    """A paced transport and a bare one that claims to be on another host."""
+    hub = InMemoryHub()
+    a, b = PacedTransport(InMemoryTransport(0, "a", hub), link, {1: LinkSpec()}), InMemoryTransport(1, "b", hub)
+    try:
+        a.connect([replace(b.endpoint, clock="another")])
+        yield a, b
+    finally:
+        a.close()
+
+
+class VirtualWire:
+    """An inner transport in virtual time: messages come at set times, and to wait is to let time pass."""
+
+    endpoint = Endpoint(0, "a", "memory://0", clock="here")
+
+    def __init__(self, arrivals: Iterable[tuple[float, Message]] = (), now: float = 0.0) -> None:
+        self.arrivals, self.now = list(arrivals), now
+        self.sent: list[tuple[int, Message]] = []
+        self.woken = False
+
+    def clock(self) -> float:
+        return self.now
+
+    def connect(self, peers: Iterable[Endpoint]) -> None:
+        pass
+
+    def send(self, peer_index: int, message: Message) -> None:
+        self.sent.append((peer_index, message))
+
+    def receive(self, timeout_seconds: float) -> Message | None:
+        until = self.now + timeout_seconds
+        if self.arrivals and self.arrivals[0][0] <= until:
+            time, message = self.arrivals.pop(0)
+            self.now = max(self.now, time)
+            return message
+        if self.woken:
+            self.woken = False
+        else:
+            self.now = until
+        return None
+
+    def wake(self) -> None:
+        self.woken = True
+
+    def close(self) -> None:
+        pass
 
 
 @contextmanager

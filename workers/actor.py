@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from coedge.model import Model
-from coedge.profile import LayerTime
 from coedge.program import Program
 from coedge.weight_part import WeightPart
-from workers.layer_times import measure_gflops, measure_layers
+from workers.layer_times import LayerPlay, convolution, measure_gflops
+from workers.meter import find_meter, measure_power
 from workers.paced_transport import LinkSpec
-from workers.spec import WorkerFacts, WorkerSpec, WorkerStatus
+from workers.rehearsal import Played
+from workers.spec import MeteredPower, ProbeTimes, WorkerFacts, WorkerSpec, WorkerStatus
 from workers.transport import Endpoint
 from workers.worker import Worker
 
@@ -28,6 +29,7 @@ class WorkerActor:
     def __init__(self, spec: WorkerSpec) -> None:
         _tune_process(emulated=spec.speed is not None or spec.link is not None)
         self._worker = Worker(spec)
+        self._play: LayerPlay | None = None
 
     def facts(self) -> WorkerFacts:
         return self._worker.facts()
@@ -60,25 +62,44 @@ class WorkerActor:
     def status(self) -> WorkerStatus:
         return self._worker.status()
 
-    def probe(self, peer: str, nbytes: int, count: int, timeout_seconds: float) -> list[float]:
-        """Times of echoes. Before each, both ends rest as they do between the stages of a frame: waking up counts."""
-        times = []
-        for _ in range(count):
-            time.sleep(REST_SECONDS)
-            times.append(self._worker.probe(peer, nbytes, timeout_seconds))
-        return times
+    def probe(self, peer: str, nbytes: int, count: int, timeout_seconds: float) -> ProbeTimes:
+        """As `Worker.probe`. Before it, both ends rest as they do between the stages of a frame: waking up counts."""
+        time.sleep(REST_SECONDS)
+        return self._worker.probe(peer, nbytes, count, timeout_seconds)
 
-    def measure_layers(
+    def prepare_layers(
         self, skeleton: bytes, threads: int, cpu_time: bool, budget_seconds: float, memory_bytes: float | None
-    ) -> tuple[list[LayerTime], list[LayerTime]]:
+    ) -> None:
+        """Makes ready what `play_layers` plays."""
+        model = Model.from_skeleton(skeleton, {})
+        self._play = LayerPlay(model, threads, cpu_time, budget_seconds, memory_bytes)
+
+    def play_layers(self, most_sweeps: int) -> list[Played]:
         """Times at the full speed of this machine; an emulated speed is applied to them by the caller."""
+        play = self._play
+        if play is None:
+            raise RuntimeError("there is nothing to play: prepare_layers comes first")
         try:
-            return measure_layers(Model.from_skeleton(skeleton, {}), threads, cpu_time, budget_seconds, memory_bytes)
+            return play.sweeps(most_sweeps)
         finally:
+            play.close()
+            self._play = None
             _return_memory()
+
+    def played(self) -> float:
+        """How far `play_layers` is, from 0 to 1."""
+        play = self._play
+        return 0.0 if play is None else play.done
 
     def measure_gflops(self, cpu_time: bool) -> float:
         return measure_gflops(self._worker.threads, cpu_time)
+
+    def measure_power(self, seconds: float) -> MeteredPower | None:
+        """Watts of this machine, idle and at work, over so many seconds each; None: it has no meter."""
+        meter = find_meter()
+        if meter is None:
+            return None
+        return MeteredPower(*measure_power(meter, convolution(self._worker.threads), seconds), meter.source)
 
     def stop(self) -> None:
         self._worker.stop()
@@ -98,5 +119,5 @@ def _tune_process(emulated: bool) -> None:
         libc.mallopt(mmap_threshold, 32 * 1024 * 1024)
         libc.mallopt(trim_threshold, 128 * 1024 * 1024)
     if emulated:
-        # The threads that pace messages must not wait 5 ms for a busy one to let go of the interpreter.
+        # A thread that holds messages must not wait 5 ms for a busy one to let go of the interpreter.
         sys.setswitchinterval(0.0005)

@@ -1,4 +1,11 @@
-"""A slower processor, emulated: after work that took c seconds of CPU, wait until c / speed have passed.
+"""A slower processor, emulated: what took c seconds of CPU here counts as c / speed.
+
+    emulated    |==== kernel, c / speed ====|- own code -|    waits     |==== kernel ====|
+    real        |= c =|~~~~~~ rest ~~~~~~~~~~~|-|           waits         |= c =|~ rest ~|
+
+The device has a time of its own. A rest ends when the real time has come up to it, so it never runs ahead for long,
+and not at all when others can see it. What it lags behind by, because a sleep ended late or a core was taken, it makes
+up in the next rests: n steps take n c / speed, not that plus n wake-ups.
 
 CPU time rather than wall time, so that devices which share the cores of one machine do not slow each other
 down as long as the sum of their speeds fits the machine.
@@ -14,24 +21,58 @@ T = TypeVar("T")
 
 
 class Pace:
-    """Runs functions at a fraction of this machine's speed.
+    """The time of a device, and work at its speed. For the one thread that works.
 
     Args:
-        speed: 0 < speed <= 1. None: not emulated.
-        threads: of a kernel. With one, the CPU time of this thread counts; with more, that of the process.
+        speed: 0 < speed <= 1, a fraction of this machine's. None: not emulated, time is real.
+        threads: of a kernel. With one, a kernel counts the CPU time of this thread; with more, wall time.
+        clock, cpu, sleep: real seconds, seconds of CPU of this thread, and a pause of so many seconds.
     """
 
-    def __init__(self, speed: float | None, threads: int) -> None:
+    def __init__(
+        self,
+        speed: float | None,
+        threads: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+        cpu: Callable[[], float] = time.thread_time,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self.speed = speed
-        self._cpu = time.thread_time if threads == 1 else time.process_time
+        self._clock, self._cpu, self._sleep = clock, cpu, sleep
+        self._kernel_clock = cpu if threads == 1 else clock
+        self._now = clock()
+        self._counted: float | None = None  # CPU seconds that are in `_now`
+
+    def now(self) -> float:
+        """The device's time, in seconds of the monotonic clock. What the thread did since counts."""
+        if self.speed is None:
+            return self._clock()
+        cpu = self._cpu()
+        if self._counted is not None:
+            self._now += (cpu - self._counted) / self.speed
+        self._counted = cpu
+        return self._now
+
+    def reach(self, seconds: float) -> None:
+        """The device waited, until this time if it is later than its own. What the waiting took does not count."""
+        if self.speed is not None:
+            self._now = max(self._now, seconds)
+            self._counted = self._cpu()
+
+    def rest(self) -> None:
+        """Sleeps until the real time is no earlier than the device's."""
+        if self.speed is not None and (ahead := self.now() - self._clock()) > 0:
+            self._sleep(ahead)
+            self._counted = self._cpu()
 
     def run(self, function: Callable[[], T]) -> T:
+        """Runs a kernel, and rests."""
         if self.speed is None:
             return function()
-        start, cpu = time.monotonic(), self._cpu()
+        self.now()
+        start = self._kernel_clock()
         result = function()
-        end = start + (self._cpu() - cpu) / self.speed
-        rest = end - time.monotonic()
-        if rest > 0:
-            time.sleep(rest)
+        self._now += (self._kernel_clock() - start) / self.speed
+        self._counted = self._cpu()
+        self.rest()
         return result

@@ -1,37 +1,52 @@
-"""Measures a model's layers on this machine: seconds at several row counts, each layer a tile of its own.
-
-Layer after layer, as they run for a frame, rather than one layer over and over: its weights and rows are then
-as cold as they will be, and what a worker does around the kernel (putting the rows and the halo together) is
-measured with it.
+"""Measures what a model's layers take on this machine: each a stage of its own, at several shares of its rows, and in
+longer stages; see `coedge.stage_fit` for what follows from it.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from coedge.layers import Layer
-from coedge.lowering import tile_of
+from coedge.lowering import lower
 from coedge.model import Model
-from coedge.profile import LayerTime, fit, scaled
-from coedge.program import Part, Patch, Read, Tile
-from coedge.region import UNIT, Region, UnitRect
-from workers.kernels import Kernels, assemble
+from coedge.plan import Plan, Stage, stages_of, strips
+from coedge.profile import LayerTime
+from coedge.program import Compute, Program
+from coedge.region import UNIT
+from coedge.stage_fit import fit_fused, fit_layers
+from workers.rehearsal import DEVICE, Played, Rehearsal, median
 
-Array = NDArray[Any]
+# Shares of the rows, and with each how many layers are in a stage, most needed first. Somebody else has the rows above
+# and below: a device puts its rows and theirs together, which takes a copy. (With all rows it does not.)
+ALONE = ((0.75, 1), (0.4, 1), (0.2, 1), (0.1, 1), (0.05, 1))
+# Of the features of a dense layer: every share is a session with weights of its own.
+FEATURE_SHARES = (1.0, 0.25)
+TOGETHER = ((0.4, 3), (1.0, 1000), (0.2, 8), (0.1, 3), (0.2, 2), (0.5, 16))
+OTHERS = "others"
+LEAST_SWEEPS, MOST_SWEEPS = 2, 8
+# Of the time, what may go into making stages ready beyond those of one layer.
+PREPARATION = 0.3
+CONVOLUTION_FLOP = 2 * 64 * 64 * 9 * 56 * 56
 
-FRACTIONS = (1.0, 0.5, 0.25, 0.125)
-# Of the features of a dense layer: every fraction is a session with weights of its own.
-FEATURE_FRACTIONS = (1.0, 0.25)
-LEAST_SWEEPS, MOST_SWEEPS = 3, 5
-# An emulated device sleeps after every kernel, and so should the measurement: waking up costs cache lines.
-REST_SECONDS = 0.001
+
+@dataclass(frozen=True, slots=True)
+class ModelTimes:
+    """What a model takes on one kind of machine, at full speed.
+
+    Attributes:
+        layers, fused: of each layer, as in `DeviceProfile`.
+        send_seconds, receive_seconds: of the device's own code, per message.
+    """
+
+    layers: tuple[LayerTime, ...]
+    fused: tuple[LayerTime, ...]
+    send_seconds: float
+    receive_seconds: float
 
 
 def measure_layers(
@@ -40,129 +55,178 @@ def measure_layers(
     cpu_time: bool,
     budget_seconds: float = 20.0,
     memory_bytes: float | None = None,
-) -> tuple[list[LayerTime], list[LayerTime]]:
-    """The affine time of every layer at the end of its stage, and inside of one. Weights are made up.
+) -> ModelTimes:
+    """The affine time of every layer at the end of its stage, and inside of one; see `LayerPlay`."""
+    play = LayerPlay(model, threads, cpu_time, budget_seconds, memory_bytes)
+    try:
+        return model_times(model, play.sweeps(MOST_SWEEPS))
+    finally:
+        play.close()
+
+
+class LayerPlay:
+    """Frames in which each layer, and longer stages, run at several shares of the rows. Weights are made up.
+
+    Making it makes everything ready; close it after use.
 
     Args:
-        cpu_time: for emulated devices of one thread: CPU time of this thread instead of wall time, with rests.
-        budget_seconds: about how long it may take, preparation not counted.
-        memory_bytes: of this device. Dense layers that need more are measured on as many features as fit.
+        cpu_time: for emulated devices: CPU time instead of wall time (of one thread), with rests.
+        budget_seconds: about how long making it and all sweeps may take.
+        memory_bytes: of this device. A dense layer that needs more is measured on as many features as fit.
+
+    Attributes:
+        done: how far it is, from 0 to 1.
     """
-    emulated = cpu_time and threads == 1
-    clock = time.thread_time if emulated else time.perf_counter
-    kernels = Kernels(model, threads)
-    points = [
-        point
-        for layer in model.layers
-        for fraction in _fractions(model, layer, memory_bytes)
-        if (point := _point(model, layer.first, layer.stop, fraction, layer.index)) is not None
-    ]
-    together = _longest_splittable_run(model)
-    fused = _point(model, together[0].first, together[-1].stop, 1.0, -1)
-    assert fused is not None
-    kernels.add_weights(made_up_weights(model, [point.tile for point in (*points, fused)]))
-    for point in (*points, fused):
-        point.run(model, kernels)  # builds the session
-    begun = time.monotonic()
-    for sweep in range(MOST_SWEEPS):
-        if sweep >= LEAST_SWEEPS and time.monotonic() - begun > budget_seconds * sweep / (sweep + 1):
-            break
-        for point in sorted(points, key=lambda point: -point.fraction):
-            point.time(model, kernels, clock, emulated)
-        fused.time(model, kernels, clock, emulated)
-    times = []
-    for layer in model.layers:
-        mine = [p for p in points if p.layer == layer.index]
-        rows = {p.fraction: UnitRect(row_stop=p.fraction).of_extent(layer.rows, layer.cols).rows.length for p in mine}
-        times.append(fit((float(max(rows[p.fraction], 1)), statistics.median(p.samples)) for p in mine))
-    total = sum(times[layer.index].seconds(layer.rows) for layer in together)
-    ratio = statistics.median(fused.samples) / total if total > 0 else 1.0
-    return times, [scaled(time, min(max(ratio, 0.05), 1.5)) for time in times]
+
+    def __init__(
+        self, model: Model, threads: int, cpu_time: bool, budget_seconds: float, memory_bytes: float | None = None
+    ) -> None:
+        self.done = 0.0
+        self._begun, self._budget_seconds = time.monotonic(), budget_seconds
+        self._rehearsal = Rehearsal(model, threads, cpu_time)
+        self._ready: list[int] = []
+        try:
+            for share, stage_layers in ALONE:
+                self._add(rows_program(model, share, stage_layers))
+            self._add(whole_program(model))
+            for share in FEATURE_SHARES:
+                self._add(features_program(model, share, memory_bytes))
+            for share, stage_layers in TOGETHER:
+                if self._passed() < PREPARATION:
+                    self._add(rows_program(model, share, stage_layers))
+        except BaseException:
+            self.close()
+            raise
+
+    def _add(self, program: Program) -> None:
+        if any(isinstance(step, Compute) for step in program.steps):
+            self._ready.append(self._rehearsal.add(program))
+
+    def sweeps(self, most: int) -> list[Played]:
+        """Plays all of it, over and over, as long as the budget lasts; at least `LEAST_SWEEPS` times."""
+        played: list[Played] = []
+        start = self._passed()
+        for sweep in range(most):
+            passed = self._passed()
+            if sweep >= LEAST_SWEEPS and passed + (passed - start) / sweep > 1:
+                break
+            for place, number in enumerate(self._ready):
+                played.append(self._rehearsal.play(number))
+                swept = (sweep + (place + 1) / len(self._ready)) / most
+                self.done = max(swept, min(self._passed(), 1.0))
+        return played
+
+    def close(self) -> None:
+        self._rehearsal.close()
+
+    def _passed(self) -> float:
+        """The part of the budget that is gone."""
+        return (time.monotonic() - self._begun) / self._budget_seconds
 
 
-def _fractions(model: Model, layer: Layer, memory_bytes: float | None) -> tuple[float, ...]:
-    """The shares of a layer's rows at which it is measured."""
-    if layer.splittable or not layer.by_features:
-        return FRACTIONS if layer.splittable else (1.0,)
-    dense = [other for other in model.layers if other.by_features]
+def model_times(model: Model, played: Sequence[Played]) -> ModelTimes:
+    """What follows from frames that were played."""
+    stages = [stage for frame in played for stage in frame.stages]
+    kinds = alike(model)
+    layers = fit_layers(stages, kinds)
+    border_nbytes_per_row = [border_nbytes(model, layer) / max(layer.rows, 1) for layer in model.layers]
+    return ModelTimes(
+        layers=layers,
+        fused=fit_fused(stages, layers, border_nbytes_per_row, kinds),
+        send_seconds=median(seconds for frame in played for seconds in frame.send_seconds),
+        receive_seconds=median(seconds for frame in played for seconds in frame.receive_seconds),
+    )
+
+
+def rows_program(model: Model, share: float, stage_layers: int) -> Program:
+    """What a device does that has a share of the rows, in the middle, of every layer that can be split."""
+    regions = strips({"above": (1 - share) / 2, DEVICE: share, OTHERS: (1 - share) / 2})
+    return _program(model, stages_of(model, regions, OTHERS, stage_layers, {OTHERS: UNIT}))
+
+
+def whole_program(model: Model) -> Program:
+    """What a device does that has all that cannot be split, and nothing else."""
+    return _program(model, stages_of(model, {OTHERS: UNIT}, DEVICE, 1, {OTHERS: UNIT}))
+
+
+def features_program(model: Model, share: float, memory_bytes: float | None) -> Program:
+    """What a device does that has a share of the features of dense layers, or of as many of them as fit."""
+    stages = []
+    dense = [layer for layer in model.layers if layer.by_features]
     weights = sum(model.weights[name].nbytes for d in dense for name in model.weight_names(d.first, d.stop))
-    # Twice: a session packs its weights into a copy.
-    needed = 2 * sum(FEATURE_FRACTIONS) * weights
+    # Twice: a session packs its weights into a copy. All shares of all dense layers are ready at once.
+    needed = 2 * sum(FEATURE_SHARES) * weights
     fits = min(1.0, memory_bytes / needed) if memory_bytes is not None and needed else 1.0
-    return tuple(max(fits, 1 / layer.rows) * fraction for fraction in FEATURE_FRACTIONS)
-
-
-def _longest_splittable_run(model: Model) -> list[Layer]:
-    """Layers to be fused for the ratio: the dense tail has nothing to gain, and packing it twice takes long."""
-    runs: list[list[Layer]] = [[]]
     for layer in model.layers:
-        if layer.splittable:
-            runs[-1].append(layer)
-        elif runs[-1]:
-            runs.append([])
-    return max(runs, key=len) or list(model.layers)
+        regions = {OTHERS: UNIT}
+        if layer.by_features:
+            own = max(fits, 1 / layer.rows) * share
+            regions = strips({DEVICE: own, OTHERS: 1 - own})
+        stages.append(Stage(first=layer.index, last=layer.index, regions=regions))
+    return _program(model, tuple(stages))
 
 
-@dataclass
-class _Point:
-    """One layer at one share of its rows, with made-up inputs."""
-
-    layer: int
-    fraction: float
-    tile: Tile
-    reads: list[tuple[Read, list[Patch], dict[int, Array]]]
-    samples: list[float]
-
-    def run(self, model: Model, kernels: Kernels) -> None:
-        tensors = model.graph.tensors
-        feeds = [assemble(read, tensors[read.tensor], patches, held) for read, patches, held in self.reads]
-        kernels.run(self.tile, feeds)
-
-    def time(self, model: Model, kernels: Kernels, clock: Callable[[], float], rest: bool) -> None:
-        if rest:
-            time.sleep(REST_SECONDS)
-        start = clock()
-        self.run(model, kernels)
-        self.samples.append(clock() - start)
+def _program(model: Model, stages: tuple[Stage, ...]) -> Program:
+    plan = Plan(
+        scheme="rehearsal", model_name=model.name, model_hash=model.hash, devices=("above", DEVICE, OTHERS),
+        source=DEVICE, sink=DEVICE, stages=stages,
+    )  # fmt: skip
+    return lower(plan, model)[DEVICE]
 
 
-def _point(model: Model, first: int, stop: int, fraction: float, layer: int) -> _Point | None:
-    """None where so small a share has no rows."""
-    rect = UNIT if fraction == 1.0 else UnitRect(row_stop=fraction)
-    made = [name for node in model.graph.nodes[first:stop] for name in node.outputs if name]
-    later = {n for node in model.graph.nodes[stop:] for n in model.graph.activations(node)}
-    later |= set(model.graph.outputs)
-    wanted = {}
-    for name in made:
-        tensor = model.graph.tensors[name]
-        region = rect.of_extent(tensor.rows, tensor.cols)
-        if name in later and not region.empty:
-            wanted[name] = region
-    if not wanted:
-        return None
-    tile, need = tile_of(model, first, stop, wanted)
-    return _Point(layer, fraction, tile, [_read(model, name, need[name], rect) for name in tile.inputs], [])
+def alike(model: Model) -> list[int]:
+    """For each layer, the first one that does the same on tensors of the same shapes: itself, if there is none."""
+    first: dict[object, int] = {}
+    return [first.setdefault(_signature(model, layer), layer.index) for layer in model.layers]
 
 
-def _read(model: Model, name: str, need: Region, rect: UnitRect) -> tuple[Read, list[Patch], dict[int, Array]]:
-    """Rows that the device owns itself, and the halo below them as a patch of its own."""
-    tensor = model.graph.tensors[name]
-    generator = np.random.default_rng(0)
-    own = rect.of_extent(tensor.rows, tensor.cols).intersection(need)
-    regions = [need] if own.empty or tensor.partial_extent else [own, *need.minus(own)]
-    held: dict[int, Array] = {}
-    for index, region in enumerate(regions):
-        shape, dtype = tensor.region_shape(region), np.dtype(tensor.dtype)
-        if dtype.kind == "f":
-            held[index] = generator.standard_normal(shape, np.float32).astype(dtype, copy=False)
-        else:
-            held[index] = generator.integers(0, 2 if dtype.kind == "b" else 100, shape).astype(dtype)
-    parts = tuple(Part(index, region) for index, region in enumerate(regions))
-    return Read(name, need, parts), [Patch(name, region) for region in regions], held
+def _signature(model: Model, layer: Layer) -> object:
+    graph = model.graph
+
+    def shape(name: str) -> object:
+        tensor = graph.tensors.get(name)
+        if tensor is not None:
+            return tensor.shape, tensor.dtype, name in own
+        value = graph.constants.get(name)
+        return None if value is None else (value.shape, str(value.dtype))
+
+    own = {name for node in graph.nodes[layer.first : layer.stop] for name in node.outputs}
+    return tuple(
+        (
+            node.domain,
+            node.op,
+            tuple(attribute.SerializeToString() for attribute in node.proto.attribute),
+            tuple(map(shape, (*node.inputs, *node.captured))),
+            tuple(map(shape, node.outputs)),
+        )
+        for node in graph.nodes[layer.first : layer.stop]
+    )
+
+
+def border_nbytes(model: Model, layer: Layer) -> int:
+    """Bytes that a layer makes for later ones: what it writes where its stage ends with it."""
+    tensors, later = (
+        model.graph.tensors,
+        model.cuts[layer.index + 1].tensors if layer.index + 1 < len(model.cuts) else (),
+    )
+    made = {name for node in model.graph.nodes[layer.first : layer.stop] for name in node.outputs}
+    return sum(tensors[name].region_nbytes(tensors[name].whole) for name in later if name in made)
 
 
 def measure_gflops(threads: int, cpu_time: bool) -> float:
-    """10^9 multiply-adds per second x 2 of a 3x3 convolution, 64 channels at 56 x 56: a figure for people."""
+    """10^9 multiply-adds per second x 2 of `convolution`: a figure for people."""
+    run = convolution(threads)
+    clock = time.thread_time if cpu_time and threads == 1 else time.perf_counter
+    samples = []
+    for _ in range(16):
+        start = clock()
+        run()
+        samples.append(clock() - start)
+    return CONVOLUTION_FLOP / statistics.median(samples[1:]) / 1e9
+
+
+def convolution(threads: int) -> Callable[[], object]:
+    """A typical piece of work: a 3x3 convolution, 64 channels at 56 x 56."""
     from onnx import TensorProto, helper
 
     from workers.kernels import session
@@ -178,33 +242,4 @@ def measure_gflops(threads: int, cpu_time: bool) -> float:
     proto = helper.make_model(graph, opset_imports=[helper.make_operatorsetid("", 17)], ir_version=8)
     run = session(proto.SerializeToString(), threads)
     feeds = {"x": np.full(shape, 0.5, np.float32)}
-    clock = time.thread_time if cpu_time and threads == 1 else time.perf_counter
-    seconds = _median(lambda: run.run(None, feeds), clock)
-    return 2 * 64 * 64 * 9 * 56 * 56 / seconds / 1e9
-
-
-def made_up_weights(model: Model, tiles: Iterable[Tile]) -> dict[str, np.ndarray]:
-    """Arrays of the right shapes for the large constants that tiles read, or for the parts that they read, by key.
-
-    Times do not depend on the values, as long as they are ordinary numbers.
-    """
-    noise = np.random.default_rng(0).standard_normal(65_536).astype(np.float32) * 0.02
-    made: dict[str, np.ndarray] = {}
-    for key, part in model.weight_parts(tiles).items():
-        if part.name in model.weights:
-            value = part.of(model.weights[part.name])
-            if value.dtype.kind == "f":
-                made[key] = np.resize(noise, value.shape).astype(value.dtype, copy=False)
-            else:
-                made[key] = np.array(value)
-    return made
-
-
-def _median(function: Callable[[], object], clock: Callable[[], float], count: int = 15) -> float:
-    function()
-    samples = []
-    for _ in range(count):
-        start = clock()
-        function()
-        samples.append(clock() - start)
-    return statistics.median(samples)
+    return lambda: run.run(None, feeds)

@@ -5,7 +5,7 @@
     part 2   raw bytes of array 1
     ...
 
-    header   magic 4s | version u8 | kind u8 | arrays u16 | sender i32 | epoch u32 | channel u32 | frame u64
+    header   magic 4s | version u8 | kind u8 | arrays u16 | sender i32 | epoch u32 | channel u32 | frame u64 | due f64
     array    dtype u8 | ndim u8 | ndim x u64
 
 Nothing is pickled, so bytes from a broken or hostile peer are refused and never executed.
@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 MAGIC = b"CoEd"
-VERSION = 1
+VERSION = 2
 MAX_NDIM = 32
 
-_HEADER = Struct("<4sBBHiIIQ")
+_HEADER = Struct("<4sBBHiIIQd")
 _ARRAY = [Struct(f"<BB{ndim}Q") for ndim in range(MAX_NDIM + 1)]
 _PREFIX = _ARRAY[0]
 
@@ -41,7 +41,7 @@ _BOOL = _CODES[np.dtype("?")]
 
 
 class MalformedMessage(ValueError):
-    """Bytes that are not a message: wrong magic, version, kind, dtype or size."""
+    """Bytes that are not a message: wrong magic, version, kind, time, dtype or size."""
 
 
 class Kind(IntEnum):
@@ -69,6 +69,8 @@ class Message:
         epoch: of the plan, u32. Messages of an older epoch are stale.
         frame: u64.
         channel: u32, which transfer of the program.
+        due: f64, when the emulated network has brought it, in seconds of the monotonic clock that both ends share;
+            0: it is there as soon as it comes. See `PacedTransport`.
         arrays: bool, integer or float16/32/64 arrays of any shape. Those of a received message are read-only.
     """
 
@@ -78,6 +80,7 @@ class Message:
     frame: int = 0
     channel: int = 0
     arrays: tuple[Array, ...] = ()
+    due: float = 0.0
 
     @property
     def nbytes(self) -> int:
@@ -94,7 +97,7 @@ def encode(message: Message) -> tuple[bytes, list[memoryview]]:
     """
     arrays = [_wire_array(array) for array in message.arrays]
     m = message
-    fields = [_HEADER.pack(MAGIC, VERSION, m.kind, len(arrays), m.sender, m.epoch, m.channel, m.frame)]
+    fields = [_HEADER.pack(MAGIC, VERSION, m.kind, len(arrays), m.sender, m.epoch, m.channel, m.frame, m.due)]
     fields.extend(_ARRAY[a.ndim].pack(_CODES[a.dtype], a.ndim, *a.shape) for a in arrays)
     return b"".join(fields), [array.data for array in arrays]
 
@@ -108,7 +111,7 @@ def decode(header: bytes | memoryview, buffers: Sequence[bytes | memoryview]) ->
     end = len(header)
     if end < _HEADER.size:
         raise MalformedMessage(f"the header has {end} bytes, at least {_HEADER.size} expected")
-    magic, version, kind_code, count, sender, epoch, channel, frame = _HEADER.unpack_from(header)
+    magic, version, kind_code, count, sender, epoch, channel, frame, due = _HEADER.unpack_from(header)
     if magic != MAGIC:
         raise MalformedMessage(f"the magic bytes are {magic!r}, {MAGIC!r} expected")
     if version != VERSION:
@@ -116,6 +119,8 @@ def decode(header: bytes | memoryview, buffers: Sequence[bytes | memoryview]) ->
     kind = _KINDS.get(kind_code)
     if kind is None:
         raise MalformedMessage(f"there is no kind {kind_code}")
+    if not 0 <= due < math.inf:
+        raise MalformedMessage(f"it is due at {due} s, which no clock will show")
     if count != len(buffers):
         raise MalformedMessage(f"the header announces {count} arrays, {len(buffers)} came")
     arrays = []
@@ -133,7 +138,7 @@ def decode(header: bytes | memoryview, buffers: Sequence[bytes | memoryview]) ->
         offset += layout.size
     if offset != end:
         raise MalformedMessage(f"the header has {end - offset} bytes too many")
-    return Message(kind, sender, epoch, frame, channel, tuple(arrays))
+    return Message(kind, sender, epoch, frame, channel, tuple(arrays), due)
 
 
 def text_to_array(text: str) -> Array:

@@ -1,10 +1,11 @@
-"""A slow network interface, emulated in user space: messages wait as long as a real link would take.
+"""A slow network interface, emulated in user space: messages take as long as a real link would.
 
-    send --> up-link (FIFO, own rate) --> latency --> inner --> down-link (FIFO, own rate) --> receive
-             `------ sending thread waits ------'           `-- receiving thread stamps the arrival
+    send --> up-link (FIFO, own rate) --> latency --> down-link (FIFO, own rate) --> receive
+    `----------- stamped `due`, sent at once ----'   `------- held until then -------'
 
-Two threads wait and stamp, so that a kernel on the main thread neither delays what leaves nor what arrives.
-(A main thread that runs Python all the time does: by up to `sys.getswitchinterval()`, 5 ms by default.)
+What the emulation itself takes (the hand-over to the peer's process, the wake-up of a core) hides inside the time
+that the message is under way anyway. A stamp is of the monotonic clock, so it holds between devices of one host; a
+message to a peer on another host is held here until it is due, by a thread, and takes the real network on top.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coedge.link_clock import LinkClock
 from workers.message import Message
 from workers.transport import MAX_TIMEOUT_SECONDS, Endpoint, Transport
 
 CLOSE_SECONDS = 0.5
+SMOOTHING = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +46,20 @@ class LinkSpec:
 class PacedTransport:
     """Paces another transport as the links of this device and of its peers would.
 
-    A message to peer p leaves when the up-link has carried it and both latencies have passed; latency does
-    not occupy the link. One that arrives from p takes its turn on the down-link, see `LinkClock.deliver`.
-    Peers that `peers` does not name are not paced, in neither direction. An array that was sent must not be
-    written to before its receiver is known to have it.
+    A message to peer p is due when it was handed over, the up-link has carried it and both latencies have passed;
+    latency does not occupy the link. One that is due from p takes its turn on the down-link, see
+    `LinkClock.deliver`; `receive` returns it when it is through, with that time as its `due`. Peers that `peers`
+    does not name are not paced, in neither direction. An array that was sent must not be written to before its
+    receiver is known to have it.
+
+    What comes from another host counts as arrived when `receive` finds it: behind a kernel, that is later.
 
     Args:
-        inner: used by one sending and one receiving thread of this object, which also closes it.
+        inner: closed by this object. Besides the caller's thread, one of this object sends.
         own: this device's link.
         peers: the links of the other devices, by index.
-        clock: seconds, monotonic.
+        clock: seconds, monotonic, of `Endpoint.clock`.
+        ready: when what is sent now is ready to leave, in seconds of that clock; by default, now.
     """
 
     def __init__(
@@ -62,120 +68,152 @@ class PacedTransport:
         own: LinkSpec,
         peers: Mapping[int, LinkSpec],
         clock: Callable[[], float] = time.monotonic,
+        ready: Callable[[], float] | None = None,
     ) -> None:
         self._inner = inner
         self._own = own
         self._links = dict(peers)
         self._clock = clock
+        self._ready = ready or clock
         self._up = LinkClock(own.bytes_per_second)
         self._down = LinkClock(own.bytes_per_second)
         self._order = itertools.count()  # ties in time keep their order
-        self._leaving: list[tuple[float, int, int, Message]] = []  # heap: (due, order, peer, message)
-        self._arrived: list[tuple[float, int, Message]] = []  # heap: (delivered, order, message)
-        self._leave = threading.Condition()
-        self._arrive = threading.Condition()
+        self._due: list[tuple[float, int, Message]] = []  # heap: (due at the down-link, order, message)
+        self._through: list[tuple[float, int, Message]] = []  # heap: (delivered, order, message)
+        self._same_clock: dict[int, bool] = {}
+        self._holder: _Holder | None = None
         self._woken = False
-        self._failure: Exception | None = None
-        self._close_at: float | None = None  # what is due later than that is not sent any more
-        self._close_lock = threading.Lock()
-        name = inner.endpoint.name
-        self._threads = [
-            threading.Thread(target=self._run, args=(loop,), name=f"{name}-{role}", daemon=True)
-            for role, loop in (("sender", self._send_loop), ("receiver", self._receive_loop))
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._send_seconds = 0.0  # what handing a message to the inner transport takes, about
 
     @property
     def endpoint(self) -> Endpoint:
         return self._inner.endpoint
 
     def connect(self, peers: Iterable[Endpoint]) -> None:
+        peers = list(peers)
+        own = self.endpoint.clock
+        self._same_clock.update({peer.index: own is not None and peer.clock == own for peer in peers})
         self._inner.connect(peers)
 
     def send(self, peer_index: int, message: Message) -> None:
-        """Queue the message. An error of the inner transport is raised by the next `send` or `receive`."""
+        """Send the message, or hold it if its peer is on another host.
+
+        Raises:
+            ClusterError: as the inner transport; of a message that was held, by the next `send` or `receive`.
+        """
         self._raise_failure()
         link = self._links.get(peer_index)
-        with self._leave:
-            due = self._clock()
-            if link is not None:
-                due = self._up.occupy(due, message.nbytes) + self._own.latency_seconds + link.latency_seconds
-            heapq.heappush(self._leaving, (due, next(self._order), peer_index, message))
-            self._leave.notify()
+        if link is None:
+            self._inner.send(peer_index, message)
+            return
+        start = self._ready()
+        leaves = self._up.occupy(start + self._send_seconds, message.nbytes)
+        due = leaves + self._own.latency_seconds + link.latency_seconds
+        if self._same_clock.get(peer_index, True):
+            self._inner.send(peer_index, replace(message, due=due))
+            self._send_seconds += (self._ready() - start - self._send_seconds) * SMOOTHING
+            return
+        if self._holder is None:
+            self._holder = _Holder(self._inner, self._clock)
+        self._holder.put(due, peer_index, message)
 
     def receive(self, timeout_seconds: float) -> Message | None:
-        """The next message that is through the down-link; None if none is in time, or after `wake`."""
+        """The next message that is through the down-link; None if none is in time, or after `wake`.
+
+        With no time to wait, one that is through when `ready` says: what a device that lags behind cannot know of
+        yet must not overtake what it has to do.
+        """
         deadline = self._clock() + min(max(timeout_seconds, 0.0), MAX_TIMEOUT_SECONDS)
-        with self._arrive:
-            while True:
-                now = self._clock()
-                if self._arrived and self._arrived[0][0] <= now:
-                    return heapq.heappop(self._arrived)[2]
-                self._raise_failure()
-                if self._woken or now >= deadline:
-                    self._woken = False
-                    return None
-                until = min(deadline, self._arrived[0][0]) if self._arrived else deadline
-                self._arrive.wait(until - now)
+        while (message := self._inner.receive(0.0)) is not None:
+            self._arrived(message)
+        while True:
+            self._raise_failure()
+            now = self._clock()
+            while self._due and self._due[0][0] <= now:
+                self._enter_down_link(*heapq.heappop(self._due))
+            if self._through and self._through[0][0] <= (now if timeout_seconds > 0 else min(now, self._ready())):
+                return heapq.heappop(self._through)[2]
+            if self._woken or now >= deadline:
+                self._woken = False
+                return None
+            until = min([deadline, *(heap[0][0] for heap in (self._due, self._through) if heap)])
+            message = self._inner.receive(until - now)
+            if message is not None:
+                self._arrived(message)
 
     def wake(self) -> None:
-        with self._arrive:
-            self._woken = True
-            self._arrive.notify()
+        self._woken = True
+        self._inner.wake()
 
     def close(self) -> None:
-        """Send what is due within half a second, stop both threads, then close the inner transport."""
-        with self._close_lock:
-            if self._close_at is not None:
-                return
-            with self._leave:
-                self._close_at = self._clock() + CLOSE_SECONDS
-                self._leave.notify()
-            self._inner.wake()
-            for thread in self._threads:
-                thread.join()
-            self._inner.close()
+        """Send what is held and due within half a second, then close the inner transport."""
+        if self._holder is not None:
+            self._holder.close()
+        self._inner.close()
 
-    def _send_loop(self) -> None:
-        while True:
-            with self._leave:
-                while not self._leaving or self._leaving[0][0] > self._clock():
-                    due = self._leaving[0][0] if self._leaving else None
-                    if self._close_at is not None and (due is None or due > self._close_at):
-                        return
-                    self._leave.wait(None if due is None else min(due - self._clock(), MAX_TIMEOUT_SECONDS))
-                _, _, peer_index, message = heapq.heappop(self._leaving)
-            try:
-                self._inner.send(peer_index, message)
-            except Exception as error:  # belongs to the loop's thread, which asks for it
-                self._fail(error)
+    def _arrived(self, message: Message) -> None:
+        """Puts a message where it has to wait."""
+        if message.sender not in self._links:
+            heapq.heappush(self._through, (self._clock(), next(self._order), message))
+            return
+        stamped = message.due and self._same_clock.get(message.sender, True)
+        heapq.heappush(self._due, (message.due if stamped else self._clock(), next(self._order), message))
 
-    def _receive_loop(self) -> None:
-        while self._close_at is None:
-            message = self._inner.receive(MAX_TIMEOUT_SECONDS)
-            if message is None:
-                continue
-            delivered = arrived = self._clock()
-            link = self._links.get(message.sender)
-            if link is not None:
-                delivered = self._down.deliver(arrived, message.nbytes, link.bytes_per_second)
-            with self._arrive:
-                heapq.heappush(self._arrived, (delivered, next(self._order), message))
-                self._arrive.notify()
-
-    def _run(self, loop: Callable[[], None]) -> None:
-        try:
-            loop()
-        except Exception as error:
-            self._fail(error)
-
-    def _fail(self, error: Exception) -> None:
-        with self._arrive:
-            self._failure = error
-            self._arrive.notify()
+    def _enter_down_link(self, due: float, order: int, message: Message) -> None:
+        """In the order in which messages are due, which need not be that in which they came."""
+        through = self._down.deliver(due, message.nbytes, self._links[message.sender].bytes_per_second)
+        heapq.heappush(self._through, (through, order, replace(message, due=through)))
 
     def _raise_failure(self) -> None:
+        if self._holder is not None:
+            self._holder.raise_failure()
+
+
+class _Holder:
+    """Holds messages until they are due, then sends them, on a thread of its own."""
+
+    def __init__(self, inner: Transport, clock: Callable[[], float]) -> None:
+        self._inner, self._clock = inner, clock
+        self._held: list[tuple[float, int, int, Message]] = []  # heap: (due, order, peer, message)
+        self._order = itertools.count()
+        self._changed = threading.Condition()
+        self._failure: Exception | None = None
+        self._close_at: float | None = None  # what is due later than that is not sent any more
+        self._thread = threading.Thread(target=self._run, name=f"{inner.endpoint.name}-sender", daemon=True)
+        self._thread.start()
+
+    def put(self, due: float, peer_index: int, message: Message) -> None:
+        with self._changed:
+            heapq.heappush(self._held, (due, next(self._order), peer_index, message))
+            self._changed.notify()
+
+    def raise_failure(self) -> None:
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
+
+    def close(self) -> None:
+        with self._changed:
+            if self._close_at is None:
+                self._close_at = self._clock() + CLOSE_SECONDS
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (leaving := self._next()) is not None:
+            try:
+                self._inner.send(*leaving)
+            except Exception as error:  # belongs to the thread that sends and receives, which asks for it
+                self._failure = error
+                self._inner.wake()
+
+    def _next(self) -> tuple[int, Message] | None:
+        """What is due next, when it is; None: nothing before the end."""
+        with self._changed:
+            while not self._held or self._held[0][0] > self._clock():
+                due = self._held[0][0] if self._held else None
+                if self._close_at is not None and (due is None or due > self._close_at):
+                    return None
+                self._changed.wait(None if due is None else min(due - self._clock(), MAX_TIMEOUT_SECONDS))
+            _, _, peer_index, message = heapq.heappop(self._held)
+            return peer_index, message

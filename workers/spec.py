@@ -59,3 +59,28 @@ class WorkerStatus:
     running: tuple[int, int, int, float] | None
     waiting: dict[tuple[int, int], tuple[int, ...]]
     weight_nbytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeTimes:
+    """What became of messages that were sent to a peer one behind the other.
+
+    Attributes:
+        send_seconds: of the sender's time, for handing one of them to the network.
+        flight_seconds: of the last one, from when it was handed over until its echo was back, without the time from
+            when it came until the peer began to send the echo.
+        came_seconds: when each of them came, by the peer's clock.
+    """
+
+    send_seconds: float
+    flight_seconds: float
+    came_seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MeteredPower:
+    """What an energy meter told of a device: watts when idle, watts above that while it computes."""
+
+    idle_watts: float
+    compute_watts: float
+    source: str

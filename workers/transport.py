@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import queue
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from coedge.errors import ClusterError
@@ -20,18 +22,20 @@ class Endpoint:
     Attributes:
         address: `tcp://host:port`.
         public_key: CURVE key in Z85 (40 characters). None: the device talks in the clear.
+        clock: names the monotonic clock of the device: processes that name the same share it. None: not known.
     """
 
     index: int
     name: str
     address: str
     public_key: str | None = None
+    clock: str | None = None
 
 
 class Transport(Protocol):
     """Sends messages to peers and receives theirs, in order for each pair of devices.
 
-    One thread sends and one receives (they may be the same). `wake` may be called from any thread.
+    One thread receives. `send` and `wake` may be called from any thread.
     """
 
     @property
@@ -58,6 +62,15 @@ class Transport(Protocol):
         """Release threads and sockets. Safe to call twice."""
 
 
+def own_clock() -> str | None:
+    """The name of this process's monotonic clock: the boot that it counts from, and its time namespace."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/time')}"
+    except OSError:
+        return None
+
+
 def unknown_peer(endpoint: Endpoint, peer_index: int, peers: Mapping[int, Endpoint]) -> ClusterError:
     """The error for a message to a peer that `connect` was never told of."""
     known = ", ".join(f"{index} ({peers[index].name})" for index in sorted(peers)) or "none"
@@ -78,7 +91,7 @@ class InMemoryTransport:
     """A transport within one process. Messages are encoded and decoded on their way, as on a network."""
 
     def __init__(self, index: int, name: str, hub: InMemoryHub) -> None:
-        self.endpoint = Endpoint(index, name, f"memory://{index}")
+        self.endpoint = Endpoint(index, name, f"memory://{index}", clock=own_clock())
         self._hub = hub
         self._peers: dict[int, Endpoint] = {}
         self._queue = hub.queues[self.endpoint.address] = queue.SimpleQueue()

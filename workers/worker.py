@@ -32,7 +32,7 @@ from workers.emulation import Pace
 from workers.kernels import Kernels, received
 from workers.message import Kind, MalformedMessage, Message, text_to_array
 from workers.paced_transport import LinkSpec, PacedTransport
-from workers.spec import WorkerFacts, WorkerSpec, WorkerStatus
+from workers.spec import ProbeTimes, WorkerFacts, WorkerSpec, WorkerStatus
 from workers.transport import Endpoint, Transport
 from workers.zmq_transport import ZmqTransport
 
@@ -54,10 +54,10 @@ class _Loaded:
     # (step, start, stop, bytes of the message). Packing belongs to its send, unpacking to its receive.
     traces: dict[int, list[tuple[int, float, float, int]]] = field(default_factory=dict)
 
-    def note(self, frame: int, index: int, start: float, arrays: Iterable[Array] = ()) -> None:
-        """Remembers a span of a step that ends now, and how large the arrays were that travelled."""
+    def note(self, frame: int, index: int, start: float, stop: float, arrays: Iterable[Array] = ()) -> None:
+        """Remembers a span of a step, and how large the arrays were that travelled."""
         nbytes = sum(array.nbytes for array in arrays)
-        self.traces.setdefault(frame, []).append((index, start, time.monotonic(), nbytes))
+        self.traces.setdefault(frame, []).append((index, start, stop, nbytes))
 
 
 class Worker:
@@ -76,7 +76,7 @@ class Worker:
         self._loading = threading.Lock()
         self._stopping = threading.Event()
         self._running: tuple[int, int, int, float] | None = None
-        self._echoes: set[int] = set()
+        self._echoes: dict[int, tuple[float, float, float]] = {}  # (came to the peer, held there, was back)
         self._probe_count = 0
 
     # From any thread.
@@ -104,7 +104,7 @@ class Worker:
         if any(link.bytes_per_second or link.latency_seconds for link in links.values()):
             own = links.get(self.spec.index, LinkSpec())
             others = {index: link for index, link in links.items() if index != self.spec.index}
-            self._transport = PacedTransport(self._transport, own, others)
+            self._transport = PacedTransport(self._transport, own, others, ready=self.pace.now)
         self._transport.connect(peers)
 
     def load(self, epoch: int, program: Program, skeleton: bytes | None, weights: Mapping[str, Array]) -> None:
@@ -166,9 +166,9 @@ class Worker:
         self._transport.wake()
         return future.result(timeout_seconds)
 
-    def probe(self, peer: str, nbytes: int, timeout_seconds: float) -> float:
-        """Seconds until a peer has echoed a message of so many bytes (with an empty one)."""
-        return self.in_loop(lambda: self._probe(peer, nbytes, timeout_seconds), timeout_seconds + 1)
+    def probe(self, peer: str, nbytes: int, count: int, timeout_seconds: float) -> ProbeTimes:
+        """Sends a peer so many messages of so many bytes one behind the other; it echoes each (with an empty one)."""
+        return self.in_loop(lambda: self._probe(peer, nbytes, count, timeout_seconds), timeout_seconds + 1)
 
     def stop(self) -> None:
         self._stopping.set()
@@ -180,19 +180,29 @@ class Worker:
         """Runs until `stop`."""
         try:
             while not self._stopping.is_set():
-                while (message := self._transport.receive(0.0)) is not None:
-                    self._handle(message)
+                while self._receive(0.0):
+                    pass
                 self._run_calls()
                 if not self._fire():
-                    message = self._transport.receive(IDLE_SECONDS)
-                    if message is not None:
-                        self._handle(message)
+                    self._receive(IDLE_SECONDS)
         finally:
             self._transport.close()
+
+    def _receive(self, timeout_seconds: float) -> bool:
+        """Handles the next message; False: none came."""
+        self.pace.now()  # what was done so far counts, waiting does not
+        message = self._transport.receive(timeout_seconds)
+        if message is None:
+            self.pace.reach(0.0)
+            return False
+        self.pace.reach(message.due or time.monotonic())
+        self._handle(message)
+        return True
 
     def _run_calls(self) -> None:
         while not self._calls.empty():
             function, future = self._calls.get()
+            self.pace.reach(time.monotonic())
             try:
                 future.set_result(function())
             except BaseException as error:
@@ -227,18 +237,19 @@ class Worker:
         program, kernels = loaded.machine.program, loaded.kernels
         step, values = program.steps[index], loaded.machine.values(frame, index)
         perform = functools.partial(kernels.perform, program.patches, step, values)
-        start = time.monotonic()
+        start = self.pace.now()
         works = isinstance(step, Compute) or (isinstance(step, Send) and step.codec != RAW)
         made = self.pace.run(perform) if works else perform()
         if isinstance(step, Send):
             self._send(step.peer, Kind.DATA, epoch, frame, made, step.channel)
         elif isinstance(step, Answer):
             self._send(CLIENT, Kind.ANSWER, epoch, frame, made)
-        loaded.note(frame, index, start, made if isinstance(step, Send) else ())
+        loaded.note(frame, index, start, self.pace.now(), made if isinstance(step, Send) else ())
         return made if isinstance(step, Compute) else []
 
     def _send(self, peer: str, kind: Kind, epoch: int, frame: int, arrays: Iterable[Array], channel: int = 0) -> None:
         message = Message(kind, self.spec.index, epoch, frame, channel, tuple(arrays))
+        self.pace.rest()
         self._transport.send(self._index_of[peer], message)
 
     def _end(self, epoch: int, loaded: _Loaded, frame: int) -> None:
@@ -262,12 +273,16 @@ class Worker:
             loaded.ended.pop(next(iter(loaded.ended)))
 
     def _handle(self, message: Message) -> None:
+        came = self.pace.now()
         if message.kind is Kind.PROBE:
             if message.sender in self._index_of.values():  # a stranger has no address to answer to
-                echo = Message(Kind.ECHO, self.spec.index, channel=message.channel)
+                came = message.due or came
+                times = np.array([came, self.pace.now() - came])
+                echo = Message(Kind.ECHO, self.spec.index, channel=message.channel, arrays=(times,))
                 self._transport.send(message.sender, echo)
-        elif message.kind is Kind.ECHO:
-            self._echoes.add(message.channel)
+        elif message.kind is Kind.ECHO and [array.shape for array in message.arrays] == [(2,)]:
+            there, held = message.arrays[0].tolist()
+            self._echoes[message.channel] = (there, held, message.due or came)
         loaded = self._loaded.get(message.epoch)
         if loaded is None:
             return  # a message of a plan that was unloaded
@@ -282,8 +297,8 @@ class Worker:
         machine.begin(frame)
         receive = machine.receive_of(message.channel)
         index = machine.step_of(message.channel) if receive else len(machine.program.steps)
-        start = time.monotonic()
-        self._running = (epoch, frame, index, start)
+        start = self.pace.now()
+        self._running = (epoch, frame, index, time.monotonic())
         try:
             if receive is None:
                 raise MalformedMessage(f"a message came on channel {message.channel}, which the program does not have")
@@ -296,26 +311,27 @@ class Worker:
         finally:
             self._running = None
         if machine.arrived(frame, message.channel, rows):
-            loaded.note(frame, index, start, message.arrays)
+            loaded.note(frame, index, start, self.pace.now(), message.arrays)
             if frame not in machine.frames:
                 self._end(epoch, loaded, frame)
 
-    def _probe(self, peer: str, nbytes: int, timeout_seconds: float) -> float:
-        self._probe_count += 1
-        channel = self._probe_count % 2**31
+    def _probe(self, peer: str, nbytes: int, count: int, timeout_seconds: float) -> ProbeTimes:
         payload = (np.zeros(nbytes, np.uint8),) if nbytes else ()
-        start = time.perf_counter()
-        message = Message(Kind.PROBE, self.spec.index, channel=channel, arrays=payload)
-        self._transport.send(self._index_of[peer], message)
-        while channel not in self._echoes:
-            left = timeout_seconds - (time.perf_counter() - start)
+        channels = range(self._probe_count, self._probe_count + count)
+        self._probe_count = channels.stop
+        started, start = time.monotonic(), self.pace.now()
+        for channel in channels:
+            message = Message(Kind.PROBE, self.spec.index, channel=channel, arrays=payload)
+            self._transport.send(self._index_of[peer], message)
+        sent = self.pace.now()
+        while not self._echoes.keys() >= set(channels):
+            left = timeout_seconds - (time.monotonic() - started)
             if left <= 0:
-                raise TimeoutError(f"{peer} did not echo {nbytes} bytes within {timeout_seconds:.0f} s")
-            answer = self._transport.receive(left)
-            if answer is not None:
-                self._handle(answer)
-        self._echoes.discard(channel)
-        return time.perf_counter() - start
+                raise TimeoutError(f"{peer} did not echo {count} x {nbytes} bytes within {timeout_seconds:.0f} s")
+            self._receive(left)
+        echoes = [self._echoes.pop(channel) for channel in channels]
+        _, held, back = echoes[-1]
+        return ProbeTimes((sent - start) / count, back - sent - held, tuple(came for came, _, _ in echoes))
 
 
 def fingerprint(threads: int) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import select
 import threading
 import time
 from collections.abc import Iterable
@@ -22,7 +23,7 @@ from zmq.utils import z85
 
 from coedge.errors import ClusterError, ConfigError
 from workers.message import MalformedMessage, Message, decode, encode
-from workers.transport import MAX_TIMEOUT_SECONDS, Endpoint, unknown_peer
+from workers.transport import MAX_TIMEOUT_SECONDS, Endpoint, own_clock, unknown_peer
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ RECONNECT_MAX_MS = 500
 KEEPALIVE_IDLE_SECONDS = 10
 KEEPALIVE_INTERVAL_SECONDS = 5
 KEEPALIVE_PROBES = 3
+MAX_SELECT_DESCRIPTOR = 1024
 
 _ZAP_DOMAIN = b"coedge"
 _WAKE_ADDRESS = "inproc://wake"
@@ -45,7 +47,7 @@ _WAKE_ADDRESS = "inproc://wake"
 class ZmqTransport:
     """A `Transport` over TCP.
 
-    One thread sends and one receives; `connect` and `wake` are for any thread, `close` for when no other call
+    One thread receives; `send`, `connect` and `wake` are for any thread, `close` for when no other call
     runs. Large arrays are sent without a copy, by a background thread, possibly after `send` returned: an
     array that was sent must not be written to before its receiver is known to have it.
 
@@ -98,11 +100,11 @@ class ZmqTransport:
                 "Is the port taken, or the address one of another machine?"
             ) from error
         address = self._pull.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
-        self.endpoint = Endpoint(index, name, address, public_key.decode() or None)
+        self.endpoint = Endpoint(index, name, address, public_key.decode() or None, own_clock())
         self._wake_token = os.urandom(16)
         self._pull.bind(_WAKE_ADDRESS)
         self._wake.connect(_WAKE_ADDRESS)
-        self._receive_timeout_ms = -1
+        self._descriptor = self._pull.fileno()
 
     def connect(self, peers: Iterable[Endpoint]) -> None:
         """Open a socket to each new peer, and anew to one whose address or key changed.
@@ -162,19 +164,19 @@ class ZmqTransport:
                 ) from error
 
     def receive(self, timeout_seconds: float) -> Message | None:
-        """The next message; None if none comes in time (rounded up to whole ms), or after `wake`."""
+        """The next message; None if none comes in time, or after `wake`."""
         self._check_open()
-        timeout_ms = math.ceil(min(max(timeout_seconds, 0.0), MAX_TIMEOUT_SECONDS) * 1000)
+        deadline = time.monotonic() + min(max(timeout_seconds, 0.0), MAX_TIMEOUT_SECONDS)
         pull = self._pull
-        deadline = 0.0
         while True:
-            if timeout_ms != self._receive_timeout_ms:
-                pull.setsockopt(zmq.RCVTIMEO, timeout_ms)
-                self._receive_timeout_ms = timeout_ms
             try:
-                frame = pull.recv(copy=False)  # returns at once if a message is there
+                frame = pull.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
-                return None
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return None
+                self._wait(left)
+                continue
             parts = [frame.buffer]
             while frame.more:
                 frame = pull.recv(copy=False)
@@ -185,10 +187,8 @@ class ZmqTransport:
                 if parts[0] == self._wake_token:
                     return None
                 self._count_dropped(error)
-            # A stream of rubbish must not hold the caller beyond its time.
-            now = time.monotonic()
-            deadline = deadline or now + timeout_ms / 1000
-            timeout_ms = max(0, math.ceil((deadline - now) * 1000))
+            if time.monotonic() > deadline:  # a stream of rubbish must not hold the caller beyond its time
+                return None
 
     def wake(self) -> None:
         """Make the current or the next `receive` that finds no message return None. For any thread."""
@@ -208,6 +208,13 @@ class ZmqTransport:
             self._context.term()  # ends the gate's thread, which closes its own socket
             if self._gate:
                 self._gate.join()
+
+    def _wait(self, seconds: float) -> None:
+        """Until something may have come. libzmq itself waits for whole milliseconds only; emulated links need less."""
+        if self._descriptor < MAX_SELECT_DESCRIPTOR:
+            select.select([self._descriptor], [], [], seconds)
+        else:
+            self._pull.poll(math.ceil(seconds * 1000))
 
     def _open_socket(self, peer: Endpoint) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.PUSH)

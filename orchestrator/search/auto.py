@@ -22,7 +22,7 @@ from orchestrator.search.boundaries import FULL, Programme
 from orchestrator.search.costs import Costs
 from orchestrator.search.dress import Dress, dresses, effective
 from orchestrator.search.flow import DraftStage
-from orchestrator.search.layout import candidates, layout_of
+from orchestrator.search.layout import candidates, layout_of, nearest_devices
 from orchestrator.search.polish import better, polish, polish_dress
 from orchestrator.search.reach import Reach
 from orchestrator.search.rounding import fair, nearest
@@ -30,6 +30,10 @@ from orchestrator.search.shortest_path import Path, Prices, shortest_path
 
 # How many drafts go through the convex core, how often each, and how many program steps polishing may simulate.
 REFINED, ROUNDS, POLISH_STEPS = 3, 2, 16_000
+# Of more devices, the better half is planned for first.
+MANY = 10
+# Of plans with more strips only the best goes through the convex core, once.
+LARGE = 300
 # What a transfer counts: from all of it (a barrier after every stage) down to what does not hide.
 TRANSFERS = (1.0, 0.5, 2.0)
 # Plans for so much of the deadline are looked at too.
@@ -54,6 +58,11 @@ def explored(model: Model, profile: Profile, objective: Objective, known: Iterab
     """An evaluator that has judged everything that the search looks at."""
     evaluator = Evaluator(model, profile, objective)
     named = [evaluator.judge(plan.stages, plan.scheme, plan.reason if plan.feasible else "") for plan in known]
+    if len(profile.names) > MANY:
+        # A plan for the better half is one for all: more devices then hardly ever make a worse one.
+        half = set(nearest_devices(model, profile, len(profile.names) // 2))
+        fewer = search(model, profile.without(set(profile.names) - half), objective)
+        named.append(evaluator.judge(fewer.stages))
     space = _Space.of(model, profile, objective)
     if objective.goal == "energy" or objective.deadline_seconds is not None:
         # What is looked at hardly depends on the deadline, so that a looser one does not give a worse plan.
@@ -95,7 +104,9 @@ def _explore(evaluator: Evaluator, space: _Space, known: Sequence[Judged], steps
     found = list(known)
     for costs in space.costs:
         found += [evaluator.judge(stages_of_path(path, costs)) for path in drafts(costs, objective)]
-    refined = [refine(evaluator, space.reach, judged) for judged in _distinct(found, objective)[:REFINED]]
+    drawn = _distinct(found, objective)[:REFINED]
+    drawn = [judged for judged in drawn if judged is drawn[0] or not _is_large(judged)]
+    refined = [refine(evaluator, space.reach, judged) for judged in drawn]
     dressed = [evaluator.judge(dress(judged.plan.stages)) for judged in refined for dress in space.dresses[1:]]
     starts = _distinct([*found, *refined, *dressed], objective)[:REFINED]
     # Half of the steps from the best, and so on: what one does not need is left for the next.
@@ -183,7 +194,7 @@ def refine(evaluator: Evaluator, reach: Reach, judged: Judged, profile: Profile 
         profile: what the core reckons with; that of the evaluator by default.
     """
     best, profile = judged, profile or evaluator.profile
-    for _ in range(ROUNDS):
+    for _ in range(1 if _is_large(judged) else ROUNDS):
         draft = as_draft(best.plan.stages)
         if draft is None or all(len(stage.layout.devices) == 1 for stage in draft):
             break
@@ -202,6 +213,11 @@ def refine(evaluator: Evaluator, reach: Reach, judged: Judged, profile: Profile 
             break
         best = found
     return best
+
+
+def _is_large(judged: Judged) -> bool:
+    """Whether the convex core takes seconds for it."""
+    return sum(len(stage.regions) for stage in judged.plan.stages) > LARGE
 
 
 def _as_before(stages: Sequence[Stage], before: Sequence[Stage]) -> tuple[Stage, ...]:

@@ -27,7 +27,7 @@ from coedge.model import Model
 from coedge.objective import Objective
 from coedge.profile import Profile
 from orchestrator.convex import solved
-from orchestrator.search.flow import SOURCE, DraftStage, Linear, make_flow
+from orchestrator.search.flow import SOURCE, DraftStage, Linear, make_flow, message_seconds
 from orchestrator.search.layout import Layout
 from orchestrator.search.order import order_of
 from orchestrator.search.reach import Reach
@@ -200,7 +200,7 @@ class Programme:
         given.wire.value = np.array([1e6 / link.bytes_per_second / unit for link in links] or [0.0])
         shared = [[m.bytes_per_second for m in profile.media_between(*pair)] for pair in pairs]
         given.medium.value = np.array([1e6 / min(rates) / unit if rates else 0.0 for rates in shared] or [0.0])
-        given.latency.value = np.array([link.latency_seconds / unit for link in links] or [0.0])
+        given.latency.value = np.array([message_seconds(profile, *pair) / unit for pair in pairs] or [0.0])
         sending = [devices[a].power.transmit_watts + devices[b].power.receive_watts for a, b in pairs]
         given.priced_bytes.value = joule * np.array(sending or [0.0]) * given.wire.value
         used = {c.device for c in flow.computes} | {profile.source}

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from coedge.model import Model
 from coedge.profile import Profile
+from orchestrator.search.flow import message_seconds
 from orchestrator.search.layout import Layout
 from orchestrator.search.reach import Reach
 
@@ -160,7 +161,7 @@ class Costs:
                         link.bytes_per_second,
                         *(m.bytes_per_second for m in self.profile.media_between(sender, receiver)),
                     ]
-                    seconds[a, b], latency[a, b] = 1 / min(rates), link.latency_seconds
+                    seconds[a, b], latency[a, b] = 1 / min(rates), message_seconds(self.profile, sender, receiver)
         return seconds, latency
 
     def _watts(self) -> Array:

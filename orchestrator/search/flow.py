@@ -111,6 +111,13 @@ def make_flow(model: Model, profile: Profile, reach: Reach, stages: Sequence[Dra
     return _Maker(model, profile, reach, stages).run()
 
 
+def message_seconds(profile: Profile, sender: str, receiver: str) -> float:
+    """What a message takes besides its bytes: the latency of the link, and the time of both ends."""
+    devices = profile.by_name
+    handling = devices[sender].send_seconds + devices[receiver].receive_seconds
+    return profile.link(sender, receiver).latency_seconds + handling
+
+
 class _Maker:
     def __init__(self, model: Model, profile: Profile, reach: Reach, stages: Sequence[DraftStage]) -> None:
         self.model, self.profile, self.reach, self.stages = model, profile, reach, stages

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from coedge.model import Model
@@ -95,14 +95,28 @@ def _sizes(count: int) -> Iterable[int]:
     yield count
 
 
-def _rankings(model: Model, profile: Profile, seconds: Mapping[str, float]) -> list[Sequence[str]]:
-    """Orders in which devices could be taken on."""
-    source = profile.source
+def nearest_devices(model: Model, profile: Profile, count: int) -> list[str]:
+    """The source, and the others that would be done first with all of it."""
+    near = _nearness(model, profile, full_seconds(model, profile))
+    others = sorted((name for name in profile.names if name != profile.source), key=near)
+    return [profile.source, *others[: count - 1]]
+
+
+def _nearness(model: Model, profile: Profile, seconds: Mapping[str, float]) -> Callable[[str], float]:
+    """Seconds until a device would have the input and be done with it."""
     image = sum(t.region_nbytes(t.whole) for t in model.inputs)
 
     def near(name: str) -> float:
-        sending = 0.0 if name == source else image / profile.link(source, name).bytes_per_second
-        return seconds[name] + sending
+        source = profile.source
+        return seconds[name] + (0.0 if name == source else image / profile.link(source, name).bytes_per_second)
+
+    return near
+
+
+def _rankings(model: Model, profile: Profile, seconds: Mapping[str, float]) -> list[Sequence[str]]:
+    """Orders in which devices could be taken on."""
+    source = profile.source
+    near = _nearness(model, profile, seconds)
 
     def joules(name: str) -> float:
         return seconds[name] * profile.by_name[name].power.compute_watts

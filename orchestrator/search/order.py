@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from coedge.profile import Profile
-from orchestrator.search.flow import SOURCE, Flow
+from orchestrator.search.flow import SOURCE, Flow, message_seconds
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,13 @@ def order_of(flow: Flow, profile: Profile) -> Order:
             left = pass_link("up", channel.sender, index, now, nbytes / link.bytes_per_second)
             for medium in profile.media_between(channel.sender, channel.receiver):
                 left = max(left, pass_link("medium", medium.name, index, now, nbytes / medium.bytes_per_second))
-            arriving.append((left + link.latency_seconds, index, nbytes / link.bytes_per_second))
+            arriving.append(
+                (
+                    left + message_seconds(profile, channel.sender, channel.receiver),
+                    index,
+                    nbytes / link.bytes_per_second,
+                )
+            )
         for arrived, index, wire in sorted(arriving):
             receiver = flow.channels[index].receiver
             came[index] = max(arrived, pass_link("down", receiver, index, arrived - wire, wire))

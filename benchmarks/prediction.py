@@ -1,0 +1,190 @@
+"""Predicted against measured: stages on one device, and frames on emulated clusters of 2 to 5 devices.
+
+    stages    what a profile says of stages at row counts and lengths that were not in its fit, over the zoo
+    frames    latency of every scheme's plan and of `auto`, 6 networks; plans of one case interleaved, frame by frame
+    order     whether plans are ranked as reality ranks them: Kendall's tau of each case (cluster and network)
+
+`python -m benchmarks.prediction [--json] [--quick]`, about ten minutes (one).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+import coedge
+from benchmarks.report import Report, arguments
+from coedge import zoo
+from coedge.model import Model
+from coedge.plan import Plan
+from coedge.profile import DeviceProfile
+from orchestrator.planner import AUTO, SCHEMES
+from workers.layer_times import measure_layers, rows_program
+from workers.rehearsal import Rehearsal
+
+# Speeds add up to 1.0 at most, so that two cores are enough; links in Mbit/s and ms.
+CLUSTERS: dict[str, list[tuple[float, float, float]]] = {
+    "2 devices": [(0.5, 1000, 0.1), (0.4, 1000, 0.1)],
+    "3 devices": [(0.5, 300, 0.3), (0.3, 300, 0.3), (0.2, 300, 0.3)],
+    "4 devices": [(0.4, 1000, 0.2), (0.3, 1000, 0.2), (0.2, 300, 0.2), (0.1, 300, 0.2)],
+    "5 devices": [(0.3, 500, 0.2), (0.25, 500, 0.2), (0.2, 200, 0.2), (0.15, 200, 0.2), (0.1, 100, 0.5)],
+}
+OPTIONS: dict[str, dict[str, Any]] = {"unet": {"width": 0.25}}
+SIZES = {"unet": 160}
+NETWORKS = ("mobilenet_v2", "resnet18", "googlenet", "squeezenet", "unet", "vgg16")
+WARM, MOST_ROUNDS = 2, 12
+# (share of the rows, layers per stage): none of them is in the fit.
+HELD_OUT = ((0.65, 1), (0.3, 1), (0.15, 1), (0.6, 2), (0.3, 4), (0.15, 4), (0.8, 6), (0.45, 12), (1.0, 24))
+STAGE_SWEEPS = 5
+
+
+def main() -> None:
+    options = arguments(__doc__)
+    report = Report("prediction")
+    networks = NETWORKS[:1] if options.quick else NETWORKS
+    models = {name: _captured(name) for name in networks}
+    frames(
+        report, models, dict(list(CLUSTERS.items())[1:2]) if options.quick else CLUSTERS, 3.0 if options.quick else 6.0
+    )
+    for name in () if options.quick else zoo.NAMES:
+        if name not in models:
+            models[name] = _captured(name)
+    stages(report, models, 2.0 if options.quick else 5.0)
+    report.finish(options.json)
+
+
+def _captured(name: str) -> Model:
+    return coedge.capture(zoo.build(name, **OPTIONS.get(name, {})), _example(name), name=name)
+
+
+def _example(name: str) -> Any:
+    return zoo.example(name, image_size=SIZES.get(name))
+
+
+def frames(
+    report: Report, models: dict[str, Model], clusters: dict[str, list[tuple[float, float, float]]], seconds: float
+) -> None:
+    """Runs every case for about so many seconds."""
+    errors: dict[tuple[str, str], list[float]] = defaultdict(list)
+    once: list[float] = []  # a plan that several schemes agree on counts once
+    taus: list[float] = []
+    with tempfile.TemporaryDirectory() as cache:
+        for label, devices in clusters.items():
+            config = {
+                "devices": [
+                    {"name": f"d{index}", "speed": speed, "link": {"mbps": mbps, "latency_ms": latency}}
+                    for index, (speed, mbps, latency) in enumerate(devices)
+                ],
+                "source": "d0",
+                "cache_dir": cache,
+            }
+            with coedge.connect(config) as cluster:
+                for name, model in models.items():
+                    plans = {scheme: cluster.plan(model, scheme=scheme) for scheme in (*SCHEMES, AUTO)}
+                    medians = _medians(report, f"{name} on {label}", cluster, model, plans, seconds)
+                    for scheme, plan in plans.items():
+                        assert plan.predicted is not None
+                        report.sample(f"{name} on {label}: {scheme}, predicted, s", [plan.predicted.latency_seconds])
+                        errors[name, scheme].append(plan.predicted.latency_seconds / medians[plan.digest] - 1)
+                    distinct = {
+                        plan.digest: plan.predicted.latency_seconds for plan in plans.values() if plan.predicted
+                    }
+                    if len(distinct) > 2:
+                        taus.append(kendall_tau(list(distinct.values()), [medians[digest] for digest in distinct]))
+                        report.sample(f"{name} on {label}: Kendall's tau of {len(distinct)} plans", taus[-1:])
+    for name in models:
+        _spread(report, f"frames, {name}", [e for (model, _), found in errors.items() if model == name for e in found])
+    for scheme in (*SCHEMES, AUTO):
+        _spread(
+            report, f"frames, {scheme}", [e for (_, kind), found in errors.items() if kind == scheme for e in found]
+        )
+    every = [error for found in errors.values() for error in found]
+    for what, found in (("all schemes", every), ("distinct plans", once)):
+        percent = np.abs(found) * 100
+        report.at_most(f"frames, {what}: median error", float(np.median(percent)), "%", 8)
+        report.at_most(f"frames, {what}: 95th percentile of error", float(np.percentile(percent, 95)), "%", 20)
+    report.at_least("order of plans: mean of Kendall's tau", statistics.mean(taus), "", 0.8)
+
+
+def _medians(
+    report: Report, case: str, cluster: Any, model: Model, plans: dict[str, Plan], seconds: float
+) -> dict[str, float]:
+    """Measured latency of each distinct plan, by digest: rounds over all of them, warm."""
+    distinct = {plan.digest: (scheme, plan) for scheme, plan in reversed(plans.items())}
+    arrays = _example(model.name).numpy()
+    taken: dict[str, list[float]] = {digest: [] for digest in distinct}
+    begun = time.monotonic()
+    for number in range(WARM + MOST_ROUNDS):
+        if number > WARM + 2 and time.monotonic() - begun > seconds:
+            break
+        for digest, (_, plan) in distinct.items():
+            job = cluster.submit(model, arrays, plan=plan, timeout=60.0)
+            job.result()
+            if number >= WARM:
+                taken[digest].append(job.latency_seconds)
+    return {
+        digest: report.sample(f"{case}: {scheme}, measured, s", taken[digest])
+        for digest, (scheme, _) in distinct.items()
+    }
+
+
+def stages(report: Report, models: dict[str, Model], budget_seconds: float) -> None:
+    """Stages at row counts and of lengths that were not in the fit, as the worker runs them alone."""
+    everything: list[float] = []
+    for name, model in models.items():
+        times = measure_layers(model, 1, True, budget_seconds)
+        device = DeviceProfile(name="this", layers=times.layers, fused=times.fused)
+        taken: dict[Any, list[float]] = defaultdict(list)
+        rehearsal = Rehearsal(model, 1, emulated=True)
+        try:
+            numbers = [rehearsal.add(rows_program(model, share, layers)) for share, layers in HELD_OUT]
+            for _ in range(STAGE_SWEEPS):
+                for number in numbers:
+                    for stage in rehearsal.play(number).stages:
+                        taken[stage.work].append(stage.seconds)
+        finally:
+            rehearsal.close()
+        errors = []
+        for work, seconds in taken.items():
+            if work:
+                what = f"{name}: " + ", ".join(f"{item.layer}x{item.rows:g}" for item in work)
+                report.sample(f"stage of {what}: predicted, s", [device.compute_seconds(work)])
+                errors.append(device.compute_seconds(work) / report.sample(f"stage of {what}: s", seconds) - 1)
+        _spread(report, f"stages, {name}", errors)
+        everything += errors
+    found = np.abs(everything) * 100
+    report.at_most("stages, all: median error", float(np.median(found)), "%", 10)
+    report.at_most("stages, all: 95th percentile of error", float(np.percentile(found, 95)), "%", 25)
+
+
+def _spread(report: Report, what: str, errors: Sequence[float]) -> None:
+    found = np.abs(errors) * 100
+    report.note(f"{what}: median error", float(np.median(found)), "%")
+    report.note(f"{what}: 95th percentile of error", float(np.percentile(found, 95)), "%")
+
+
+def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
+    """Tau-b: pairs in the same order minus pairs in the opposite one, over the pairs that are no ties."""
+    pairs = [(i, j) for i in range(len(first)) for j in range(i)]
+
+    def signs(values: Sequence[float]) -> list[int]:
+        return [(values[i] > values[j]) - (values[i] < values[j]) for i, j in pairs]
+
+    a, b = signs(first), signs(second)
+    untied = math.sqrt(_nonzero(a) * _nonzero(b))
+    return sum(x * y for x, y in zip(a, b)) / untied if untied else 0.0
+
+
+def _nonzero(values: Iterable[int]) -> int:
+    return sum(1 for value in values if value)
+
+
+if __name__ == "__main__":
+    main()
