@@ -17,12 +17,13 @@ from orchestrator import what_if
 from orchestrator.evaluator import Evaluator, Judged
 from orchestrator.explanation import Figures, LeftOut, figures_of, joules, mbps, milliseconds
 from orchestrator.joining import Joining, whole_seconds, work_share
-from orchestrator.search.polish import LEAST_GAIN
 
 # Of the share that its speed suggests, what the device is given to begin with: all, some, and a row of every stage.
 PARTS = (1.0, 0.3, 0.0)
 # How many of these plans are refined; as good as can be; how closely the factor is looked for at which it pays.
-REFINED, IDEAL, PRECISION = 2, 1000.0, 1.15
+REFINED, IDEAL, PRECISION = 2, 100.0, 1.15
+# A plan that costs about the same, relative.
+SAME = 5e-3
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,8 @@ class _Study:
         if self.plan.feasible and excess > 0:
             return "it would then miss the deadline"
         loss = cost - base.cost(self.objective)
-        if abs(loss) < LEAST_GAIN * cost:
-            return "it is worth nothing here"
+        if abs(loss) < SAME * cost:
+            return "it is worth next to nothing here"
         if loss < 0:
             if self.plan.scheme == "auto":
                 return "a plan that the search did not find"

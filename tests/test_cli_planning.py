@@ -221,6 +221,8 @@ def test_a_stream_has_as_many_frames_under_way_as_it_is_told(cli, net: str, bed:
     assert many["in_flight"] == 2 * len(NAMES) + 2 and many["frames"] == 30
     assert many["latency_seconds"]["p95"] > 2 * one["latency_seconds"]["p95"], "they queue"
     assert many["throughput_fps"] == pytest.approx(one["throughput_fps"], rel=1e-6), "one device is as fast as it is"
+    assert many["busiest"]["name"] == "camera"
+    assert many["busiest"]["seconds_per_frame"] == pytest.approx(1 / one["throughput_fps"])
     assert many["throughput_fps"] <= many["saturated_fps"] * (1 + 1e-9)
 
 
@@ -239,7 +241,7 @@ def test_a_simulation_for_people(cli, net: str, bed: str) -> None:
         "a frame, modelled, watts:",
         "up-",
         "0-9 compute",
-        "critical path of the first",
+        "busiest: ",
     ):
         assert words in shown.out, words
 

@@ -65,12 +65,16 @@ def run(
             timeline.save(trace)
     worst = difference(output, unsplit(captured, array))
     classes = _top(output)
+    from orchestrator.explanation import energy_source
+
+    source = energy_source(measured, timeline.devices)
     result = {
         "model": captured.name,
         "scheme": chosen.scheme,
         "latency_seconds": {"p50": statistics.median(latencies), "all": latencies},
         "predicted": None if chosen.predicted is None else chosen.predicted.model_dump(),
         "energy_joules_modelled": joules,
+        "energy_source": source,
         "compute_seconds": timeline.compute_seconds(),
         "largest_relative_difference": worst,
         "top": classes,
@@ -82,10 +86,10 @@ def run(
 
     console.print(plan_table(chosen, len(captured.layers)))
     if chosen.predicted:
-        console.print(prediction_line(chosen))
+        console.print(prediction_line(chosen, source))
     console.print(
         f"measured: {statistics.median(latencies) * 1e3:.1f} ms (median of {len(latencies)}), "
-        f"{joules:.3f} J a frame (modelled from watts)"
+        f"{joules:.3f} J a frame ({source})"
     )
     for name, busy in sorted(timeline.compute_seconds().items(), key=lambda item: -item[1]):
         console.print(f"  {name}: computed for {busy * 1e3:.1f} ms")

@@ -129,9 +129,10 @@ def simulate(
 
 def summary(timeline: Timeline, profile: Profile, in_flight: int) -> dict[str, Any]:
     """What a timeline says, as JSON values: seconds, joules, shares of the time."""
-    from orchestrator.explain import path_of
+    from orchestrator.explain import busiest_of, path_of
 
     latencies = latencies_of(timeline)
+    busiest, busiest_seconds = busiest_of(timeline, profile)
     used = timeline.utilisation(profile)
     return {
         "measured": timeline.measured,
@@ -159,6 +160,7 @@ def summary(timeline: Timeline, profile: Profile, in_flight: int) -> dict[str, A
             "down_links": dict(used.down_links),
             "media": dict(used.media),
         },
+        "busiest": {"name": busiest, "seconds_per_frame": busiest_seconds},
         "critical_path": [json.loads(part.model_dump_json()) for part in path_of(timeline)],
     }
 
@@ -215,7 +217,7 @@ def _window(timeline: Timeline) -> tuple[float, float] | tuple[None, None]:
 def _show(stream: _Stream, timeline: Timeline, profile: Profile, in_flight: int) -> None:
     from coedge.cli.render import console, say, timeline_table
     from coedge.gantt import text
-    from orchestrator.explain import path_of
+    from orchestrator.explain import busiest_of, path_of
     from orchestrator.explanation import columns, energy_source, joules, milliseconds
 
     for plan, part in zip(stream.plans, stream.parts):
@@ -235,7 +237,11 @@ def _show(stream: _Stream, timeline: Timeline, profile: Profile, in_flight: int)
     if first is not None:
         say(f"the middle of the stream, {DRAWN} answers:")
     say(text(timeline, max(min(console.width, 160), 60), first, last))
-    say("\ncritical path" + (" of the first frame:" if len(latencies) > 1 else ":"))
+    if len(latencies) > 1:
+        name, seconds = busiest_of(timeline, profile)
+        say(f"\nbusiest: {name}, {milliseconds(seconds)} of every frame, so at most {1 / seconds:.3g} frames/s")
+        return
+    say("\ncritical path:")
     path = path_of(timeline)
     for line in columns((part.words, milliseconds(part.seconds), f"{part.share:.0%}") for part in path):
         say(line)
