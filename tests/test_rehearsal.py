@@ -11,7 +11,7 @@ from nets import Net
 from coedge.capturing import capture
 from coedge.model import Model
 from coedge.program import Compute, Program, Receive, Send
-from workers.layer_times import alike, border_nbytes, features_program, rows_program, whole_program
+from workers.layer_times import FEATURE_SHARES, alike, border_nbytes, features_program, rows_program, whole_program
 from workers.rehearsal import Rehearsal, made_up_weights
 
 
@@ -103,8 +103,10 @@ def test_a_dense_layer_is_rehearsed_on_as_many_features_as_fit() -> None:
         return next(w.rows for s in program.steps if isinstance(s, Compute) for w in s.work if w.layer == layer.index)
 
     assert features(None) == layer.rows
-    assert features(2.0 * weights) == layer.rows
-    assert features(1.0 * weights) == layer.rows / 2
+    # Twice, for a session packs them; at all shares at once.
+    needed = 2.0 * sum(FEATURE_SHARES) * weights
+    assert features(needed) == layer.rows
+    assert features(needed / 2) == layer.rows / 2
     assert features(1.0) == 1
 
 
