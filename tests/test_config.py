@@ -146,7 +146,7 @@ devices = st.builds(
     threads=st.none() | st.integers(min_value=1),
     memory_mb=st.none() | positive,
 )
-media = st.builds(MediumConfig, name=words, devices=st.lists(names, min_size=1).map(tuple), mbps=positive)
+media = st.builds(MediumConfig, name=names, devices=st.lists(names, min_size=1).map(tuple), mbps=positive)
 clusters = st.lists(devices, max_size=4, unique_by=lambda device: device.name).flatmap(
     lambda chosen: st.builds(
         ClusterConfig,
