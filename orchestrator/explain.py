@@ -122,8 +122,8 @@ def path_of(timeline: Timeline) -> tuple[PathPart, ...]:
         wire[key] += span.seconds
         if following is not None:  # a gap behind a message is its latency
             under_way[key] += following.start_seconds - span.stop_seconds
-    total = timeline.answered[min(timeline.answered)]
-    latency = max(total[1] - total[0], 1e-12)
+    asked, answered = timeline.answered[min(timeline.answered)]
+    latency = max(answered - asked, 1e-12)
     parts = [
         PathPart(
             kind="transfer" if peer else "compute", device=device, peer=peer, seconds=seconds + under_way[device, peer],
@@ -131,6 +131,14 @@ def path_of(timeline: Timeline) -> tuple[PathPart, ...]:
         )
         for (device, peer), seconds in wire.items()
     ]  # fmt: skip
+    client = latency - sum(part.seconds for part in parts)
+    if spans and client > 1e-9 * latency:
+        parts.append(
+            PathPart(
+                kind="client", device=spans[-1].device, peer="", seconds=client, latency_seconds=client,
+                share=client / latency,
+            )
+        )  # fmt: skip
     return tuple(sorted((part for part in parts if part.seconds > 0), key=lambda part: -part.seconds))
 
 

@@ -66,12 +66,13 @@ class PathPart(_Value):
     """What one device, or one link, adds to the latency of a frame.
 
     Attributes:
+        kind: `client`: from asking until the input is at the source, `device`, and for the answer's way back.
         peer: of a transfer, the receiver.
         seconds: on the critical path, of which `latency_seconds` are messages on their way, on no wire.
         share: of the frame's latency.
     """
 
-    kind: Literal["compute", "transfer"]
+    kind: Literal["compute", "transfer", "client"]
     device: str
     peer: str
     seconds: float
@@ -80,6 +81,8 @@ class PathPart(_Value):
 
     @property
     def words(self) -> str:
+        if self.kind == "client":
+            return f"client <-> {self.device}"
         return f"{self.device} computing" if self.kind == "compute" else f"link {self.device} -> {self.peer}"
 
 

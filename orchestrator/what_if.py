@@ -8,7 +8,7 @@ from coedge.profile import CodecSpeed, DeviceProfile, Link, Medium, Profile, sca
 
 
 def faster_device(profile: Profile, name: str, factor: float) -> Profile:
-    """All kernels of a device, and its codecs, take 1 / factor of the time."""
+    """All that a device computes, packs and handles takes 1 / factor of the time."""
 
     def changed(device: DeviceProfile) -> DeviceProfile:
         speeds = {
@@ -23,6 +23,8 @@ def faster_device(profile: Profile, name: str, factor: float) -> Profile:
                 "layers": tuple(scaled(time, 1 / factor) for time in device.layers),
                 "fused": tuple(scaled(time, 1 / factor) for time in device.fused),
                 "codecs": speeds,
+                "send_seconds": device.send_seconds / factor,
+                "receive_seconds": device.receive_seconds / factor,
             }
         )
 

@@ -60,7 +60,7 @@ def test_the_path_adds_up_to_the_latency_and_names_who_takes_part(case: tuple[Pl
     sent = timeline.sent_nbytes()
     for part in path:
         assert 0 <= part.latency_seconds <= part.seconds * (1 + 1e-9)
-        assert part.kind == ("transfer" if part.peer else "compute")
+        assert part.kind in (("transfer",) if part.peer else ("compute", "client"))
         assert not part.peer or (part.device, part.peer) in sent
         assert part.peer or part.device in timeline.compute_seconds()
 
@@ -75,6 +75,15 @@ def test_a_layer_split_waits_for_both_devices_and_both_ways() -> None:
     assert found == {
         ("a", ""): (8.0, 0.0), ("b", ""): (16.0, 0.0), ("a", "b"): (1.5, 0.5), ("b", "a"): (2.5, 0.5)
     }  # fmt: skip
+
+
+def test_the_way_between_client_and_source_is_part_of_it() -> None:
+    model = two_layers(1)
+    profile = cluster(model, ("a",)).model_copy(update={"client_seconds": 0.5})
+    timeline = run(one_stage(model, {"a": UNIT}, "a"), profile, model)
+    path = path_of(timeline)
+    assert sum(part.seconds for part in path) == pytest.approx(timeline.latency_seconds)
+    assert [(part.kind, part.words) for part in path] == [("compute", "a computing"), ("client", "client <-> a")]
 
 
 def test_waiting_for_the_air_counts_for_the_link_that_holds_it() -> None:

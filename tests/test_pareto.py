@@ -41,8 +41,8 @@ def test_from_least_latency_to_least_joules() -> None:
     assert len(found) > 3
     fastest, thriftiest = make_plan(model, profile), make_plan(model, profile, Objective(goal="energy"))
     assert fastest.predicted and thriftiest.predicted
-    assert found[0][0] == pytest.approx(fastest.predicted.latency_seconds, rel=1e-3)
-    assert found[-1][1] == pytest.approx(thriftiest.predicted.energy_joules, rel=2 * SAME)
+    assert found[0][0] <= fastest.predicted.latency_seconds * (1 + 1e-9)
+    assert found[-1][1] <= thriftiest.predicted.energy_joules * (1 + 2 * SAME)
     assert all(plan.feasible and plan.predicted and plan.predicted.bound_seconds for plan in plans)
 
 
