@@ -1,0 +1,147 @@
+"""What plans are predicted to be worth, and how long they take to make. No device is needed.
+
+    table    every scheme against `auto`: zoo x test beds, latency and energy (for least latency)
+    times    a plan for eight devices from nothing; again after a change of bandwidth; for more and more devices
+
+`python -m benchmarks.planner [--json] [--quick]`
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+
+from benchmarks.report import Report, arguments
+from coedge.cli.models import load_model
+from coedge.model import Model
+from coedge.objective import Objective
+from coedge.plan import Plan
+from coedge.profile import Link, Profile
+from coedge.testbed import load_testbed, profile_of
+from orchestrator.planner import AUTO, SCHEMES, make_plan
+from orchestrator.search.auto import as_draft, as_stages
+from orchestrator.search.boundaries import Programme
+from orchestrator.search.reach import Reach
+from orchestrator.search.rounding import nearest
+
+BEDS = Path(__file__).resolve().parent.parent / "configs" / "testbeds"
+MODELS = ("mobilenet_v2", "googlenet", "resnet50", "unet", "vgg16", "squeezenet", "resnet18", "ssd")
+TIMED = ("mobilenet_v2", "googlenet", "resnet50", "unet")
+
+
+def main() -> None:
+    options = arguments(__doc__)
+    report = Report("planner")
+    names = ("mobilenet_v2", "squeezenet") if options.quick else MODELS
+    models = {name: load_model(name, 300 if name == "ssd" else 224) for name in names}
+    table(report, models)
+    times(
+        report,
+        {name: models[name] for name in TIMED if name in models},
+        (2, 4, 8) if options.quick else (2, 4, 8, 16, 32, 64),
+    )
+    report.finish(options.json)
+
+
+def table(report: Report, models: dict[str, Model]) -> None:
+    """Latency of every scheme over that of `auto`; the geometric mean over the networks, bed by bed."""
+    worst = 1.0
+    for path in sorted(BEDS.glob("*.yaml")):
+        bed, ratios, joules, bounds = path.stem, dict[str, list[float]](), dict[str, list[float]](), []
+        for name, model in models.items():
+            profile = profile_of(load_testbed(path), model)
+            plans = {scheme: make_plan(model, profile, scheme=scheme) for scheme in (*SCHEMES, AUTO)}
+            auto = plans[AUTO].predicted
+            assert auto is not None and auto.bound_seconds is not None
+            bounds.append(auto.latency_seconds / auto.bound_seconds)
+            for scheme, plan in plans.items():
+                assert plan.predicted is not None
+                ratio = plan.predicted.latency_seconds / auto.latency_seconds
+                ratios.setdefault(scheme, []).append(ratio)
+                joules.setdefault(scheme, []).append(plan.predicted.energy_joules / auto.energy_joules)
+                report.sample(f"{bed} {name} {scheme}, s", [plan.predicted.latency_seconds])
+                report.sample(f"{bed} {name} {scheme}, J", [plan.predicted.energy_joules])
+                worst = min(worst, ratio)
+        for scheme in SCHEMES:
+            report.note(f"{bed}: {scheme}", statistics.geometric_mean(ratios[scheme]), "x latency of auto")
+            report.note(f"{bed}: {scheme}, energy", statistics.geometric_mean(joules[scheme]), "x joules of auto")
+        best = [min(of) for of in zip(*(ratios[scheme] for scheme in SCHEMES))]
+        report.note(f"{bed}: the best scheme of each network", statistics.geometric_mean(best), "x latency of auto")
+        report.note(f"{bed}: auto", statistics.geometric_mean(bounds), "x divisible-load bound")
+    report.at_least("any scheme against auto", worst, "x latency of auto", 1.0)
+
+
+def times(report: Report, models: dict[str, Model], counts: tuple[int, ...]) -> None:
+    for name, model in models.items():
+        profile = of_size(model, 8)
+        model.hash  # noqa: B018  # worked out once in the life of a model
+        seconds, plan = timed(model, profile)
+        report.at_most(f"{name}: cold plan, 8 devices", seconds, "s", 2)
+        report.at_most(f"{name}: again after a change of bandwidth", replan(model, profile, plan) * 1e3, "ms", 100)
+    first = next(iter(models))
+    for count in counts:
+        seconds, _ = timed(models[first], of_size(models[first], count))
+        report.sample(f"{first}: {count} devices, s", [seconds])
+        if count == 64:
+            report.at_most(f"{first}: 64 devices", seconds, "s", 20)
+        else:
+            report.note(f"{first}: {count} devices", seconds, "s")
+
+
+def timed(model: Model, profile: Profile) -> tuple[float, Plan]:
+    start = time.perf_counter()
+    plan = make_plan(model, profile)
+    return time.perf_counter() - start, plan
+
+
+def replan(model: Model, profile: Profile, plan: Plan) -> float:
+    """Seconds for new boundaries with the same cuts, after all links became a third slower; median of five."""
+    draft = as_draft(plan.stages)
+    if draft is None:
+        return 0.0
+    programme = Programme(model, profile, Reach(model), draft)
+    programme.solve(profile, Objective())
+    taken = []
+    for factor in (0.67, 0.9, 1.1, 0.8, 0.7):
+        links = tuple(
+            link.model_copy(update={"bytes_per_second": link.bytes_per_second * factor}) for link in profile.links
+        )
+        changed = profile.model_copy(update={"links": links})
+        start = time.perf_counter()
+        solved = programme.solve(changed, Objective())
+        assert solved is not None
+        as_stages(nearest(model, solved.stages))
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def of_size(model: Model, count: int) -> Profile:
+    """Devices of four speeds in turn, on 1 Gbit/s."""
+    bed = profile_of(load_testbed(BEDS / "rack-1000mbps.yaml"), model)
+    one = bed.devices[0]
+    devices = []
+    for index in range(count):
+        factor = (1.0, 1.33, 2.0, 4.0)[index % 4]
+        slower = [
+            tuple(
+                t.model_copy(
+                    update={"fixed_seconds": t.fixed_seconds * factor, "seconds_per_row": t.seconds_per_row * factor}
+                )
+                for t in times
+            )
+            for times in (one.layers, one.fused)
+        ]
+        devices.append(one.model_copy(update={"name": f"d{index}", "layers": slower[0], "fused": slower[1]}))
+    names = [device.name for device in devices]
+    links = tuple(
+        Link(sender=a, receiver=b, bytes_per_second=1.25e8, latency_seconds=2e-4)
+        for a in names
+        for b in names
+        if a != b
+    )
+    return bed.model_copy(update={"devices": tuple(devices), "links": links, "source": "d0", "media": ()})
+
+
+if __name__ == "__main__":
+    main()
