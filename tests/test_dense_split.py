@@ -135,9 +135,10 @@ def normalise(chain: Chain) -> None:
 def there_and_back(chain: Chain) -> None:
     """Through shapes that keep the features on an axis of their own, and through some that do not."""
     net, n, f = chain.net, chain.n, chain.f
-    kind = chain.pick("4d", "unsqueeze", "transpose", "rows", "vector", "flatten")
-    if kind == "4d":
-        x = net.op("Relu", net.op("Reshape", chain.x, net.ints(n, f, 1, 1)))
+    kind = chain.pick("4d", "pixel", "unsqueeze", "transpose", "rows", "vector", "flatten")
+    if kind in ("4d", "pixel"):
+        x = net.op("Reshape", chain.x, net.ints(n, f, 1, 1))
+        x = net.op("Relu", x) if kind == "4d" else net.op("Conv", x, chain.matrix(f, f, 1, 1))
         chain.x = net.op("Reshape", x, net.ints(n, -1))
     elif kind == "unsqueeze":
         x = net.squeeze("Unsqueeze", chain.x, [chain.pick(0, 1, 2)])
