@@ -39,7 +39,8 @@ from coedge.weight_part import PART, WeightPart
 from orchestrator.cluster import Cluster
 from workers.in_process import InProcess
 from workers.kernels import Kernels
-from workers.layer_times import made_up_weights, measure_layers
+from workers.layer_times import measure_layers
+from workers.rehearsal import made_up_weights
 from workers.spec import WorkerSpec
 from workers.transport import InMemoryHub, InMemoryTransport
 from workers.worker import Worker
@@ -514,8 +515,8 @@ def test_slices_smaller_than_what_travels_with_the_graph_are_not_taken_for_zeros
 
 def test_dense_layers_are_measured_by_feature_and_within_memory(vgg: Model) -> None:
     light = Model.from_skeleton(vgg.skeleton, {})
-    times, _ = measure_layers(light, 1, cpu_time=True, budget_seconds=0.0)
-    limited, _ = measure_layers(light, 1, cpu_time=True, budget_seconds=0.0, memory_bytes=1e6)
+    times = measure_layers(light, 1, cpu_time=True, budget_seconds=1.0).layers
+    limited = measure_layers(light, 1, cpu_time=True, budget_seconds=1.0, memory_bytes=1e6).layers
     first = next(layer for layer in vgg.layers if layer.by_features)
     for found in (times[first.index], limited[first.index]):
         assert 0 < found.seconds(first.rows) < 1.0
@@ -524,7 +525,8 @@ def test_dense_layers_are_measured_by_feature_and_within_memory(vgg: Model) -> N
 
 def test_made_up_weights_are_no_more_than_what_is_read(vgg: Model) -> None:
     program = lower(even_plan(vgg, 4, split_dense=True), vgg)["device-1"]
-    made = made_up_weights(Model.from_skeleton(vgg.skeleton, {}), program.tiles())
+    light = Model.from_skeleton(vgg.skeleton, {})
+    made = made_up_weights(light, light.weight_parts(program.tiles()).values())
     assert sum(value.nbytes for value in made.values()) <= weight_nbytes(program, vgg)
     parts = vgg.weight_parts(program.tiles())
     assert all(value.shape == parts[key].of(vgg.weights[parts[key].name]).shape for key, value in made.items())
