@@ -39,7 +39,7 @@ CLUSTERS: dict[str, Links] = {
     "4 devices": [(0.4, 1000, 0.2), (0.3, 1000, 0.2), (0.2, 300, 0.2), (0.1, 300, 0.2)],
     "5 devices": [(0.3, 500, 0.2), (0.25, 500, 0.2), (0.2, 200, 0.2), (0.15, 200, 0.2), (0.1, 100, 0.5)],
 }
-OPTIONS: dict[str, dict[str, Any]] = {"unet": {"width": 0.25}}
+OPTIONS: dict[str, dict[str, Any]] = {"unet": {"width": 0.25}, "vgg16": {"width": 0.5}}
 SIZES = {"unet": 160}
 NETWORKS = ("mobilenet_v2", "resnet18", "googlenet", "squeezenet", "unet", "vgg16")
 WARM, MOST_ROUNDS = 2, 12

@@ -359,7 +359,7 @@ def test_devices_say_who_they_are(cluster: Cluster) -> None:
         assert set(device.links) == set(NAMES) - {name}
         for other, link in device.links.items():
             assert (link.sender, link.receiver) == (name, other)
-            assert link.bytes_per_second > 0 and link.latency_seconds > 0
+            assert link.bytes_per_second > 0 and link.latency_seconds >= 0  # emulated: zero is zero
     assert devices["home"].gflops > devices["low"].gflops > devices["snail"].gflops
     # What is emulated bounds what is measured from below: 0.7 ms of latency, one way.
     assert devices["mid"].links["low"].latency_seconds > 0.0007

@@ -515,6 +515,24 @@ class TestStamps:
         a.send(1, data())
         assert wire.sent[0][1].due == 6.5
 
+    def test_a_message_leaves_when_the_device_is_done_with_it(self) -> None:
+        """Handing it over takes a second of the device's time, which is known of the messages before."""
+        wire = VirtualWire()
+        times = iter(range(100))
+        a = PacedTransport(wire, LinkSpec(), {1: LinkSpec(latency_seconds=10.0)}, wire.clock, ready=lambda: next(times))
+        for _ in range(40):
+            a.send(1, data())
+        late = [sent.due - 10.0 - 2 * number for number, (_, sent) in enumerate(wire.sent)]
+        assert late[0] == 0.0 and late == sorted(late) and late[-1] == pytest.approx(1.0, abs=0.01)
+
+    def test_a_device_that_lags_behind_cannot_know_yet_what_is_due_later(self) -> None:
+        """It is 5 s, but the device is at 2 s: with something else to do, it must not look; idle, it may."""
+        wire = VirtualWire([(0.0, replace(data(sender=1), due=3.0))], now=5.0)
+        a = PacedTransport(wire, LinkSpec(), {1: LinkSpec()}, wire.clock, ready=lambda: 2.0)
+        assert a.receive(0.0) is None
+        message = a.receive(SOON)
+        assert message is not None and message.due == 3.0 and wire.now == 5.0
+
     def test_it_is_received_when_it_is_due_however_early_it_came(self) -> None:
         wire = VirtualWire([(0.0, replace(data(sender=1), due=3.0))])
         a = PacedTransport(wire, LinkSpec(), {1: LinkSpec()}, wire.clock)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +12,7 @@ import coedge
 from coedge.lowering import lower
 from coedge.model import Model
 from coedge.weight_part import WeightPart
+from workers.message import Kind, Message
 from workers.spec import WorkerSpec
 from workers.transport import InMemoryHub, InMemoryTransport
 from workers.worker import Worker
@@ -41,3 +45,36 @@ def test_weights_of_a_plan_that_was_unloaded_are_asked_for_again(model: Model, w
     assert worker.missing_weights(model.hash, parts) == (False, parts)
     with pytest.raises(RuntimeError, match="lacks"):
         worker.load(2, program, None, {})
+
+
+@pytest.mark.parametrize("speed", [None, 0.5])
+def test_a_probe_tells_when_its_messages_came(speed: float | None) -> None:
+    hub = InMemoryHub()
+    names = ("near", "far")
+    pair = [
+        Worker(WorkerSpec(i, name, "", False, speed), InMemoryTransport(i, name, hub)) for i, name in enumerate(names)
+    ]
+    endpoints = [worker.facts().endpoint for worker in pair]
+    for worker in pair:
+        worker.connect(endpoints, {})
+    threads = [threading.Thread(target=worker.serve, daemon=True) for worker in pair]
+    for thread in threads:
+        thread.start()
+    try:
+        near, far = pair
+        for _ in range(2):
+            times = near.probe("far", 1000, 3, 10.0)
+            assert len(times.came_seconds) == 3 and list(times.came_seconds) == sorted(times.came_seconds)
+            assert 0 < times.send_seconds < 10
+        assert len(far.probe("near", 0, 1, 10.0).came_seconds) == 1
+    finally:
+        for worker in pair:
+            worker.stop()
+        for thread in threads:
+            thread.join(10.0)
+
+
+@pytest.mark.parametrize("arrays", [(), (np.zeros(3),), (np.zeros((1, 2)),), (np.zeros(2), np.zeros(2))])
+def test_an_echo_of_another_form_is_left_alone(worker: Worker, arrays: tuple[np.ndarray, ...]) -> None:
+    worker._handle(Message(Kind.ECHO, 1, channel=0, arrays=arrays))
+    assert not worker._echoes

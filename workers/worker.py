@@ -279,6 +279,7 @@ class Worker:
                 came = message.due or came
                 times = np.array([came, self.pace.now() - came])
                 echo = Message(Kind.ECHO, self.spec.index, channel=message.channel, arrays=(times,))
+                self.pace.rest()
                 self._transport.send(message.sender, echo)
         elif message.kind is Kind.ECHO and [array.shape for array in message.arrays] == [(2,)]:
             there, held = message.arrays[0].tolist()
@@ -322,6 +323,7 @@ class Worker:
         started, start = time.monotonic(), self.pace.now()
         for channel in channels:
             message = Message(Kind.PROBE, self.spec.index, channel=channel, arrays=payload)
+            self.pace.rest()
             self._transport.send(self._index_of[peer], message)
         sent = self.pace.now()
         while not self._echoes.keys() >= set(channels):

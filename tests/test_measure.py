@@ -1,0 +1,77 @@
+"""What is measured on whom, and where watts come from: decisions about members, without Ray."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from coedge.config import DeviceConfig, PowerConfig
+from orchestrator.links import Way
+from orchestrator.measure import AT_ONCE_NBYTES, MOST_AT_ONCE, Member, _client_seconds, _kinds
+from workers.spec import MeteredPower, WorkerFacts
+from workers.transport import Endpoint
+
+
+def member(name: str, kind: str = "cpu", metered: MeteredPower | None = None, **config: Any) -> Member:
+    facts = WorkerFacts(Endpoint(0, name, ""), "host", 1, "0", 1, kind, 0.0)
+    return Member(DeviceConfig(name=name, **config), None, facts, metered)
+
+
+def model(weight_nbytes: int) -> Any:
+    return SimpleNamespace(weight_nbytes=weight_nbytes)
+
+
+METERED = MeteredPower(2.0, 5.0, "RAPL package-0")
+
+
+def test_watts_are_as_configured_before_all() -> None:
+    power = PowerConfig(compute_watts=9.0)
+    assert (member("a", power=power).power, member("a", power=power).power_source) == (power, "configured")
+    assert member("a", metered=METERED, power=power).power_source == "configured"
+
+
+def test_watts_that_are_not_configured_are_the_meter_s() -> None:
+    metered = member("a", metered=METERED)
+    assert (metered.power.idle_watts, metered.power.compute_watts) == (2.0, 5.0)
+    assert metered.power_source.startswith("RAPL package-0;")
+
+
+def test_without_either_watts_are_the_default() -> None:
+    assert (member("a").power, member("a").power_source) == (PowerConfig(), "default")
+
+
+def test_devices_of_a_kind_are_measured_once() -> None:
+    first, second, other = _kinds(
+        model(1), [member("a", speed=0.5), member("b"), member("c", "gpu"), member("d", speed=0.1), member("e")]
+    )
+    assert [[m.name for m in kind.members] for kind in (first, second, other)] == [["a", "d"], ["b", "e"], ["c"]]
+    assert len({kind.key for kind in (first, second, other)}) == 3
+    assert [m.name for m in second.players] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("weight_nbytes", "count"), [(1, MOST_AT_ONCE), (AT_ONCE_NBYTES // 2, 2), (AT_ONCE_NBYTES * 2, 1)]
+)
+def test_emulated_devices_are_measured_beside_each_other_as_far_as_there_is_room(
+    weight_nbytes: int, count: int
+) -> None:
+    (kind,) = _kinds(model(weight_nbytes), [member(f"d{i}", speed=0.1) for i in range(6)])
+    assert len(kind.players) == count
+    (alone,) = _kinds(model(weight_nbytes), [member("d0", speed=0.1)])
+    assert (alone.key == kind.key) == (count == 1)
+
+
+def test_who_has_the_most_memory_measures() -> None:
+    (kind,) = _kinds(model(AT_ONCE_NBYTES), [member("a", speed=0.1, memory_mb=100), member("b", speed=0.1)])
+    assert [m.name for m in kind.players] == ["b"]
+
+
+def test_the_client_waits_for_inputs_and_outputs() -> None:
+    def tensor(nbytes: int) -> Any:
+        return SimpleNamespace(whole=None, region_nbytes=lambda region: nbytes)
+
+    asked: Any = SimpleNamespace(inputs=(tensor(1000),), outputs=(tensor(100), tensor(200)))
+    assert _client_seconds(asked, Way(0.5, 1000.0)) == pytest.approx(0.5 + 1.0 + 0.5 + 0.3)
+    assert _client_seconds(asked, None) == 0.0
