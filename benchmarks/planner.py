@@ -20,8 +20,8 @@ from coedge.plan import Plan
 from coedge.profile import Link, Profile
 from coedge.testbed import load_testbed, profile_of
 from orchestrator.planner import AUTO, SCHEMES, make_plan
-from orchestrator.search.auto import as_draft, as_stages
 from orchestrator.search.boundaries import Programme
+from orchestrator.search.draft import as_draft, as_stages
 from orchestrator.search.reach import Reach
 from orchestrator.search.rounding import nearest
 

@@ -29,12 +29,28 @@ class LayerTime(BaseModel):
 
 
 class CodecSpeed(BaseModel):
-    """How fast a device packs rows for the wire, and unpacks them: raw bytes per second."""
+    """How fast a device packs rows for the wire, and unpacks them.
+
+    Attributes:
+        encode_bytes_per_second, decode_bytes_per_second: raw bytes.
+        encode_seconds, decode_seconds: of an array, besides its bytes.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     encode_bytes_per_second: float = Field(gt=0)
     decode_bytes_per_second: float = Field(gt=0)
+    encode_seconds: float = Field(default=0.0, ge=0)
+    decode_seconds: float = Field(default=0.0, ge=0)
+
+    def scaled(self, factor: float) -> CodecSpeed:
+        """On a device that takes `factor` times as long."""
+        return CodecSpeed(
+            encode_bytes_per_second=self.encode_bytes_per_second / factor,
+            decode_bytes_per_second=self.decode_bytes_per_second / factor,
+            encode_seconds=self.encode_seconds * factor,
+            decode_seconds=self.decode_seconds * factor,
+        )
 
 
 class DeviceProfile(BaseModel):

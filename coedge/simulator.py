@@ -306,7 +306,9 @@ def packing_seconds(step: Send | Receive, nbytes: int, device: DeviceProfile) ->
     if step.codec == RAW:
         return 0.0
     speed = codec_speed(device, step.codec)
-    return nbytes / (speed.encode_bytes_per_second if isinstance(step, Send) else speed.decode_bytes_per_second)
+    if isinstance(step, Send):
+        return len(step.parts) * speed.encode_seconds + nbytes / speed.encode_bytes_per_second
+    return len(step.patches) * speed.decode_seconds + nbytes / speed.decode_bytes_per_second
 
 
 def send_nbytes(program: Program, step: Send, model: Model) -> int:

@@ -28,7 +28,7 @@ from coedge.config import (
 )
 from coedge.errors import ConfigError
 from coedge.model import Model
-from coedge.profile import CodecSpeed, DeviceProfile, Link, Medium, Profile, scaled
+from coedge.profile import DeviceProfile, Link, Medium, Profile, scaled
 from coedge.reference import ReferenceTimes, reference_models, reference_times
 
 BYTES_PER_MEGABIT = 1e6 / 8
@@ -203,13 +203,7 @@ def _device_profile(device: TestbedDevice, times: ReferenceTimes, name: str) -> 
         power=device.power,
         power_source=device.power_source,
         memory_bytes=None if device.memory_mb is None else device.memory_mb * 1e6,
-        codecs={
-            codec: CodecSpeed(
-                encode_bytes_per_second=known.encode_bytes_per_second * speed,
-                decode_bytes_per_second=known.decode_bytes_per_second * speed,
-            )
-            for codec, known in times.codecs.items()
-        },
+        codecs={codec: known.scaled(1 / speed) for codec, known in times.codecs.items()},
     )
 
 

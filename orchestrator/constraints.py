@@ -14,8 +14,9 @@ from coedge.region import UNIT
 from orchestrator import what_if
 from orchestrator.explanation import Constraint, Figures, Worth, figures_of, goal_words, joules, milliseconds
 from orchestrator.planner import AUTO, SCHEMES, make_plan
-from orchestrator.search.auto import as_draft, explored
+from orchestrator.search.auto import explored
 from orchestrator.search.boundaries import Programme
+from orchestrator.search.draft import as_draft
 from orchestrator.search.polish import LEAST_GAIN
 from orchestrator.search.reach import Reach
 

@@ -34,7 +34,8 @@ from orchestrator.explanation import (
     joules,
     milliseconds,
 )
-from orchestrator.left_out import left_out, unused
+from orchestrator.left_out import left_out
+from orchestrator.search.joining import unused
 
 # How much each figure is changed, and how many links are looked at, the busiest first.
 DEVICE, LINK, MOST_LINKS = 1.01, 1.10, 32

@@ -16,10 +16,8 @@ from coedge.profile import Profile
 from orchestrator import what_if
 from orchestrator.evaluator import Evaluator, Judged
 from orchestrator.explanation import Figures, LeftOut, figures_of, joules, mbps, milliseconds
-from orchestrator.joining import Joining, whole_seconds, work_share
+from orchestrator.search.joining import PARTS, Joining, unused, whole_seconds, work_share
 
-# Of the share that its speed suggests, what the device is given to begin with: all, some, and a row of every stage.
-PARTS = (1.0, 0.3, 0.0)
 # How many of these plans are refined; as good as can be; how closely the factor is looked for at which it pays.
 REFINED, IDEAL, PRECISION = 2, 100.0, 1.15
 # A plan that costs about the same, relative.
@@ -55,24 +53,6 @@ def left_out(
         found.append(study.of(names))
         done()
     return tuple(found)
-
-
-def unused(plan: Plan, profile: Profile) -> list[tuple[str, ...]]:
-    """The devices without a share, those together that have the same figures and links."""
-    used = plan.used_devices
-    groups: dict[str, list[str]] = {}
-    for device in profile.devices:
-        if device.name in used:
-            continue
-        ends = [(profile.link(device.name, u), profile.link(u, device.name)) for u in used]
-        figures = (
-            device.model_dump_json(exclude={"name"}),
-            [(link.bytes_per_second, link.latency_seconds) for pair in ends for link in pair],
-            [medium.name for medium in profile.media if device.name in medium.devices],
-            device.name == profile.source,
-        )
-        groups.setdefault(repr(figures), []).append(device.name)
-    return [tuple(names) for names in groups.values()]
 
 
 class _Study:

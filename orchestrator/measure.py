@@ -14,6 +14,7 @@ from coedge.config import ClusterConfig, DeviceConfig, PowerConfig
 from coedge.model import Model
 from coedge.profile import DeviceProfile, Profile, scaled
 from coedge.progress import progress
+from orchestrator.codec_ratios import codec_ratios
 from orchestrator.layer_cache import LayerTimes, load_times, store_times
 from orchestrator.links import Latency, Network, Way
 from orchestrator.media import Pair
@@ -26,6 +27,7 @@ WARM_PROBES, SMALL_PROBES = 2, 5
 TRAIN = 5
 PROBE_SECONDS = 20.0
 MEASURE_SECONDS = 300.0
+CODEC_SECONDS = 0.3
 PROGRESS_STEPS, PROGRESS_SECONDS = 100, 0.5
 # Emulated devices share cores, and find them cold after each other: they are measured beside each other, as they
 # run, where the weights of all leave room. (Large layers do not notice.)
@@ -117,6 +119,7 @@ def measure_model(
         times[measured.fingerprint] = measured
         store_times(config.cache_path, measured)
     by_member = {member.name: times[kind.key] for kind in kinds for member in kind.members}
+    several = len(members) > 1
     return Profile(
         model_name=model.name,
         model_hash=model.hash,
@@ -125,6 +128,7 @@ def measure_model(
         links=network.links,
         media=network.media,
         joules=config.joules,
+        codec_ratios=codec_ratios(model, config.cache_path) if several else {},
         client_seconds=_client_seconds(model, network.client),
     )
 
@@ -150,6 +154,7 @@ def _device_profile(member: Member, times: LayerTimes) -> DeviceProfile:
         memory_bytes=member.memory_bytes,
         send_seconds=times.send_seconds * slower,
         receive_seconds=times.receive_seconds * slower,
+        codecs={codec: speed.scaled(slower) for codec, speed in times.codecs.items()},
     )
 
 
@@ -190,10 +195,14 @@ def _measure_kinds(model: Model, missing: Sequence[_Kind], budget_seconds: float
         while any(by_host.values()):
             turn = [kinds.pop(0) for kinds in by_host.values() if kinds]
             played = _play(model, turn, budget_seconds, advance)
+            firsts = [kind.players[0] for kind in turn]
+            packers = {first.name: first.actor.measure_codecs.remote(CODEC_SECONDS) for first in firsts}
+            speeds = gather(packers, MEASURE_SECONDS, "measure how fast they pack")
             for kind in turn:
                 frames = [frame for player in kind.players for frame in played[player.name]]
                 times = model_times(model, frames)
-                yield LayerTimes(fingerprint=kind.key, model_hash=model.hash, **asdict(times))
+                codecs = speeds[kind.players[0].name]
+                yield LayerTimes(fingerprint=kind.key, model_hash=model.hash, codecs=codecs, **asdict(times))
 
 
 def _play(

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from coedge.profile import CodecSpeed, DeviceProfile, Link, Medium, Profile, scaled
+from coedge.profile import DeviceProfile, Link, Medium, Profile, scaled
 
 
 def faster_device(profile: Profile, name: str, factor: float) -> Profile:
     """All that a device computes, packs and handles takes 1 / factor of the time."""
 
     def changed(device: DeviceProfile) -> DeviceProfile:
-        speeds = {
-            codec: CodecSpeed(
-                encode_bytes_per_second=known.encode_bytes_per_second * factor,
-                decode_bytes_per_second=known.decode_bytes_per_second * factor,
-            )
-            for codec, known in device.codecs.items()
-        }
         return device.model_copy(
             update={
                 "layers": tuple(scaled(time, 1 / factor) for time in device.layers),
                 "fused": tuple(scaled(time, 1 / factor) for time in device.fused),
-                "codecs": speeds,
+                "codecs": {codec: known.scaled(1 / factor) for codec, known in device.codecs.items()},
                 "send_seconds": device.send_seconds / factor,
                 "receive_seconds": device.receive_seconds / factor,
             }

@@ -18,11 +18,10 @@ from coedge.objective import Objective
 from coedge.profile import CodecSpeed, Profile
 from coedge.region import Region
 from orchestrator.evaluator import Evaluator
-from orchestrator.search.auto import as_stages
 from orchestrator.search.boundaries import Programme
 from orchestrator.search.costs import Costs
+from orchestrator.search.draft import DraftStage, as_stages
 from orchestrator.search.dress import Dress, best_codec
-from orchestrator.search.flow import DraftStage
 from orchestrator.search.layout import Layout, candidates, in_proportion
 from orchestrator.search.order import order_of
 from orchestrator.search.reach import Reach

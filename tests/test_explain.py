@@ -30,11 +30,11 @@ from orchestrator.evaluator import Evaluator
 from orchestrator.explain import busiest_of, explain, parts_of, path_of
 from orchestrator.explanation import Explanation, Figures, energy_source, figures_of, goal_words, joules, mbps
 from orchestrator.explanation import milliseconds as ms
-from orchestrator.joining import work_share
 from orchestrator.left_out import left_out, unused
 from orchestrator.planner import SCHEMES, make_plan
 from orchestrator.search.boundaries import Programme
-from orchestrator.search.flow import DraftStage
+from orchestrator.search.draft import DraftStage
+from orchestrator.search.joining import work_share
 from orchestrator.search.layout import in_proportion
 from orchestrator.search.reach import Reach
 

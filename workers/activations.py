@@ -1,8 +1,8 @@
-"""Activations of the unsplit network on a real input: what codecs are measured on."""
+"""Activations of the unsplit network: what codecs are measured on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,9 @@ Array = NDArray[Any]
 SAMPLE_NBYTES = 256 * 1024
 
 
-def sample_activations(model: Model, arrays: Sequence[Array], threads: int) -> dict[str, Array]:
+def sample_activations(
+    model: Model, arrays: Sequence[Array], threads: int, done: Callable[[], None] = lambda: None
+) -> dict[str, Array]:
     """Rows from the middle of every tensor that is alive at some cut.
 
     Runs the network layer by layer with its weights, so it belongs where the model was captured. Only what is
@@ -28,6 +30,7 @@ def sample_activations(model: Model, arrays: Sequence[Array], threads: int) -> d
 
     Args:
         arrays: the model's inputs.
+        done: called after each layer.
 
     Returns:
         About `SAMPLE_NBYTES` of each tensor, but at least a row; all of those that have no rows.
@@ -45,6 +48,7 @@ def sample_activations(model: Model, arrays: Sequence[Array], threads: int) -> d
         kernels.keep(())
         values = {name: values[name] for name in cut.tensors}
         samples.update({name: _sample(tensors[name], values[name]) for name in made})
+        done()
     return samples
 
 
@@ -55,3 +59,31 @@ def _sample(tensor: Tensor, value: Array) -> Array:
     start = (tensor.rows - count) // 2
     part = Region(start, start + count, 0, tensor.cols)
     return np.array(value[tensor.slices(tensor.whole, part)], order="C")
+
+
+def natural_inputs(model: Model) -> list[Array]:
+    """Inputs such as cameras make, where nobody has given one: noise with the spectrum of photographs.
+
+    In images the amplitude falls with the frequency: neighbours are alike, and so are zeros after a ReLU. Whole
+    numbers have 256 values, as pixels have; others have mean 0 and deviation 1.
+    """
+    generator = np.random.default_rng(0)
+    return [_natural(tensor, generator) for tensor in model.inputs]
+
+
+def _natural(tensor: Tensor, generator: np.random.Generator) -> Array:
+    noise = generator.standard_normal(tensor.shape)
+    axes = tuple(axis for axis in (tensor.row_axis, tensor.col_axis) if axis is not None)
+    if axes:
+        squared = np.zeros((1,) * noise.ndim)
+        for axis in axes:
+            shape = [1] * noise.ndim
+            shape[axis] = tensor.shape[axis]
+            squared = squared + np.square(np.fft.fftfreq(tensor.shape[axis], 1 / tensor.shape[axis])).reshape(shape)
+        noise = np.fft.ifftn(np.fft.fftn(noise, axes=axes) / np.sqrt(np.maximum(squared, 1.0)), axes=axes).real
+    noise /= max(float(noise.std()), 1e-12)
+    dtype = np.dtype(tensor.dtype)
+    if dtype.kind in "iu":
+        least = np.iinfo(dtype).min if dtype.itemsize == 1 else 0
+        noise = np.clip(least + 128 + 64 * noise, least, least + 255)
+    return noise.astype(dtype)

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from coedge.model import Model
+from coedge.profile import CodecSpeed
 from coedge.program import Program
 from coedge.weight_part import WeightPart
+from workers.codecs import measure_codecs, typical_rows
 from workers.layer_times import LayerPlay, convolution, measure_gflops
 from workers.meter import find_meter, measure_power
 from workers.paced_transport import LinkSpec
@@ -90,6 +92,10 @@ class WorkerActor:
         """How far `play_layers` is, from 0 to 1."""
         play = self._play
         return 0.0 if play is None else play.done
+
+    def measure_codecs(self, seconds: float) -> dict[str, CodecSpeed]:
+        """How fast this machine packs, measured for so many seconds; an emulated speed is applied by the caller."""
+        return measure_codecs(typical_rows(), seconds)[0]
 
     def measure_gflops(self, cpu_time: bool) -> float:
         return measure_gflops(self._worker.threads, cpu_time)

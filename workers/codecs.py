@@ -31,6 +31,8 @@ Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
 
 HEADER = 16
+# Of samples that are to show what an array costs besides its bytes.
+FEW_VALUES = 256
 _RAW_FORM, _PACKED_FORM = 0, 1
 _WORDS = {size: np.dtype(f"<u{size}") for size in (1, 2, 4, 8)}
 _HALF = np.dtype("<f2")
@@ -257,6 +259,12 @@ def _blosc2() -> Any:
     return blosc2
 
 
+def typical_rows() -> dict[str, Array]:
+    """Such as a ReLU leaves behind, as large as a message: for speeds. Ratios need the rows of a network."""
+    values = np.random.default_rng(0).standard_normal((4, 1 << 16), np.float32)
+    return {f"rows {index}": np.maximum(row, 0) for index, row in enumerate(values)}
+
+
 def measure_codecs(
     arrays: Mapping[str, Array], budget_seconds: float
 ) -> tuple[dict[str, CodecSpeed], dict[str, dict[str, float]]]:
@@ -282,16 +290,32 @@ def measure_codecs(
         for name, array in samples.items():
             ratios[name][codec] = encode(codec, array).nbytes / array.nbytes
         smaller = [array for name, array in samples.items() if ratios[name][codec] < 1] or list(samples.values())
-        passes = [_pass(codec, smaller)]
+        # As they are, and beginnings of them: what is left of the time of few bytes is that of an array.
+        begun = [array.reshape(-1)[:FEW_VALUES] for array in smaller]
+        passes = [(*_pass(codec, smaller), *_pass(codec, begun))]
         while time.monotonic() < deadline:
-            passes.append(_pass(codec, smaller))
+            passes.append((*_pass(codec, smaller), *_pass(codec, begun)))
         # The best pass: in others, the caches were somebody else's.
-        pack_seconds, unpack_seconds = (max(min(seconds), 1e-9) for seconds in zip(*passes))
-        nbytes = sum(array.nbytes for array in smaller)
+        pack, unpack, pack_begun, unpack_begun = (min(seconds) for seconds in zip(*passes))
+        nbytes, few = (sum(array.nbytes for array in arrays) for arrays in (smaller, begun))
+        count = len(smaller)
+        pack_seconds, pack_rate = _affine(count, (few, pack_begun), (nbytes, pack))
+        unpack_seconds, unpack_rate = _affine(count, (few, unpack_begun), (nbytes, unpack))
         speeds[codec] = CodecSpeed(
-            encode_bytes_per_second=nbytes / pack_seconds, decode_bytes_per_second=nbytes / unpack_seconds
-        )
+            encode_bytes_per_second=pack_rate, decode_bytes_per_second=unpack_rate,
+            encode_seconds=pack_seconds, decode_seconds=unpack_seconds,
+        )  # fmt: skip
     return speeds, ratios
+
+
+def _affine(count: int, small: tuple[int, float], large: tuple[int, float]) -> tuple[float, float]:
+    """Seconds of an array besides its bytes, and bytes per second, from (bytes, seconds) of `count` arrays."""
+    (few, few_seconds), (nbytes, seconds) = small, large
+    seconds = max(seconds, 1e-9)
+    if nbytes > few and seconds > few_seconds:
+        rate = (nbytes - few) / (seconds - few_seconds)
+        return max(few_seconds - few / rate, 0.0) / count, rate
+    return 0.0, nbytes / seconds
 
 
 def _pass(codec: str, arrays: Iterable[Array]) -> tuple[float, float]:

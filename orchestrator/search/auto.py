@@ -4,6 +4,7 @@
 2  boundaries  the convex core on the best drafts, rounded to rows
 3  dress       borders first, and codecs where they pay
 4  polish      small changes, judged by simulation
+5  joining     the best plan with each device that it leaves out
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from coedge.profile import Profile
 from orchestrator.evaluator import Evaluator, Judged
 from orchestrator.search.boundaries import FULL, Programme
 from orchestrator.search.costs import Costs
+from orchestrator.search.draft import DraftStage, as_draft, as_stages
 from orchestrator.search.dress import Dress, dresses, effective
-from orchestrator.search.flow import DraftStage
-from orchestrator.search.layout import candidates, layout_of, nearest_devices
+from orchestrator.search.joining import PARTS, Joining, unused
+from orchestrator.search.layout import candidates, nearest_devices
 from orchestrator.search.polish import better, polish, polish_dress
 from orchestrator.search.reach import Reach
 from orchestrator.search.rounding import fair, nearest
@@ -32,6 +34,8 @@ from orchestrator.search.shortest_path import Path, Prices, shortest_path
 REFINED, ROUNDS, POLISH_STEPS = 3, 2, 16_000
 # Of more devices, the better half is planned for first.
 MANY = 10
+# So many devices that are left out, of different kinds, are tried once more.
+JOINING = 4
 # Of plans with more strips only the best goes through the convex core, once.
 LARGE = 300
 # What a transfer counts: from all of it (a barrier after every stage) down to what does not hide.
@@ -72,6 +76,7 @@ def explored(model: Model, profile: Profile, objective: Objective, known: Iterab
         _meet_deadline(evaluator, space)
     else:
         _explore(evaluator, space, named, POLISH_STEPS)
+    _try_others(evaluator, space)
     return evaluator
 
 
@@ -115,6 +120,18 @@ def _explore(evaluator: Evaluator, space: _Space, known: Sequence[Judged], steps
         left = limit - evaluator.steps
         polish(evaluator, judged, space.costs[0].layouts, left if index == len(starts) - 1 else left // 2)
     polish_dress(evaluator, evaluator.best(), space.dresses, steps // 4)
+
+
+def _try_others(evaluator: Evaluator, space: _Space) -> None:
+    """Devices that the best plan leaves out join many of its stages at once, which no small change does."""
+    objective, profile, best = evaluator.objective, evaluator.profile, evaluator.best()
+    joining = Joining(best.plan, evaluator.model, objective, lambda judged, _: judged.rank(objective), space.reach)
+    for name, *_ in unused(best.plan, profile)[:JOINING]:
+        found = [evaluator.judge(stages) for part in PARTS for stages in joining.structures(profile, name, part)]
+        if found:
+            joined = joining.refined(evaluator, min(found, key=lambda judged: judged.rank(objective)), name)
+            if better(joined, best, objective):
+                polish(evaluator, joined, space.costs[0].layouts, POLISH_STEPS // 4)
 
 
 def _meet_deadline(evaluator: Evaluator, space: _Space) -> None:
@@ -170,21 +187,6 @@ def _within_memory(costs: Costs, prices: Prices) -> list[Path]:
 def stages_of_path(path: Path, costs: Costs) -> tuple[Stage, ...]:
     stages = tuple(DraftStage(first, stop, costs.layouts[layout]) for first, stop, layout in path)
     return as_stages(nearest(costs.model, stages))
-
-
-def as_stages(stages: Sequence[DraftStage]) -> tuple[Stage, ...]:
-    return tuple(stage.layout.stage(stage.first, stage.stop - 1) for stage in stages)
-
-
-def as_draft(stages: Sequence[Stage]) -> tuple[DraftStage, ...] | None:
-    """None where a stage is a grid."""
-    made = []
-    for stage in stages:
-        layout = layout_of(stage)
-        if layout is None:
-            return None
-        made.append(DraftStage(stage.first, stage.last + 1, layout))
-    return tuple(made)
 
 
 def refine(evaluator: Evaluator, reach: Reach, judged: Judged, profile: Profile | None = None) -> Judged:

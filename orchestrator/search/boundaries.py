@@ -27,7 +27,8 @@ from coedge.model import Model
 from coedge.objective import Objective
 from coedge.profile import Profile
 from orchestrator.convex import solved
-from orchestrator.search.flow import SOURCE, DraftStage, Linear, make_flow, message_seconds
+from orchestrator.search.draft import DraftStage
+from orchestrator.search.flow import SOURCE, Linear, make_flow, message_seconds
 from orchestrator.search.layout import Layout
 from orchestrator.search.order import order_of
 from orchestrator.search.reach import Reach

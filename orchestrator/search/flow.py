@@ -17,19 +17,10 @@ from dataclasses import dataclass, field
 
 from coedge.model import Model
 from coedge.profile import Profile
-from orchestrator.search.layout import Layout
+from orchestrator.search.draft import DraftStage
 from orchestrator.search.reach import Reach, StageInput
 
 SOURCE = -1
-
-
-@dataclass(frozen=True, slots=True)
-class DraftStage:
-    """Layers [first, stop) on a layout."""
-
-    first: int
-    stop: int
-    layout: Layout
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from coedge.model import Model
 from coedge.profile import Profile
-from orchestrator.search.flow import DraftStage
+from orchestrator.search.draft import DraftStage
 from orchestrator.search.layout import Layout
 from orchestrator.search.reach import Reach
 

@@ -17,16 +17,17 @@ from coedge.plan import Plan, Stage, stage_runs
 from coedge.profile import Profile
 from coedge.region import UnitRect
 from orchestrator.evaluator import Evaluator, Judged
-from orchestrator.search.auto import as_draft, as_stages
 from orchestrator.search.boundaries import Programme
 from orchestrator.search.costs import Costs
+from orchestrator.search.draft import DraftStage, as_draft, as_stages
 from orchestrator.search.dress import dresses, effective
-from orchestrator.search.flow import DraftStage
 from orchestrator.search.layout import Layout, in_proportion, layout_of
 from orchestrator.search.reach import Reach
 from orchestrator.search.rounding import nearest
 from orchestrator.search.shortest_path import Prices, shortest_path
 
+# Of the share that its speed suggests, what the device is given to begin with: all, some, and a row of every stage.
+PARTS = (1.0, 0.3, 0.0)
 # How many changes of single rows are judged.
 ROW_CHANGES = 60
 
@@ -54,16 +55,35 @@ def whole_seconds(model: Model, profile: Profile, name: str, first: int = 0, las
     return max(sum(device.layer_time(layer.index, False).seconds(layer.rows) for layer in layers), 1e-12)
 
 
+def unused(plan: Plan, profile: Profile) -> list[tuple[str, ...]]:
+    """The devices without a share, those together that have the same figures and links."""
+    used = plan.used_devices
+    groups: dict[str, list[str]] = {}
+    for device in profile.devices:
+        if device.name in used:
+            continue
+        ends = [(profile.link(device.name, u), profile.link(u, device.name)) for u in used]
+        figures = (
+            device.model_dump_json(exclude={"name"}),
+            [(link.bytes_per_second, link.latency_seconds) for pair in ends for link in pair],
+            [medium.name for medium in profile.media if device.name in medium.devices],
+            device.name == profile.source,
+        )
+        groups.setdefault(repr(figures), []).append(device.name)
+    return [tuple(names) for names in groups.values()]
+
+
 class Joining:
     """Of one plan.
 
     Args:
         rank: what judged plans are compared by, less is better.
+        reach: of the model, where somebody has it.
     """
 
-    def __init__(self, plan: Plan, model: Model, objective: Objective, rank: Rank) -> None:
+    def __init__(self, plan: Plan, model: Model, objective: Objective, rank: Rank, reach: Reach | None = None) -> None:
         self.plan, self.model, self.objective, self.rank = plan, model, objective, rank
-        self.used, self.reach = plan.used_devices, Reach(model)
+        self.used, self.reach = plan.used_devices, reach or Reach(model)
 
     # 1: structures
 
