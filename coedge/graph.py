@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -76,10 +78,13 @@ class Tensor:
         return tuple(shape)
 
     def region_nbytes(self, region: Region) -> int:
-        count = 1
-        for extent in self.region_shape(region):
-            count *= extent
-        return count * np.dtype(self.dtype).itemsize
+        nbytes = _line_nbytes(self.shape, self.dtype, None if self.partial_extent else (self.row_axis, self.col_axis))
+        if not self.partial_extent:
+            if self.row_axis is not None:
+                nbytes *= max(0, region.row_stop - region.row_start)
+            if self.col_axis is not None:
+                nbytes *= max(0, region.col_stop - region.col_start)
+        return nbytes
 
     def slices(self, held: Region, wanted: Region) -> tuple[slice, ...]:
         """Index of `wanted` in an array that holds `held`."""
@@ -92,6 +97,13 @@ class Tensor:
                 if axis is not None:
                     index[axis] = slice(inner.start - outer.start, inner.stop - outer.start)
         return tuple(index)
+
+
+@functools.cache
+def _line_nbytes(shape: tuple[int, ...], dtype: str, without: tuple[int | None, int | None] | None) -> int:
+    """Bytes of an array that has one row and one column."""
+    counts = [extent for axis, extent in enumerate(shape) if axis not in (without or ())]
+    return math.prod(counts) * np.dtype(dtype).itemsize
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from coedge.codec import channel_key
 from coedge.errors import PlanError
@@ -46,20 +47,21 @@ class _Device:
 
     name: str
     patches: list[Patch] = field(default_factory=list)
+    # By tensor, in the order in which they came: indices of patches, and beside them their regions.
     held: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
-    made_in: dict[int, int] = field(default_factory=dict)
+    regions: dict[str, list[Region]] = field(default_factory=lambda: defaultdict(list))
     # Steps with a sort key: (stage, piece of it, order within that).
     steps: list[tuple[tuple[int, int, int], Step]] = field(default_factory=list)
 
-    def add_patch(self, tensor: str, region: Region, stage: int) -> int:
+    def add_patch(self, tensor: str, region: Region) -> int:
         index = len(self.patches)
         self.patches.append(Patch(tensor, region))
         self.held[tensor].append(index)
-        self.made_in[index] = stage
+        self.regions[tensor].append(region)
         return index
 
 
-@dataclass
+@dataclass(slots=True)
 class _Owner:
     device: str
     region: Region
@@ -79,17 +81,51 @@ _Key = tuple[object, ...]
 _UNCUT = frozenset(("whole", "partial", "combine"))
 
 
+class _Cut(NamedTuple):
+    """A tile, the region of every tensor in it, and how much of each layer it computes."""
+
+    tile: Tile
+    need: dict[str, Region]
+    work: tuple[Work, ...]
+
+
+class _Message(NamedTuple):
+    """What a device fetches from another, of what that made `back` stages ago.
+
+    `items` are (tensor, place among the tensor's owners, region); `piece` is the last one that makes any of it.
+    """
+
+    back: int
+    sender: str
+    receiver: str
+    items: tuple[tuple[str, int, Region], ...]
+    piece: int
+
+
+# A read whose parts are (place among the patches of the tensor that the device holds, region).
+_PlacedRead = tuple[str, Region, tuple[tuple[int, Region], ...]]
+
+
+class _Exchange(NamedTuple):
+    """What travels before a stage, and what every piece of every device then reads."""
+
+    messages: tuple[_Message, ...]
+    reads: dict[str, list[list[_PlacedRead]]]
+
+
 @dataclass
 class Memo:
     """What plans of one model share that differ by little: who lowers many of them hands it on.
 
     Attributes:
-        tiles: by the stage's first and last node and the wanted regions.
+        exchanges: by what is needed, who owns it and who holds what of it.
+        tiles: by the stage's first and last layer and the wanted regions.
         pieces: by the stage, the share, what others fetch of it and what the device holds.
     """
 
-    tiles: dict[_Key, tuple[Tile, dict[str, Region]]] = field(default_factory=dict)
+    tiles: dict[_Key, _Cut] = field(default_factory=dict)
     pieces: dict[_Key, list[Piece]] = field(default_factory=dict)
+    exchanges: dict[_Key, _Exchange] = field(default_factory=dict)
 
 
 def lower(plan: Plan, model: Model, memo: Memo | None = None) -> dict[str, Program]:
@@ -142,7 +178,7 @@ class _Lowering:
         source = self.devices[self.plan.source]
         for name in self.graph.inputs:
             region = self.graph.tensors[name].whole
-            patch = source.add_patch(name, region, -1)
+            patch = source.add_patch(name, region)
             self.owners[name].append(_Owner(source.name, region, -1, patch))
         receive = Receive(self._channel(), CLIENT, -1, tuple(range(len(source.patches))))
         source.steps.append(((-1, 0, _RECEIVE), receive))
@@ -166,23 +202,20 @@ class _Lowering:
             if share:
                 pieces[name] = share
         # All needs first, then all fetches: what a device makes in this stage is nobody's input in it.
-        tiles = {name: [self._tile(first, stop, piece.wanted) for piece in share] for name, share in pieces.items()}
-        reads = self._fetch(index, {name: [_inputs(*tile) for tile in made] for name, made in tiles.items()})
+        cuts = {name: [self._cut(stage, piece.wanted) for piece in share] for name, share in pieces.items()}
+        needs = {name: [{n: cut.need[n] for n in cut.tile.inputs} for cut in made] for name, made in cuts.items()}
+        reads = self._fetch(index, needs)
         for name, share in pieces.items():
             device = self.devices[name]
             # The interior is made known first: where pieces overlap, it is what the next stage reads.
             for order in sorted(range(len(share)), key=lambda i: not share[i].inner):
-                tile, need = tiles[name][order]
+                tile, need, work = cuts[name][order]
                 writes = []
                 for output in tile.outputs:
-                    patch = device.add_patch(output, need[output], index)
+                    patch = device.add_patch(output, need[output])
                     writes.append(patch)
                     self.owners[output].append(_Owner(name, share[order].wanted[output], index, patch, order))
-                work = []
-                for layer in layers[stage.first : stage.last + 1]:
-                    if layer.tensor in need:
-                        work.append(Work(layer.index, need[layer.tensor].area / layer.cols))
-                step = Compute(index, tile, tuple(reads[name][order]), tuple(writes), tuple(work))
+                step = Compute(index, tile, tuple(reads[name][order]), tuple(writes), work)
                 device.steps.append(((index, order, _COMPUTE), step))
 
     def _pieces(self, index: int, stage: Stage, device: str, rect: UnitRect, alive: list[str]) -> list[Piece]:
@@ -201,79 +234,116 @@ class _Lowering:
         def is_local(part: Mapping[str, Region]) -> bool:
             need, nodes = _needs_of(self.model, first, stop, part)
             made = {name for index, _, _ in nodes for name in self.graph.nodes[index].outputs}
-            held = self.devices[device]
-            return not any(self._take(held, name, need[name])[1] for name in need.keys() - made)
+            return not any(self._take(held.get(n, ()), n, need[n])[1] for n in need.keys() - made)
 
-        fetched, held = self.cut_by.get((index, device), ()), self.devices[device].held
+        fetched, held = self.cut_by.get((index, device), ()), self.devices[device].regions
         inputs = {name for node in self.graph.nodes[first:stop] for name in self.graph.activations(node)}
-        patches = self.devices[device].patches
         key = (
             first, stop, rect, tuple(fetched),
-            tuple((name, tuple(patches[i].region for i in held[name])) for name in sorted(inputs) if name in held),
+            tuple((name, tuple(held[name])) for name in sorted(inputs) if name in held),
         )  # fmt: skip
         if key not in self.memo.pieces:
             self.memo.pieces[key] = pieces_of(rect, tensors, fetched, is_local)
         return self.memo.pieces[key]
 
-    def _tile(self, first: int, stop: int, wanted: Mapping[str, Region]) -> tuple[Tile, dict[str, Region]]:
-        key = (first, stop, *wanted.items())
-        if key not in self.memo.tiles:
-            self.memo.tiles[key] = tile_of(self.model, first, stop, dict(wanted))
-        return self.memo.tiles[key]
+    def _cut(self, stage: Stage, wanted: Mapping[str, Region]) -> _Cut:
+        key = (stage.first, stage.last, *wanted.items())
+        found = self.memo.tiles.get(key)
+        if found is None:
+            layers = self.model.layers[stage.first : stage.last + 1]
+            tile, need = tile_of(self.model, layers[0].first, layers[-1].stop, dict(wanted))
+            work = (Work(x.index, need[x.tensor].area / x.cols) for x in layers if x.tensor in need)
+            found = self.memo.tiles[key] = _Cut(tile, need, tuple(work))
+        return found
 
     def _fetch(self, stage: int, needs: dict[str, list[dict[str, Region]]]) -> dict[str, list[list[Read]]]:
         """Reads of every piece of every device, with the sends and receives that make them possible."""
         codecs = self.plan.stages[stage].codecs if stage < len(self.plan.stages) else {}
-        messages: dict[tuple[int, str, str], list[tuple[_Owner, Region]]] = defaultdict(list)
+        exchange = self._exchange(stage, needs)
+        for back, sender, receiver, items, piece in exchange.messages:
+            channel, codec = self._channel(), codecs.get(channel_key(sender, receiver), RAW)
+            source, target = self.devices[sender], self.devices[receiver]
+            parts, patches = [], []
+            for tensor, place, region in items:
+                parts.append(Part(self.owners[tensor][place].patch, region))
+                patches.append(target.add_patch(tensor, region))
+                self.fetched[stage - back, sender].append((tensor, region))
+            source.steps.append(((stage - back, piece, _SEND), Send(channel, receiver, stage, tuple(parts), codec)))
+            target.steps.append(((stage, 0, _RECEIVE), Receive(channel, sender, stage, tuple(patches), codec)))
+        reads = {}
+        for name, pieces in exchange.reads.items():
+            held = self.devices[name].held
+            reads[name] = [
+                [Read(t, region, tuple(Part(held[t][at], part) for at, part in parts)) for t, region, parts in piece]
+                for piece in pieces
+            ]
+        return reads
+
+    def _exchange(self, stage: int, needs: dict[str, list[dict[str, Region]]]) -> _Exchange:
+        tensors = list(dict.fromkeys(name for pieces in needs.values() for piece in pieces for name in piece))
+        key = (
+            tuple((name, tuple(tuple(piece.items()) for piece in pieces)) for name, pieces in needs.items()),
+            tuple(tuple((o.device, o.region, stage - o.stage, o.piece) for o in self.owners[t]) for t in tensors),
+            tuple(tuple(self.devices[name].regions.get(t, ())) for name in needs for t in tensors),
+        )
+        found = self.memo.exchanges.get(key)
+        if found is None:
+            found = self.memo.exchanges[key] = self._worked_out(stage, needs)
+        return found
+
+    def _worked_out(self, stage: int, needs: dict[str, list[dict[str, Region]]]) -> _Exchange:
+        messages: dict[tuple[int, str, str], list[tuple[str, int, Region]]] = defaultdict(list)
         for name, pieces in needs.items():
             wanted: dict[str, Region] = {}
             for piece in pieces:
                 for tensor, region in piece.items():
                     wanted[tensor] = wanted[tensor].hull(region) if tensor in wanted else region
             for tensor, region in wanted.items():
-                for hole in self._take(self.devices[name], tensor, region)[1]:
-                    for owner in self.owners[tensor]:
+                for hole in self._take(self.devices[name].regions.get(tensor, ()), tensor, region)[1]:
+                    for place, owner in enumerate(self.owners[tensor]):
                         part = hole.intersection(owner.region)
                         if owner.device != name and not part.empty:
-                            messages[owner.stage, owner.device, name].append((owner, part))
-                            self.fetched[owner.stage, owner.device].append((tensor, part))
-        for (made, sender, receiver), items in sorted(messages.items(), key=lambda item: item[0]):
-            channel, codec = self._channel(), codecs.get(channel_key(sender, receiver), RAW)
-            source, target = self.devices[sender], self.devices[receiver]
-            patches = [target.add_patch(source.patches[owner.patch].tensor, part, stage) for owner, part in items]
-            send = Send(channel, receiver, stage, tuple(Part(owner.patch, part) for owner, part in items), codec)
-            source.steps.append(((made, max(owner.piece for owner, _ in items), _SEND), send))
-            target.steps.append(((stage, 0, _RECEIVE), Receive(channel, sender, stage, tuple(patches), codec)))
-        return {name: [self._reads(name, piece) for piece in pieces] for name, pieces in needs.items()}
+                            messages[owner.stage, owner.device, name].append((tensor, place, part))
+        made, came = [], defaultdict[tuple[str, str], list[Region]](list)
+        for (when, sender, receiver), items in sorted(messages.items(), key=lambda item: item[0]):
+            last = max(self.owners[tensor][place].piece for tensor, place, _ in items)
+            made.append(_Message(stage - when, sender, receiver, tuple(items), last))
+            for tensor, _, part in items:
+                came[receiver, tensor].append(part)
+        reads = {}
+        for name, pieces in needs.items():
+            regions = self.devices[name].regions
+            held = {t: [*regions.get(t, ()), *came.get((name, t), ())] for piece in pieces for t in piece}
+            reads[name] = [[self._read(held[t], t, region) for t, region in piece.items()] for piece in pieces]
+        return _Exchange(tuple(made), reads)
 
-    def _reads(self, device: str, needs: dict[str, Region]) -> list[Read]:
-        reads = []
-        for tensor, region in needs.items():
-            parts, missing = self._take(self.devices[device], tensor, region)
-            if missing:
-                raise PlanError(f"nobody owns a part of {tensor!r}, {missing[0]}: this is a defect of the planner")
-            reads.append(Read(tensor, region, tuple(sorted(parts, key=lambda part: part.region))))
-        return reads
+    def _read(self, held: Sequence[Region], tensor: str, region: Region) -> _PlacedRead:
+        parts, missing = self._take(held, tensor, region)
+        if missing:
+            raise PlanError(f"nobody owns a part of {tensor!r}, {missing[0]}: this is a defect of the planner")
+        return tensor, region, tuple(sorted(parts, key=lambda part: part[1]))
 
-    def _take(self, device: _Device, tensor: str, region: Region) -> tuple[list[Part], list[Region]]:
-        """What the device holds of a region, as disjoint parts, and what is missing."""
+    def _take(
+        self, held: Sequence[Region], tensor: str, region: Region
+    ) -> tuple[list[tuple[int, Region]], list[Region]]:
+        """What a device that holds these regions has of one, as disjoint parts (place, region); what is missing."""
         if self.graph.tensors[tensor].partial_extent:
             # A share is one sum over its region: it is taken whole, however ragged what is missing may be.
-            shares = {device.patches[patch].region: patch for patch in device.held.get(tensor, ())}
+            shares = {share: place for place, share in enumerate(held)}
             others = [o.region for o in self.owners[tensor] if o.region not in shares]
-            return [Part(patch, share) for share, patch in shares.items()], others
-        parts: list[Part] = []
+            return [(place, share) for share, place in shares.items()], others
+        parts: list[tuple[int, Region]] = []
         missing = [region]
-        for patch in device.held.get(tensor, ()):
+        for place, patch in enumerate(held):
             if not missing:
                 break
             rest: list[Region] = []
             for hole in missing:
-                piece = hole.intersection(device.patches[patch].region)
+                piece = hole.intersection(patch)
                 if piece.empty:
                     rest.append(hole)
                 else:
-                    parts.append(Part(patch, piece))
+                    parts.append((place, piece))
                     rest += hole.minus(piece)
             missing = rest
         return parts, missing
@@ -285,11 +355,6 @@ class _Lowering:
         reads = {read.tensor: read for read in self._fetch(end, {sink: [wanted]})[sink][0]}
         answer = Answer(tuple(reads[name] for name in self.graph.outputs))
         self.devices[sink].steps.append(((end, 0, _ANSWER), answer))
-
-
-def _inputs(tile: Tile, need: Mapping[str, Region]) -> dict[str, Region]:
-    """What a tile reads."""
-    return {name: need[name] for name in tile.inputs}
 
 
 def tile_of(model: Model, first: int, stop: int, wanted: dict[str, Region]) -> tuple[Tile, dict[str, Region]]:

@@ -49,6 +49,14 @@ def activation_nbytes(program: Program, model: Model) -> int:
     return most
 
 
+def surely_within(program: Program, model: Model, nbytes: float) -> bool:
+    """Whether a program has room even if it held all weights and let go of no patch; soon said, and often enough."""
+    tensors = model.graph.tensors
+    # Arrays that are put together are made of parts of patches.
+    patches = sum(tensors[patch.tensor].region_nbytes(patch.region) for patch in program.patches)
+    return model.weight_nbytes + 2 * patches <= nbytes
+
+
 def program_nbytes(program: Program, model: Model) -> int:
     """Weights and activations of one frame."""
     return weight_nbytes(program, model) + activation_nbytes(program, model)

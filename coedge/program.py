@@ -20,8 +20,7 @@ CLIENT = "@client"
 RAW = "raw"
 
 
-@dataclass(frozen=True, slots=True)
-class Patch:
+class Patch(NamedTuple):
     """One region of one tensor, held by a device while a frame is under way."""
 
     tensor: str
@@ -35,8 +34,7 @@ class Part(NamedTuple):
     region: Region
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(NamedTuple):
     """An array to put together: `region` of `tensor`, out of disjoint parts of patches."""
 
     tensor: str

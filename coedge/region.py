@@ -50,7 +50,7 @@ class Region(NamedTuple):
 
     @property
     def area(self) -> int:
-        return self.rows.length * self.cols.length
+        return max(0, self.row_stop - self.row_start) * max(0, self.col_stop - self.col_start)
 
     @property
     def empty(self) -> bool:
@@ -74,15 +74,15 @@ class Region(NamedTuple):
     def minus(self, other: Region) -> list[Region]:
         """This region without `other`, as at most four disjoint regions: above, below, left, right."""
         hole = self.intersection(other)
-        if hole == self:
-            return []
         if hole.empty:
             return [] if self.empty else [self]
+        if hole == self:
+            return []
         parts = []
         if hole.row_start > self.row_start:
-            parts.append(self._replace(row_stop=hole.row_start))
+            parts.append(Region(self.row_start, hole.row_start, self.col_start, self.col_stop))
         if hole.row_stop < self.row_stop:
-            parts.append(self._replace(row_start=hole.row_stop))
+            parts.append(Region(hole.row_stop, self.row_stop, self.col_start, self.col_stop))
         if hole.col_start > self.col_start:
             parts.append(Region(hole.row_start, hole.row_stop, self.col_start, hole.col_start))
         if hole.col_stop < self.col_stop:

@@ -12,7 +12,7 @@ from coedge.plan import Plan, Stage
 from coedge.profile import Profile
 from coedge.region import UNIT
 from orchestrator import what_if
-from orchestrator.explanation import Constraint, Figures, Worth, figures_of, goal_words, joules, milliseconds
+from orchestrator.explanation import Constraint, Figures, Worth, figures_of_plan, goal_words, joules, milliseconds
 from orchestrator.planner import AUTO, SCHEMES, make_plan
 from orchestrator.search.auto import explored
 from orchestrator.search.boundaries import Programme
@@ -81,7 +81,7 @@ class _Checker:
         if self.scheme != AUTO:
             return self._better(self._planned(self.profile, free))
         looked_at = explored(self.model, self.profile, self.objective).judged.values()
-        late = [figures_of(j.timeline, self.profile) for j in looked_at if not j.problems and j.latency_seconds > limit]
+        late = [figures_of_plan(j) for j in looked_at if not j.problems and j.latency_seconds > limit]
         better = [figures for figures in late if self._better(figures)]
         return min(better, key=lambda figures: figures.latency_seconds, default=None)
 

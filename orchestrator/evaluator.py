@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from coedge.lowering import Memo, lower
-from coedge.memory import program_nbytes
+from coedge.memory import program_nbytes, surely_within
 from coedge.model import Model
 from coedge.objective import Objective
 from coedge.plan import Plan, Prediction, Stage
@@ -25,13 +25,11 @@ class Judged:
     """A plan and what it costs, whatever the deadline.
 
     Attributes:
-        timeline: of one frame, simulated.
         problems: the constraints beside the deadline that it breaks, in words.
         excess: how much it breaks them, relative, summed: how far it is from a plan that breaks none.
     """
 
     plan: Plan
-    timeline: Timeline
     latency_seconds: float
     energy_joules: float
     throughput_fps: float
@@ -72,6 +70,10 @@ class Evaluator:
             self.judged[key] = self._judge(tuple(stages), scheme, reason)
         return self.judged[key]
 
+    def timeline(self, judged: Judged) -> Timeline:
+        """Of one frame, simulated. (Those of all that was judged would fill the memory.)"""
+        return simulate(lower(judged.plan, self.model, self._memo), self.profile, self.model)
+
     def best(self, objective: Objective | None = None) -> Judged:
         """Of everything that was judged."""
         wanted = objective or self.objective
@@ -108,7 +110,7 @@ class Evaluator:
         timeline = simulate(programs, profile, model)
         problems, excess = self._problems(stages, programs)
         return Judged(
-            draft, timeline, timeline.latency_seconds, timeline.energy_joules(profile),
+            draft, timeline.latency_seconds, timeline.energy_joules(profile),
             timeline.saturated_fps(profile), tuple(problems), excess,
         )  # fmt: skip
 
@@ -116,6 +118,8 @@ class Evaluator:
         objective, problems, excess = self.objective, [], 0.0
         for device in self.profile.devices:
             if device.memory_bytes is None or not programs[device.name].steps:
+                continue
+            if surely_within(programs[device.name], self.model, device.memory_bytes):
                 continue
             needed = program_nbytes(programs[device.name], self.model)
             if needed > device.memory_bytes:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from coedge.objective import Objective
 from coedge.profile import Profile
 from coedge.timeline import EnergyItem, Timeline
+from orchestrator.evaluator import Judged
 
 # A gain of less than this part of the whole is not worth a line; how many lines of a kind people are shown.
 LEAST_SHARE, MOST_LINES = 1e-4, 8
@@ -59,6 +60,14 @@ def figures_of(timeline: Timeline, profile: Profile) -> Figures:
         latency_seconds=timeline.latency_seconds,
         energy_joules=timeline.energy_joules(profile),
         throughput_fps=timeline.saturated_fps(profile),
+    )
+
+
+def figures_of_plan(judged: Judged) -> Figures:
+    return Figures(
+        latency_seconds=judged.latency_seconds,
+        energy_joules=judged.energy_joules,
+        throughput_fps=judged.throughput_fps,
     )
 
 

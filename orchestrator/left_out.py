@@ -15,7 +15,7 @@ from coedge.plan import Plan
 from coedge.profile import Profile
 from orchestrator import what_if
 from orchestrator.evaluator import Evaluator, Judged
-from orchestrator.explanation import Figures, LeftOut, figures_of, joules, mbps, milliseconds
+from orchestrator.explanation import Figures, LeftOut, figures_of_plan, joules, mbps, milliseconds
 from orchestrator.search.joining import PARTS, Joining, unused, whole_seconds, work_share
 
 # How many of these plans are refined; as good as can be; how closely the factor is looked for at which it pays.
@@ -78,23 +78,22 @@ class _Study:
         best = min([*seeds, *refined], key=lambda judged: self._rank(judged, profile))
         fair = min(found[0], key=lambda judged: self._rank(judged, profile), default=None)
         return LeftOut(
-            devices=names, now=base, with_it=figures_of(best.timeline, profile), share=self._share(best, name),
-            by_speed=None if fair is None else figures_of(fair.timeline, profile),
+            devices=names, now=base, with_it=figures_of_plan(best), share=self._share(best, name),
+            by_speed=None if fair is None else figures_of_plan(fair),
             share_by_speed=0.0 if fair is None else self._share(fair, name),
             reason=self._reason(name, base, best),
         )  # fmt: skip
 
     def _base(self, profile: Profile) -> Figures:
         """Of the plan as it is."""
-        judged = Evaluator(self.model, profile, self.objective).judge(self.plan.stages)
-        return figures_of(judged.timeline, profile)
+        return figures_of_plan(Evaluator(self.model, profile, self.objective).judge(self.plan.stages))
 
     def _rank(self, judged: Judged, profile: Profile) -> tuple[float, float]:
         """How much of the constraints is broken, then cost."""
         late = 0.0
         if self.objective.deadline_seconds is not None:
             late = max(judged.latency_seconds / self.objective.deadline_seconds - 1, 0.0)
-        return (judged.excess + late, figures_of(judged.timeline, profile).cost(self.objective))
+        return (judged.excess + late, figures_of_plan(judged).cost(self.objective))
 
     def _share(self, judged: Judged, name: str) -> float:
         return work_share(judged.plan.stages, name, self.model, self.profile)
@@ -148,7 +147,11 @@ class _Study:
         return high
 
     def _figures(self, name: str, best: Judged) -> Iterator[_Figure]:
-        carried = [pair for pair in best.timeline.sent_nbytes() if name in pair]
+        carried = [
+            pair
+            for pair in Evaluator(self.model, self.profile, self.objective).timeline(best).sent_nbytes()
+            if name in pair
+        ]
         if carried:
             yield self._rate(name, carried)
             slowest = max(self.profile.link(*pair).latency_seconds for pair in carried)

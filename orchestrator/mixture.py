@@ -96,12 +96,12 @@ def make_mixture(model: Model, profile: Profile, objective: Objective, known: Se
     """
     evaluator = Evaluator(model, profile, objective)
     costs = Costs(model, profile, Reach(model), candidates(model, profile), objective.keep_local)
-    columns: dict[str, Judged] = {}
+    columns: dict[str, _Column] = {}
 
     def add(judged: Judged) -> bool:
         if judged.rank(objective)[0] > 0 or judged.plan.digest in columns:
             return False
-        columns[judged.plan.digest] = judged
+        columns[judged.plan.digest] = _Column(judged, usage(evaluator.timeline(judged), profile))
         return True
 
     for plan in known:
@@ -119,33 +119,41 @@ def make_mixture(model: Model, profile: Profile, objective: Objective, known: Se
     rounds, better = 0, True
     while better and rounds < ROUNDS:
         rounds += 1
-        solved = _solve(list(columns.values()), profile, objective)
+        solved = _solve(list(columns.values()), objective)
         better = False
         for price in _prices(solved, costs, objective):
             path = shortest_path(costs, price)
             better |= path is not None and add(evaluator.judge(stages_of_path(path, costs)))
-    return _mixture(evaluator, _solve(list(columns.values()), profile, objective), rounds)
+    return _mixture(evaluator, _solve(list(columns.values()), objective), rounds)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A plan, and the seconds of everything that a frame by it takes."""
+
+    judged: Judged
+    uses: dict[tuple[str, str], float]
 
 
 @dataclass(frozen=True)
 class _Solved:
-    columns: list[Judged]
+    columns: list[_Column]
     parts: NDArray[np.float64]
     seconds: float
     worth: dict[tuple[str, str], float]
 
 
-def _solve(columns: list[Judged], profile: Profile, objective: Objective) -> _Solved:
+def _solve(columns: list[_Column], objective: Objective) -> _Solved:
     """The linear programme over these plans."""
     import cvxpy
 
-    uses = [usage(judged.timeline, profile) for judged in columns]
+    uses = [column.uses for column in columns]
     resources = sorted({name for use in uses for name in use})
     matrix = np.array([[use.get(name, 0.0) for use in uses] for name in resources])
     unit = float(matrix.max(axis=0).min())
     part, seconds = cvxpy.Variable(len(columns), nonneg=True), cvxpy.Variable()
     limits = (matrix / unit) @ part <= seconds
-    joules = np.array([judged.energy_joules for judged in columns]) * (objective.energy_weight / unit)
+    joules = np.array([column.judged.energy_joules for column in columns]) * (objective.energy_weight / unit)
     problem = cvxpy.Problem(cvxpy.Minimize(seconds + joules @ part), [limits, cvxpy.sum(part) == 1])
     problem.solve(solver=cvxpy.CLARABEL)
     values = np.where(part.value < LEAST_PART, 0.0, part.value)
@@ -189,7 +197,7 @@ def _prices(solved: _Solved, costs: Costs, objective: Objective) -> list[Prices]
 
 
 def _mixture(evaluator: Evaluator, solved: _Solved, rounds: int) -> Mixture:
-    used = [(judged, float(part)) for judged, part in zip(solved.columns, solved.parts) if part > 0]
+    used = [(column.judged, float(part)) for column, part in zip(solved.columns, solved.parts) if part > 0]
     used.sort(key=lambda item: -item[1])
     return Mixture(
         plans=tuple(evaluator.plan(judged, "auto") for judged, _ in used),

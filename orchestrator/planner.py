@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import gc
+from collections.abc import Iterator
 
 from coedge.errors import PlanError
 from coedge.model import Model
@@ -44,6 +47,19 @@ def check_scheme(scheme: str) -> None:
         raise PlanError(f"there is no scheme {scheme!r}; schemes are {', '.join([AUTO, *SCHEMES])}.{hint}")
 
 
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection: a search makes objects by the million, none in cycles, and looking at them again and
+    again would take a quarter of its time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 def make_plan(model: Model, profile: Profile, objective: Objective | None = None, scheme: str = AUTO) -> Plan:
     """A plan, with its prediction. Needs no cluster.
 
@@ -63,6 +79,11 @@ def make_plan(model: Model, profile: Profile, objective: Objective | None = None
     objective = objective or Objective()
     if scheme != AUTO:
         return SCHEMES[scheme](model, profile, objective)
+    with uncollected():
+        return _auto(model, profile, objective)
+
+
+def _auto(model: Model, profile: Profile, objective: Objective) -> Plan:
     known = [SCHEMES[name](model, profile, objective) for name in SCHEMES]
     if any(plan.feasible for plan in known):
         known = sorted(known, key=lambda plan: rank(plan, objective))[:KNOWN]

@@ -22,8 +22,8 @@ from coedge.plan import Plan, check_plan
 from coedge.program import RAW, Send
 from coedge.region import UNIT, UnitRect
 from coedge.simulator import send_nbytes
-from workers.activations import SAMPLE_NBYTES, sample_activations
-from workers.codecs import HEADER, check_available, decode, encode, measure_codecs
+from workers.activations import SAMPLE_NBYTES, natural_inputs, sample_activations
+from workers.codecs import HEADER, check_available, decode, encode, measure_codecs, typical_rows
 from workers.message import MalformedMessage
 
 DTYPES = ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
@@ -392,3 +392,33 @@ def test_packed_bytes_follow_from_the_measured_ratios() -> None:
     assert packed_nbytes(program, send, model, {tensor: {"zero_mask": 0.5, "blosc2": 0.1}}) == raw // 2
     assert packed_nbytes(program, send, model, {tensor: {"blosc2": 0.1}}) == raw
     assert packed_nbytes(program, send, model, {"another": {"zero_mask": 0.5}}) == raw
+
+
+# ---------------------------------------------------------------- inputs that nobody gave
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "ssd"])
+def test_natural_inputs_are_inputs_whose_neighbours_are_alike(name: str) -> None:
+    model = zoo_model(name)
+    (made,) = natural_inputs(model)
+    (again,) = natural_inputs(model)
+    np.testing.assert_array_equal(made, again)
+    model.check_inputs([made])
+    values = made.astype(np.float64)
+    steps = np.abs(np.diff(values, axis=model.inputs[0].row_axis)).mean()
+    assert 0 < steps < 0.8 * values.std(), "rows next to each other differ as much as any (1.13)"
+
+
+def test_whole_numbers_are_pixels() -> None:
+    net = Net()
+    x = net.input([1, 3, 32, 48], dtype="uint8")
+    model = capture(net.proto(net.op("Cast", x, to=1)), name="pixels")
+    (made,) = natural_inputs(model)
+    assert made.dtype == np.uint8 and 100 < made.mean() < 156 and made.min() < 30 and made.max() > 226
+
+
+def test_what_an_array_costs_besides_its_bytes_is_told_apart() -> None:
+    speeds, _ = measure_codecs(typical_rows(), 0.1)
+    for speed in speeds.values():
+        assert 0 <= speed.encode_seconds < 1e-2 and 0 <= speed.decode_seconds < 1e-2
+        assert speed.encode_bytes_per_second > 1e6

@@ -14,7 +14,7 @@ from nets import Net
 from coedge.capturing import capture
 from coedge.errors import PlanError
 from coedge.model import Model
-from coedge.profile import DeviceProfile, LayerTime, Link, Profile, fit, scaled
+from coedge.profile import CodecSpeed, DeviceProfile, LayerTime, Link, Profile, fit, scaled
 from coedge.program import Work
 from orchestrator.layer_cache import LayerTimes, load_times, store_times
 from workers.layer_times import MOST_SWEEPS, LayerPlay, measure_gflops, measure_layers
@@ -168,6 +168,7 @@ TIMES = LayerTimes(
     fused=(LayerTime(fixed_seconds=0.05, seconds_per_row=0.01),),
     send_seconds=1e-5,
     receive_seconds=2e-5,
+    codecs={"zero_mask": CodecSpeed(encode_bytes_per_second=4e9, decode_bytes_per_second=2e9, encode_seconds=1e-5)},
 )
 
 
@@ -219,6 +220,8 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
 
 def test_times_of_an_emulated_device_are_longer_in_proportion() -> None:
     assert scaled(TIMES.layers[0], 4.0) == LayerTime(fixed_seconds=0.4, seconds_per_row=0.04)
+    packing = CodecSpeed(encode_bytes_per_second=1e9, decode_bytes_per_second=5e8, encode_seconds=4e-5)
+    assert TIMES.codecs["zero_mask"].scaled(4.0) == packing
 
 
 # ---------------------------------------------------------------- measuring

@@ -23,7 +23,7 @@ from orchestrator.search.boundaries import FULL, Programme
 from orchestrator.search.costs import Costs
 from orchestrator.search.draft import DraftStage, as_draft, as_stages
 from orchestrator.search.dress import Dress, dresses, effective
-from orchestrator.search.joining import PARTS, Joining, unused
+from orchestrator.search.joining import PARTS, ROW_CHANGES, Joining, unused
 from orchestrator.search.layout import candidates, nearest_devices
 from orchestrator.search.polish import better, polish, polish_dress
 from orchestrator.search.reach import Reach
@@ -125,11 +125,15 @@ def _explore(evaluator: Evaluator, space: _Space, known: Sequence[Judged], steps
 def _try_others(evaluator: Evaluator, space: _Space) -> None:
     """Devices that the best plan leaves out join many of its stages at once, which no small change does."""
     objective, profile, best = evaluator.objective, evaluator.profile, evaluator.best()
+    stages = best.plan.stages
+    worn = [dress for dress in space.dresses if dress.is_worn(stages)]
+    changes = POLISH_STEPS // 8 // max(sum(len(stage.regions) for stage in stages), 1)
     joining = Joining(best.plan, evaluator.model, objective, lambda judged, _: judged.rank(objective), space.reach)
     for name, *_ in unused(best.plan, profile)[:JOINING]:
-        found = [evaluator.judge(stages) for part in PARTS for stages in joining.structures(profile, name, part)]
+        found = [evaluator.judge(joined) for part in PARTS for joined in joining.structures(profile, name, part, worn)]
         if found:
-            joined = joining.refined(evaluator, min(found, key=lambda judged: judged.rank(objective)), name)
+            nearest = min(found, key=lambda judged: judged.rank(objective))
+            joined = joining.refined(evaluator, nearest, name, min(changes, ROW_CHANGES))
             if better(joined, best, objective):
                 polish(evaluator, joined, space.costs[0].layouts, POLISH_STEPS // 4)
 

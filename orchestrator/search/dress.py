@@ -9,7 +9,7 @@ bytes. Per byte that needs no knowledge of the plan:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from coedge.codec import LOSSY, RAW, channel_key
 from coedge.model import Model
@@ -35,6 +35,7 @@ class Dress:
     lossy: bool = False
     codecs: bool = False
     borders_first: bool = False
+    _known: dict[tuple[int, str, str], str] = field(default_factory=dict, repr=False, compare=False)
 
     def __call__(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
         dressed, holders = [], {self.profile.source}
@@ -46,16 +47,27 @@ class Dress:
             holders |= set(takers)
         return tuple(dressed)
 
+    def is_worn(self, stages: Sequence[Stage]) -> bool:
+        """Whether a plan, as a whole, is dressed like this."""
+        codecs, first = any(stage.codecs for stage in stages), any(stage.borders_first for stage in stages)
+        return (codecs, first) == (self.codecs, self.borders_first)
+
     def _codecs(self, stage: Stage, senders: Sequence[str], receivers: Sequence[str]) -> dict[str, str]:
-        tensors = self.model.cuts[stage.first].tensors
         chosen = {}
         for sender in senders:
             for receiver in receivers:
                 if sender != receiver:
-                    codec = best_codec(self.model, self.profile, tensors, sender, receiver, self.lossy)[0]
+                    codec = self._codec(stage.first, sender, receiver)
                     if codec != RAW:
                         chosen[channel_key(sender, receiver)] = codec
         return chosen
+
+    def _codec(self, layer: int, sender: str, receiver: str) -> str:
+        key = (layer, sender, receiver)
+        if key not in self._known:
+            tensors = self.model.cuts[layer].tensors
+            self._known[key] = best_codec(self.model, self.profile, tensors, sender, receiver, self.lossy)[0]
+        return self._known[key]
 
 
 def dresses(model: Model, profile: Profile, objective: Objective) -> list[Dress]:

@@ -20,7 +20,7 @@ from orchestrator.evaluator import Evaluator, Judged
 from orchestrator.search.boundaries import Programme
 from orchestrator.search.costs import Costs
 from orchestrator.search.draft import DraftStage, as_draft, as_stages
-from orchestrator.search.dress import dresses, effective
+from orchestrator.search.dress import Dress, dresses, effective
 from orchestrator.search.layout import Layout, in_proportion, layout_of
 from orchestrator.search.reach import Reach
 from orchestrator.search.rounding import nearest
@@ -87,11 +87,14 @@ class Joining:
 
     # 1: structures
 
-    def structures(self, profile: Profile, name: str, part: float) -> list[tuple[Stage, ...]]:
+    def structures(
+        self, profile: Profile, name: str, part: float, dressed: Sequence[Dress] | None = None
+    ) -> list[tuple[Stage, ...]]:
         """The plan with the device.
 
         Args:
             part: how much of the share that its speed suggests it gets; a row at least.
+            dressed: in these ways; in all by default.
         """
         grown: list[Stage] = []
         joined = False
@@ -104,7 +107,7 @@ class Joining:
                 stage, joined = layout.stage(stage.first, stage.last), True
             grown.append(stage)
         found = [tuple(grown)] if joined else list(self._through_the_heaviest(profile, name, part))
-        return [dress(stages) for stages in found for dress in dresses(self.model, profile, self.objective)]
+        return [dress(stages) for stages in found for dress in dressed or dresses(self.model, profile, self.objective)]
 
     def _grown(self, profile: Profile, layout: Layout, name: str, part: float, first: int, last: int) -> Layout:
         speed = {n: 1 / whole_seconds(self.model, profile, n, first, last) for n in (*layout.devices, name)}
@@ -147,11 +150,11 @@ class Joining:
 
     # 2: refined
 
-    def refined(self, evaluator: Evaluator, judged: Judged, name: str) -> Judged:
-        """The same cuts and devices, with better shares."""
+    def refined(self, evaluator: Evaluator, judged: Judged, name: str, changes: int = ROW_CHANGES) -> Judged:
+        """The same cuts and devices, with better shares; at most so many changes of rows are judged."""
         best = self.solved(evaluator, judged, name)
         tried, improved = 0, True
-        while improved and tried < ROW_CHANGES:
+        while improved and tried < changes:
             improved = False
             for stages in self._row_changes(best.plan.stages, name):
                 tried += 1
@@ -159,7 +162,7 @@ class Joining:
                 if self.rank(found, evaluator.profile) < self.rank(best, evaluator.profile):
                     best, improved = found, True
                     break
-                if tried >= ROW_CHANGES:
+                if tried >= changes:
                     break
         return best
 
