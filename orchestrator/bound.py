@@ -5,19 +5,22 @@ answer back. No halos, no rounding, nothing to wait for but the source's up-link
 
     minimise T    subject to    x_k (in / rate_k + work_k + out / rate'_k) <= T,    sum of x_k in / rate_k <= T
 
-`in` are the bytes of the input as it is, `out` those of the answer, `work` the seconds of the whole network.
+`in` are the bytes of the input, `out` those of the answer, both as small as a lossless codec is known to make them;
+`work` the seconds of the whole network.
 """
 
 from __future__ import annotations
 
+from coedge.codec import LOSSLESS
+from coedge.graph import Tensor
 from coedge.model import Model
 from coedge.profile import Profile
 
 
 def bound_seconds(model: Model, profile: Profile) -> float:
     """The divisible-load bound of a network on a cluster, seconds."""
-    image = float(sum(t.region_nbytes(t.whole) for t in model.inputs))
-    answer = float(sum(t.region_nbytes(t.whole) for t in model.outputs))
+    image = sum(_packed_nbytes(tensor, profile) for tensor in model.inputs)
+    answer = sum(_packed_nbytes(tensor, profile) for tensor in model.outputs)
     rates: list[tuple[float, float]] = []  # (share per second of latency, seconds of the up-link per share)
     for device in profile.devices:
         work = sum(
@@ -40,6 +43,11 @@ def bound_seconds(model: Model, profile: Profile) -> float:
         else:
             low = middle
     return high
+
+
+def _packed_nbytes(tensor: Tensor, profile: Profile) -> float:
+    known = profile.codec_ratios.get(tensor.name, {})
+    return tensor.region_nbytes(tensor.whole) * min(1.0, *(known.get(codec, 1.0) for codec in LOSSLESS))
 
 
 def _taken(rates: list[tuple[float, float]], seconds: float) -> float:
