@@ -171,6 +171,9 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     options.log_severity_level = 3
     # Idle threads of one session must not take the cores from the next one, or from another device's worker.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # On x86, int8 activations would be fused into integer kernels only where ONNX Runtime can first make them uint8,
+    # which it cannot at the border of a tile: whole and tile would be rounded differently.
+    options.add_session_config_entry("session.qdqisint8allowed", "1")
     return options
 
 
