@@ -19,6 +19,7 @@ from onnx import helper, numpy_helper
 from coedge.errors import CaptureError
 from coedge.large_weights import stub, without_initializers
 from coedge.model import Model, model_from_proto
+from coedge.quantised import tighten
 from coedge.values import as_arrays
 
 _DTYPES = ("float32", "uint8")
@@ -282,6 +283,7 @@ def _simplify(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[
         except Exception as error:
             raise CaptureError(f"ONNX Runtime does not take the model: {_cause(error)}") from error
         simplified = onnx.load(str(target))
+    tighten(simplified)
     with contextlib.suppress(Exception):
         simplified = onnx.shape_inference.infer_shapes(simplified)
     shapes: dict[str, tuple[int, ...]] = {}

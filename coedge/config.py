@@ -18,12 +18,13 @@ from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from coedge.errors import ConfigError
 from coedge.objective import Objective
+from coedge.provider import KNOWN, Provider, with_fallback
 from coedge.yaml_source import KeyPath, Origin, Settings, dotted, read_yaml
 
 # Narrow on purpose: "@" begins names that are not devices, "/" and blanks would break addresses and logs.
@@ -52,6 +53,37 @@ class PowerConfig(Section):
     receive_watts: float = Field(default=0.0, ge=0, description="Watts above idle while receiving. Modelled.")
 
 
+class ProviderConfig(Section):
+    """An execution provider of ONNX Runtime. Without options its name alone will do."""
+
+    name: str = Field(description=f"One of {', '.join(KNOWN)}.")
+    options: dict[str, str] = Field(default={}, description="Its options, in ONNX Runtime's words.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in KNOWN:
+            context = {"names": ", ".join(KNOWN), "name": name}
+            raise PydanticCustomError("provider", "is no execution provider of ONNX Runtime", context)
+        return name
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _as_text(cls, options: Any) -> Any:
+        """ONNX Runtime takes text; in YAML `2` and `true` are none."""
+        if not isinstance(options, Mapping):
+            return options
+        return {key: str(value) if isinstance(value, bool | int | float) else value for key, value in options.items()}
+
+    def __hash__(self) -> int:
+        return hash((self.name, *sorted(self.options.items())))
+
+
 class DeviceConfig(Section):
     """One device: a worker on a Ray node."""
 
@@ -76,6 +108,22 @@ class DeviceConfig(Section):
     memory_mb: float | None = Field(
         default=None, gt=0, description="Most memory for a plan, in MB (10^6 bytes). Null: all."
     )
+    providers: tuple[ProviderConfig, ...] = Field(
+        default=(),
+        strict=False,
+        description="What its kernels run on, best first; the CPU runs what the others do not take. Empty: the CPU.",
+    )
+
+    @field_validator("providers")
+    @classmethod
+    def _providers_differ(cls, providers: tuple[ProviderConfig, ...]) -> tuple[ProviderConfig, ...]:
+        check_names([provider.name for provider in providers], "providers")
+        return providers
+
+    @property
+    def session_providers(self) -> tuple[Provider, ...]:
+        """As sessions are made with them: the CPU, which is always there, is among them."""
+        return with_fallback(Provider(p.name, tuple(sorted(p.options.items()))) for p in self.providers)
 
     @property
     def power_given(self) -> bool:

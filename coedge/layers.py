@@ -12,8 +12,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from coedge.axis_map import Whole
 from coedge.graph import Graph, Node, Tensor
+from coedge.quantised import DEQUANTISE, QUANTISE
 from coedge.rules import Rule
 
 
@@ -66,7 +69,7 @@ _ANCHORS = frozenset(
 # What may make the vector of an image that a dense layer reads.
 _MOVES = frozenset(
     (
-        "Cast", "DequantizeLinear", "Dropout", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Squeeze",
+        "Cast", DEQUANTISE, "Dropout", "Flatten", "Identity", QUANTISE, "Reshape", "Squeeze",
         "Transpose", "Unsqueeze",
     )
 )  # fmt: skip
@@ -81,14 +84,14 @@ def make_layers(graph: Graph, rules: tuple[Rule, ...]) -> tuple[Layer, ...]:
     for node, rule in zip(graph.nodes, rules):
         gathers = features.gathered_by(node)
         if node.index not in moved and (_begins(graph, node, rule) or gathers):
-            if costs_already or rule.kind == "combine":
-                start = head = heads.get(node.index, node.index)
-                # A dequantisation belongs to the operator that reads it, so that 8-bit values are what travels.
-                while start - 1 > starts[-1] and _is_dequantised_for(graph, start - 1, graph.nodes[head]):
-                    start -= 1
-                if start > starts[-1]:
-                    starts.append(start)
-                    features.clear()
+            start = head = heads.get(node.index, node.index)
+            # A dequantisation belongs to the operator that reads it, so that 8-bit values are what travels.
+            while start - 1 > starts[-1] and _is_dequantised_for(graph, start - 1, graph.nodes[head]):
+                start -= 1
+            alone = costs_already or rule.kind == "combine" or _quantises_images(graph, start)
+            if alone and start > starts[-1]:
+                starts.append(start)
+                features.clear()
             costs_already = True
         features.add(node)
     bounds = [*starts, len(graph.nodes)]
@@ -113,7 +116,13 @@ def _made(graph: Graph, node: Node) -> Tensor:
 
 def _is_dequantised_for(graph: Graph, position: int, node: Node) -> bool:
     made = graph.nodes[position]
-    return made.op == "DequantizeLinear" and set(made.outputs) <= set(node.inputs)
+    return made.op == DEQUANTISE and set(made.outputs) <= set(node.inputs)
+
+
+def _quantises_images(graph: Graph, stop: int) -> bool:
+    """Whether nodes [0, stop) make 8-bit images of larger ones: a layer of their own, for who has the images."""
+    wide = any(np.dtype(graph.tensors[name].dtype).itemsize > 1 for name in graph.inputs)
+    return wide and stop > 0 and graph.nodes[stop - 1].op == QUANTISE
 
 
 def _head(graph: Graph, rules: tuple[Rule, ...], dense: int) -> int:
@@ -164,7 +173,7 @@ class _Features:
 
 def _layer(index: int, first: int, stop: int, graph: Graph, rules: tuple[Rule, ...]) -> Layer:
     nodes = graph.nodes[first:stop]
-    real = [n for n in nodes if rules[n.index].kind != "partial"] or list(nodes)
+    real = [n for n in nodes if rules[n.index].kind != "partial" and n.op != DEQUANTISE] or list(nodes)
     anchors = [n for n in real if _begins(graph, n, rules[n.index])]
     # The combine that opens a layer works on one pixel; what the layer costs lies behind it.
     main = next((n for n in anchors if _made(graph, n).spatial), max(real, key=lambda n: _weight(graph, rules, n)))

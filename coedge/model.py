@@ -18,13 +18,18 @@ from coedge.graph import Graph, Node, Tensor
 from coedge.large_weights import stub
 from coedge.layers import Cut, Layer, make_cuts, make_layers
 from coedge.program import Tile
-from coedge.rewrite import Draft, expand, group_norm_pattern
+from coedge.quantised import rounded_later
+from coedge.rewrite import ORDERLESS, Draft, expand, group_norm_pattern
 from coedge.rules import Context, Rule, rule_for
 from coedge.rules.reduce import PARTIAL
+from coedge.rules.rule import whole_rule
 from coedge.weight_part import WeightPart
 
 # Constants up to this size travel with the graph: rules look at their values (axes, pads, shapes).
 SMALL_NBYTES = 4096
+
+# Why a sum over rows and columns is not taken in parts.
+ROUNDED = "what it sums up is quantised later: in another order of summing, a value might be rounded the other way"
 
 _READS_ROWS = frozenset(
     (
@@ -234,6 +239,7 @@ def model_from_proto(
     uses.update(outputs)
     # A reduction over space was a global pooling, or will be found to be one: a worker's graph has it in parts.
     reads_rows = {p.input[0] for p in protos if p.input and (p.op_type in _READS_ROWS or p.name.startswith(PARTIAL))}
+    rounded = rounded_later(protos)
     queue: list[tuple[int, onnx.NodeProto]] = list(enumerate(protos))
     queue.reverse()
     replaced: set[int] = set()
@@ -243,22 +249,24 @@ def model_from_proto(
         position, node_proto = queue.pop()
         if position in replaced:
             continue
-        if position >= 0:
+        if position >= 0 and not rounded.intersection(node_proto.output):
             pattern = group_norm_pattern(protos, position, tensors, draft, uses)
             if pattern:
                 replaced |= pattern[1]
                 queue.extend((-1, made) for made in reversed(pattern[0]))
                 continue
         node = _node(len(nodes), node_proto)
-        grown = expand(node, tensors, draft)
-        if grown:
+        stays = node.op not in ORDERLESS and bool(rounded.intersection(node.outputs))
+        grown = expand(node, tensors, draft.copy() if stays else draft)
+        if grown and not stays:
             queue.extend((-1, made) for made in reversed(grown))
             continue
         missing = [o for o in node.outputs if o and o not in draft.shapes]
         if missing:
             raise CaptureError(f"the shape of {missing[0]!r}, made by {node.op} {node.name!r}, is not known")
         context = Context(tensors, draft.constants, draft.shapes, draft.opset)
-        rule = rule_for(node, context, restores_rows=any(o in reads_rows for o in node.outputs))
+        restores_rows = any(o in reads_rows for o in node.outputs)
+        rule = whole_rule(node, context, ROUNDED, restores_rows) if grown else rule_for(node, context, restores_rows)
         nodes.append(node)
         rules.append(rule)
         for output in node.outputs:

@@ -33,6 +33,10 @@ class Draft:
     opset: int
     _count: int = field(default=0)
 
+    def copy(self) -> Draft:
+        """To try out a rewrite."""
+        return Draft(dict(self.constants), dict(self.shapes), dict(self.dtypes), self.opset)
+
     def constant(self, value: np.ndarray) -> str:
         self._count += 1
         name = f"coedge.constant_{self._count}"
@@ -80,6 +84,8 @@ class Draft:
 
 
 _FLOATS = ("float32", "float16", "float64")
+# What these make does not depend on the order in which they go through the pixels.
+ORDERLESS = frozenset(("GlobalMaxPool", "MaxPool", "ReduceMax", "ReduceMin"))
 
 
 def expand(node: Node, tensors: Mapping[str, Tensor], draft: Draft) -> list[onnx.NodeProto] | None:

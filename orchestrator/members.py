@@ -121,6 +121,9 @@ def _join(config: ClusterConfig, actors: dict[str, Any]) -> Members:
             f"this is coedge {VERSION}, but {', '.join(f'{n} runs {v}' for n, v in other.items())}; "
             "install the same version everywhere"
         )
+    unfit = [f"device {name}: {fact.provider_problem}" for name, fact in facts.items() if fact.provider_problem]
+    if unfit:
+        raise ClusterError("\n".join(f"{text} of `providers` of this device" for text in unfit))
     host = "127.0.0.1" if local_only else ray_control.own_address()
     transport = ZmqTransport(len(placed), CLIENT, host, encrypted=config.encryption)
     try:
@@ -152,7 +155,7 @@ def _spec(index: int, device: DeviceConfig, host: str, encrypted: bool) -> Worke
     if device.link.mbps is not None or device.link.latency_ms:
         rate = None if device.link.mbps is None else device.link.mbps * 1e6 / 8
         link = LinkSpec(rate, device.link.latency_ms / 1000)
-    return WorkerSpec(index, device.name, host, encrypted, device.speed, link, device.threads)
+    return WorkerSpec(index, device.name, host, encrypted, device.speed, link, device.threads, device.session_providers)
 
 
 def _clock(name: str, actor: Any) -> tuple[float, float]:

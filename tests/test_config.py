@@ -19,12 +19,14 @@ from coedge.config import (
     LinkConfig,
     MediumConfig,
     PowerConfig,
+    ProviderConfig,
     RayConfig,
     describe_keys,
     load_config,
 )
 from coedge.errors import ConfigError
 from coedge.objective import Objective
+from coedge.provider import CPU, KNOWN, Provider
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -38,7 +40,10 @@ devices:
 source: pi-1
 """
 
-ONE_OF_EACH = {"devices": [{"name": "a"}], "media": [{"name": "air", "devices": ["a"], "mbps": 1.0}]}
+ONE_OF_EACH = {
+    "devices": [{"name": "a", "providers": [CPU]}],
+    "media": [{"name": "air", "devices": ["a"], "mbps": 1.0}],
+}
 
 
 @pytest.fixture
@@ -145,6 +150,11 @@ devices = st.builds(
     power=st.builds(PowerConfig, idle_watts=watts, compute_watts=watts, transmit_watts=watts),
     threads=st.none() | st.integers(min_value=1),
     memory_mb=st.none() | positive,
+    providers=st.lists(
+        st.builds(ProviderConfig, name=st.sampled_from(KNOWN), options=st.dictionaries(words, words, max_size=2)),
+        max_size=2,
+        unique_by=lambda provider: provider.name,
+    ).map(tuple),
 )
 media = st.builds(MediumConfig, name=names, devices=st.lists(names, min_size=1).map(tuple), mbps=positive)
 clusters = st.lists(devices, max_size=4, unique_by=lambda device: device.name).flatmap(
@@ -249,13 +259,49 @@ def test_an_alias_of_a_merged_section_is_not_a_repeated_key(load: Callable[..., 
     assert [device.link.mbps for device in load(text).devices] == [1, 9, 9]
 
 
+# ---------------------------------------------------------------- execution providers
+
+
+def test_providers_are_names_or_names_with_options(load: Callable[..., ClusterConfig]) -> None:
+    text = (
+        "devices:\n- name: a\n  providers:\n"
+        "  - {name: XnnpackExecutionProvider, options: {intra_op_num_threads: 2, fast: true}}\n"
+        "  - CUDAExecutionProvider\n- name: b\n- {name: c, providers: [CPUExecutionProvider, CUDAExecutionProvider]}\n"
+    )
+    a, b, c = load(text).devices
+    options = (("fast", "True"), ("intra_op_num_threads", "2"))
+    cuda = Provider("CUDAExecutionProvider")
+    assert a.session_providers == (Provider("XnnpackExecutionProvider", options), cuda, Provider(CPU))
+    assert (b.session_providers, c.session_providers) == ((Provider(CPU),), (Provider(CPU), cuda))
+    assert [str(p) for p in a.session_providers] == ["Xnnpack(fast=True, intra_op_num_threads=2)", "CUDA", "CPU"]
+    assert len({a, b, c}) == 3
+
+
+@pytest.mark.parametrize(
+    ("providers", "parts"),
+    [
+        ("[XnnpakExecutionProvider]", ["devices.0.providers.0.name", "did you mean `XnnpackExecutionProvider`?"]),
+        ("[CUDA]", ["providers.0.name: is no execution provider", "given 'CUDA'", "One of ACL", *KNOWN]),
+        (f"[{CPU}, {CPU}]", ["devices.0.providers.1.name: is also the name of providers.0"]),
+        (f"[{{name: {CPU}, option: {{}}}}]", ["devices.0.providers.0.option", "did you mean `options`?"]),
+        (f"[{{name: {CPU}, options: {{a: }}}}]", ["devices.0.providers.0.options.a: must be text"]),
+        (f"[{{name: {CPU}, options: [a]}}]", ["devices.0.providers.0.options: must be a section"]),
+        (CPU, ["devices.0.providers: must be a list"]),
+        ("[5]", ["devices.0.providers.0: must be a section"]),
+    ],
+)
+def test_providers_that_cannot_be(refusal: Callable[..., str], providers: str, parts: list[str]) -> None:
+    message = refusal(f"devices: [{{name: a, providers: {providers}}}]")
+    assert [part for part in parts if part not in message] == []
+
+
 # ---------------------------------------------------------------- refusals: the file
 
 
 def test_an_unknown_key_names_line_allowed_keys_and_the_nearest(refusal: Callable[..., str]) -> None:
     assert refusal("devices:\n  - name: pi-1\n    spede: 0.5\n") == (
         "cluster.yaml:3: devices.0.spede: there is no such key; given 0.5.\n"
-        "    Allowed: keys name, node, speed, link, power, threads, memory_mb\n"
+        "    Allowed: keys name, node, speed, link, power, threads, memory_mb, providers\n"
         "    Next: did you mean `speed`?"
     )
 

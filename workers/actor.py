@@ -74,7 +74,7 @@ class WorkerActor:
     ) -> None:
         """Makes ready what `play_layers` plays."""
         model = Model.from_skeleton(skeleton, {})
-        self._play = LayerPlay(model, threads, cpu_time, budget_seconds, memory_bytes)
+        self._play = LayerPlay(model, threads, cpu_time, budget_seconds, memory_bytes, self._worker.spec.providers)
 
     def play_layers(self, most_sweeps: int) -> list[Played]:
         """Times at the full speed of this machine; an emulated speed is applied to them by the caller."""
@@ -98,14 +98,15 @@ class WorkerActor:
         return measure_codecs(typical_rows(), seconds)[0]
 
     def measure_gflops(self, cpu_time: bool) -> float:
-        return measure_gflops(self._worker.threads, cpu_time)
+        return measure_gflops(self._worker.threads, cpu_time, self._worker.spec.providers)
 
     def measure_power(self, seconds: float) -> MeteredPower | None:
         """Watts of this machine, idle and at work, over so many seconds each; None: it has no meter."""
         meter = find_meter()
         if meter is None:
             return None
-        return MeteredPower(*measure_power(meter, convolution(self._worker.threads), seconds), meter.source)
+        busy = convolution(self._worker.threads, self._worker.spec.providers)
+        return MeteredPower(*measure_power(meter, busy, seconds), meter.source)
 
     def stop(self) -> None:
         self._worker.stop()

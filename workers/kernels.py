@@ -17,6 +17,7 @@ from coedge.graph import Tensor
 from coedge.large_weights import stub, without_initializers
 from coedge.model import Model
 from coedge.program import Compute, Part, Patch, Program, Read, Receive, Send, Step, Tile
+from coedge.provider import ON_CPU, Provider
 from coedge.region import Region
 from coedge.tile import build_tile
 from coedge.weight_part import WeightPart
@@ -33,13 +34,13 @@ class Kernels:
 
     Args:
         threads: per session; one is fastest where devices are emulated side by side.
-        providers: ONNX Runtime's execution providers, in order of preference.
+        providers: of the sessions, in order of preference.
     """
 
-    def __init__(self, model: Model, threads: int = 1, providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:
+    def __init__(self, model: Model, threads: int = 1, providers: Sequence[Provider] = ON_CPU) -> None:
         self.model = model
         self.threads = threads
-        self.providers = list(providers)
+        self.providers = tuple(providers)
         self._sessions: dict[Tile, onnxruntime.InferenceSession] = {}
         # ONNX Runtime may read external weights in place: they live as long as their sessions.
         self._weights: dict[str, onnxruntime.OrtValue] = {}
@@ -137,10 +138,12 @@ def session(
     proto: bytes,
     threads: int,
     options: onnxruntime.SessionOptions | None = None,
-    providers: Sequence[str] = ("CPUExecutionProvider",),
+    providers: Sequence[Provider] = ON_CPU,
 ) -> onnxruntime.InferenceSession:
-    """A session under the project's options."""
-    return onnxruntime.InferenceSession(proto, options or session_options(threads), providers=list(providers))
+    """A session under the project's options. A provider that fails is an error: nothing falls back unseen."""
+    given = [(provider.name, dict(provider.options)) for provider in providers]
+    options = options or session_options(threads)
+    return onnxruntime.InferenceSession(proto, options, providers=given, enable_fallback=0)
 
 
 def unsplit_session(model: Model, threads: int) -> onnxruntime.InferenceSession:
@@ -168,6 +171,9 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     options.log_severity_level = 3
     # Idle threads of one session must not take the cores from the next one, or from another device's worker.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # On x86, int8 activations would be fused into integer kernels only where ONNX Runtime can first make them uint8,
+    # which it cannot at the border of a tile: whole and tile would be rounded differently.
+    options.add_session_config_entry("session.qdqisint8allowed", "1")
     return options
 
 

@@ -17,6 +17,7 @@ from coedge.model import Model
 from coedge.plan import Plan, Stage, stages_of, strips
 from coedge.profile import LayerTime
 from coedge.program import Compute, Program
+from coedge.provider import ON_CPU, Provider
 from coedge.region import UNIT
 from coedge.stage_fit import fit_fused, fit_layers
 from workers.rehearsal import DEVICE, Played, Rehearsal, median
@@ -79,11 +80,17 @@ class LayerPlay:
     """
 
     def __init__(
-        self, model: Model, threads: int, cpu_time: bool, budget_seconds: float, memory_bytes: float | None = None
+        self,
+        model: Model,
+        threads: int,
+        cpu_time: bool,
+        budget_seconds: float,
+        memory_bytes: float | None = None,
+        providers: tuple[Provider, ...] = ON_CPU,
     ) -> None:
         self.done = 0.0
         self._begun, self._budget_seconds = time.monotonic(), budget_seconds
-        self._rehearsal = Rehearsal(model, threads, cpu_time)
+        self._rehearsal = Rehearsal(model, threads, cpu_time, providers=providers)
         self._ready: list[int] = []
         try:
             for share, stage_layers in ALONE:
@@ -213,9 +220,9 @@ def border_nbytes(model: Model, layer: Layer) -> int:
     return sum(tensors[name].region_nbytes(tensors[name].whole) for name in later if name in made)
 
 
-def measure_gflops(threads: int, cpu_time: bool) -> float:
+def measure_gflops(threads: int, cpu_time: bool, providers: Sequence[Provider] = ON_CPU) -> float:
     """10^9 multiply-adds per second x 2 of `convolution`: a figure for people."""
-    run = convolution(threads)
+    run = convolution(threads, providers)
     clock = time.thread_time if cpu_time and threads == 1 else time.perf_counter
     samples = []
     for _ in range(16):
@@ -225,7 +232,7 @@ def measure_gflops(threads: int, cpu_time: bool) -> float:
     return CONVOLUTION_FLOP / statistics.median(samples[1:]) / 1e9
 
 
-def convolution(threads: int) -> Callable[[], object]:
+def convolution(threads: int, providers: Sequence[Provider] = ON_CPU) -> Callable[[], object]:
     """A typical piece of work: a 3x3 convolution, 64 channels at 56 x 56."""
     from onnx import TensorProto, helper
 
@@ -240,6 +247,6 @@ def convolution(threads: int) -> Callable[[], object]:
         [helper.make_tensor("w", TensorProto.FLOAT, [64, 64, 3, 3], np.full(64 * 64 * 9, 0.01, np.float32))],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_operatorsetid("", 17)], ir_version=8)
-    run = session(proto.SerializeToString(), threads)
+    run = session(proto.SerializeToString(), threads, providers=providers)
     feeds = {"x": np.full(shape, 0.5, np.float32)}
     return lambda: run.run(None, feeds)

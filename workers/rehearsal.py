@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from coedge.model import Model
 from coedge.program import CLIENT, Compute, Program, Receive, Send, Step
+from coedge.provider import ON_CPU, Provider
 from coedge.stage_fit import StageTime
 from coedge.weight_part import WeightPart
 from workers.emulation import Pace
@@ -58,12 +59,19 @@ class Rehearsal:
         emulated: count CPU time and rest after kernels, as an emulated device does; otherwise wall time.
     """
 
-    def __init__(self, model: Model, threads: int, emulated: bool, encrypted: bool = True) -> None:
+    def __init__(
+        self,
+        model: Model,
+        threads: int,
+        emulated: bool,
+        encrypted: bool = True,
+        providers: tuple[Provider, ...] = ON_CPU,
+    ) -> None:
         self._model = model
         self._scale = SPEED if emulated else 1.0
         self._others = _Others(encrypted)
         self._worker = Worker(
-            WorkerSpec(0, DEVICE, "", False, SPEED if emulated else None, None, threads), self._others
+            WorkerSpec(0, DEVICE, "", False, SPEED if emulated else None, None, threads, providers), self._others
         )
         skipped = _Skipped()
         self._worker.pace = Pace(self._worker.spec.speed, threads, skipped.clock, sleep=skipped.sleep)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from coedge.provider import ON_CPU, Provider
 from workers.paced_transport import LinkSpec
 from workers.transport import Endpoint
 
@@ -17,6 +18,7 @@ class WorkerSpec:
         speed: emulated fraction of the real speed. None: not emulated.
         link: emulated network interface. None: not emulated.
         threads: per kernel. None: 1 if emulated, else all physical cores.
+        providers: of its sessions, best first.
     """
 
     index: int
@@ -26,6 +28,7 @@ class WorkerSpec:
     speed: float | None = None
     link: LinkSpec | None = None
     threads: int | None = None
+    providers: tuple[Provider, ...] = ON_CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class WorkerFacts:
     Attributes:
         fingerprint: names the hardware and software that kernel times depend on.
         clock_seconds: the worker's monotonic clock, when it answered.
+        provider_problem: why it cannot run with its providers; empty: it can.
     """
 
     endpoint: Endpoint
@@ -44,6 +48,7 @@ class WorkerFacts:
     threads: int
     fingerprint: str
     clock_seconds: float
+    provider_problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)

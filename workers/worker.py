@@ -26,12 +26,14 @@ from numpy.typing import NDArray
 from coedge.machine import Machine
 from coedge.model import Model
 from coedge.program import CLIENT, RAW, Answer, Compute, Program, Receive, Send
+from coedge.provider import ON_CPU, Provider
 from coedge.weight_part import WeightPart
 from workers.codecs import check_available
 from workers.emulation import Pace
 from workers.kernels import Kernels, received
 from workers.message import Kind, MalformedMessage, Message, text_to_array
 from workers.paced_transport import LinkSpec, PacedTransport
+from workers.providers import problem_of
 from workers.spec import ProbeTimes, WorkerFacts, WorkerSpec, WorkerStatus
 from workers.transport import Endpoint, Transport
 from workers.zmq_transport import ZmqTransport
@@ -66,6 +68,7 @@ class Worker:
         emulated = spec.speed is not None
         self.threads = spec.threads or (1 if emulated else psutil.cpu_count(logical=False) or 1)
         self.pace = Pace(spec.speed, self.threads)
+        self._provider_problem = problem_of(spec.providers)
         self._transport: Transport = transport or ZmqTransport(
             spec.index, spec.name, spec.host, encrypted=spec.encrypted
         )
@@ -90,8 +93,9 @@ class Worker:
             pid=os.getpid(),
             version=coedge.version.VERSION,
             threads=self.threads,
-            fingerprint=fingerprint(self.threads),
+            fingerprint=fingerprint(self.threads, self.spec.providers),
             clock_seconds=time.monotonic(),
+            provider_problem=self._provider_problem,
         )
 
     def connect(self, peers: Iterable[Endpoint], links: Mapping[int, LinkSpec]) -> None:
@@ -119,7 +123,7 @@ class Worker:
             if kernels is None:
                 if skeleton is None:
                     raise RuntimeError(f"{self.spec.name} was never given model {program.model_hash}")
-                kernels = Kernels(Model.from_skeleton(skeleton, {}), self.threads)
+                kernels = Kernels(Model.from_skeleton(skeleton, {}), self.threads, self.spec.providers)
             kernels.add_weights(weights)
             missing = kernels.missing_weights(program)
             if missing:
@@ -336,7 +340,7 @@ class Worker:
         return ProbeTimes((sent - start) / count, back - sent - held, tuple(came for came, _, _ in echoes))
 
 
-def fingerprint(threads: int) -> str:
+def fingerprint(threads: int, providers: Iterable[Provider] = ON_CPU) -> str:
     """Hardware and software that kernel times depend on."""
     model = platform.processor() or platform.machine()
     try:
@@ -345,6 +349,7 @@ def fingerprint(threads: int) -> str:
         model = names[0] if names else model
     except OSError:
         pass
+    cores = str(psutil.cpu_count(logical=False))
     return "|".join(
-        [platform.node(), model, str(psutil.cpu_count(logical=False)), str(threads), onnxruntime.__version__]
+        [platform.node(), model, cores, str(threads), onnxruntime.__version__, *(str(p) for p in providers)]
     )

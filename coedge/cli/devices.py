@@ -7,6 +7,7 @@ import json
 
 from coedge.cli.defaults import demo_config
 from coedge.cli.options import Cluster, Json, Set
+from coedge.provider import ON_CPU
 
 
 def devices(cluster: Cluster = None, set_: Set = None, as_json: Json = False) -> None:
@@ -19,12 +20,16 @@ def devices(cluster: Cluster = None, set_: Set = None, as_json: Json = False) ->
 
     with connect(cluster or demo_config(), set_ or ()) as joined:
         infos = joined.devices()
+        on = {device.name: [str(p) for p in device.session_providers] for device in joined.config.devices}
+    # Where the configuration names no devices, every node is one, with a CPU.
+    providers = {info.name: on.get(info.name, [str(p) for p in ON_CPU]) for info in infos}
     if as_json:
         rows = []
         for info in infos:
             row = {f.name: getattr(info, f.name) for f in dataclasses.fields(info) if f.name != "links"}
+            row["providers"] = providers[info.name]
             row["links"] = {name: link.model_dump() for name, link in info.links.items()}
             rows.append(row)
         print(json.dumps(rows))
     else:
-        console.print(devices_table(infos))
+        console.print(devices_table(infos, providers))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -37,14 +37,16 @@ def say(text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def devices_table(infos: Iterable[Any]) -> Table:
-    """One row per device; the columns at the right are the links to the others."""
+def devices_table(infos: Iterable[Any], providers: Mapping[str, Sequence[str]] | None = None) -> Table:
+    """One row per device, with its execution providers if given; at the right are the links to the others."""
     infos = list(infos)
     table = Table(title="devices, as measured (links: Mbit/s, one-way ms)", title_justify="left", header_style="bold")
     table.add_column("device")
     table.add_column("state")
     table.add_column("speed", justify="right")
     table.add_column("GFLOP/s", justify="right")
+    if providers:
+        table.add_column("runs on")
     for info in infos:
         table.add_column(f"to {info.name}", justify="right")
     for info in infos:
@@ -56,7 +58,8 @@ def devices_table(infos: Iterable[Any]) -> Table:
             else:
                 links.append(f"{link.bytes_per_second * 8 / 1e6:.0f}, {link.latency_seconds * 1e3:.1f}")
         speed = "real" if info.speed is None else f"x {info.speed:g}"
-        table.add_row(info.name, info.state, speed, f"{info.gflops:.1f}", *links)
+        on = [", ".join(providers[info.name])] if providers else []
+        table.add_row(info.name, info.state, speed, f"{info.gflops:.1f}", *on, *links)
     return table
 
 

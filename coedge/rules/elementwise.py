@@ -136,14 +136,18 @@ def channelwise(node: Node, context: Context) -> Rule | str:
         return "has more than one output"
     name = node.inputs[0]
     tensor = context.tensors[name]
-    if context.is_constant(name) or any(n and not context.is_constant(n) for n in node.inputs[1:]):
+    # Parameters that flow: those of a quantised model are dequantised by nodes of their own.
+    flowing = [n for n in node.inputs[1:] if n and not context.is_constant(n)]
+    if context.is_constant(name) or any(context.tensors[n].divisible for n in flowing):
         return "its parameters flow"
-    if tensor.features and tensor.row_axis == 1 and node.op == "BatchNormalization":
+    maps: dict[str, tuple[AxisMap, AxisMap]] = {n: (Whole(1), Whole(1)) for n in flowing}
+    maps[name] = (Same(), Same())
+    if tensor.features and not flowing and tensor.row_axis == 1 and node.op == "BatchNormalization":
         parameters: dict[str, list[int | None]] = {parameter: [0, None] for parameter in node.inputs[1:]}
         return VaryingRule("local", {name: (Same(), Same())}, (1, None), varying=parameters, extent=tensor.whole)
     if tensor.row_axis == 1 or tensor.col_axis == 1:
         return "its channels are the rows"
-    return Plain(local_kind(tensor), {name: (Same(), Same())}, (tensor.row_axis, tensor.col_axis))
+    return Plain(local_kind(tensor), maps, (tensor.row_axis, tensor.col_axis))
 
 
 @register("QuantizeLinear", "DequantizeLinear", knows_features=True)

@@ -241,15 +241,16 @@ class SpreadRule(Rule):
 @register("ConvTranspose")
 def spread(node: Node, context: Context) -> Rule | str:
     source = node.inputs[0]
-    weight = context.constant(node, 1)
-    if context.is_constant(source) or weight is None:
-        return "its weights flow"
-    if any(n and not context.is_constant(n) for n in node.inputs[2:]):
-        return "its bias flows"
+    if context.is_constant(source):
+        return "slides over a constant"
+    weights = [n for n in dict.fromkeys(node.inputs[1:]) if n and not context.is_constant(n)]
+    if any(context.tensors[n].spatial for n in weights):
+        return "its weights have rows"
+    flowing: dict[str, tuple[AxisMap, AxisMap]] = {n: (Whole(1), Whole(1)) for n in weights}
     tensor = context.tensors[source]
     if len(tensor.shape) != 4 or (tensor.row_axis, tensor.col_axis) != (2, 3):
         return "its rows are not on the axis it slides along"
-    kernel = tuple(int(k) for k in weight.shape[2:])
+    kernel = context.shapes[node.inputs[1]][2:]
     strides, dilations = _spatial_lists(node, kernel)
     out_shape = context.out_shape(node)
     mode = node.attributes.get("auto_pad", b"NOTSET").decode()
@@ -268,7 +269,7 @@ def spread(node: Node, context: Context) -> Rule | str:
         if out_shape[2 + side] - (natural - first) >= most:
             return "adds more rows than its stride"
         maps.append(Spread(tensor.shape[2 + side], kernel[side], strides[side], dilations[side], first))
-    return SpreadRule("window", {source: (maps[0], maps[1])}, (2, 3), source=source)
+    return SpreadRule("window", {source: (maps[0], maps[1]), **flowing}, (2, 3), source=source)
 
 
 @register("SpaceToDepth")

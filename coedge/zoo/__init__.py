@@ -17,10 +17,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # torch takes seconds to import; naming a network must not cost that
+    import onnx
     import torch
     from torch import nn
 
-__all__ = ["NAMES", "build", "example"]
+__all__ = ["NAMES", "build", "example", "quantised"]
 
 # factory name -> the submodule that holds it
 _FAMILIES: dict[str, str] = {
@@ -41,6 +42,8 @@ _FAMILIES: dict[str, str] = {
 }
 _USUAL_SIZE = 224
 _SIZES: dict[str, int] = {"ssd": 300}
+# Their dense layers fix the resolution.
+_OF_ONE_SIZE = ("alexnet", "vgg_f", "vgg16")
 
 NAMES: tuple[str, ...] = tuple(_FAMILIES)
 
@@ -94,3 +97,23 @@ def example(
     generator = torch.Generator().manual_seed(0)  # a generator of its own leaves the global one alone
     images = torch.randn(batch, 3, height, width, generator=generator)
     return images if dtype is None else images.to(dtype)
+
+
+def quantised(name: str, image_size: int | tuple[int, int] | None = None, **options: Any) -> onnx.ModelProto:
+    """Builds a network in 8 bit, as ONNX in QDQ format, calibrated on the photograph that comes with the package.
+
+    Args:
+        name: one of `NAMES`.
+        image_size: one side, or (height, width); None for the usual size of that network.
+        **options: passed to the factory.
+
+    Raises:
+        ValueError: no such network.
+    """
+    size = _SIZES.get(_known(name), _USUAL_SIZE) if image_size is None else image_size
+    if name in _OF_ONE_SIZE:
+        options["image_size"] = size
+    from coedge.zoo.eight_bit import photograph, quantise
+
+    height, width = (size, size) if isinstance(size, int) else size
+    return quantise(build(name, **options), photograph(height, width), name)

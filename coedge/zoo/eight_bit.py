@@ -1,0 +1,72 @@
+"""From a float network to 8 bit, by ONNX Runtime's own quantiser."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from coedge.capturing import capture
+
+PHOTOGRAPH = Path(__file__).resolve().parent.parent / "data" / "flower.jpg"
+
+
+def photograph(height: int, width: int) -> np.ndarray:
+    """The one that comes with the package: float32 [1, 3, height, width] in -2..2."""
+    from PIL import Image
+
+    with Image.open(PHOTOGRAPH) as opened:
+        pixels = np.asarray(opened.convert("RGB").resize((width, height)), np.float32)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None] / np.float32(63.75) - np.float32(2))
+
+
+def quantise(module: Any, image: np.ndarray, name: str) -> onnx.ModelProto:
+    """A torch module with uint8 activations and int8 weights, these with a scale per channel (QDQ format).
+
+    Args:
+        image: what the module takes; ranges are calibrated on it.
+    """
+    model = capture(module, image, name)
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        given, plain, made = (Path(folder) / f"{step}.onnx" for step in ("given", "plain", "made"))
+        model.save(given)
+        quant_pre_process(given, plain, skip_symbolic_shape=True)
+        quantize_static(
+            plain,
+            made,
+            _Images(model.inputs[0].name, image),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        proto: onnx.ModelProto = onnx.load(str(made))
+    proto.graph.name = f"{name}-int8"
+    return proto
+
+
+class _Images(CalibrationDataReader):
+    def __init__(self, name: str, image: np.ndarray) -> None:
+        self._feeds = iter([{name: image}])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._feeds, None)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantiser warns of every bias that has one axis only."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(previous)

@@ -1,0 +1,127 @@
+"""Execution providers: which there are, that sessions are made with them, and what is said where they are not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from nets import Net, check_split, image
+
+import coedge
+from coedge.capturing import capture
+from coedge.errors import ClusterError
+from coedge.lowering import lower
+from coedge.plan import even_plan
+from coedge.provider import CPU, KNOWN, ON_CPU, Provider, with_fallback
+from workers.kernels import Kernels, session
+from workers.layer_times import LayerPlay
+from workers.providers import problem_of
+from workers.spec import WorkerSpec
+from workers.transport import InMemoryHub, InMemoryTransport
+from workers.worker import Worker
+
+ARENA = Provider(CPU, (("use_arena", "0"),))
+ABSENT = next(name for name in KNOWN if name not in onnxruntime.get_available_providers())
+
+
+def worker(providers: tuple[Provider, ...]) -> Worker:
+    spec = WorkerSpec(0, "device-0", "", False, 1.0, providers=providers)
+    return Worker(spec, InMemoryTransport(0, "device-0", InMemoryHub()))
+
+
+def small() -> coedge.Model:
+    net = Net()
+    x = net.op("Conv", net.input([1, 3, 12, 12]), net.weight(4, 3, 3, 3), pads=[1, 1, 1, 1])
+    return capture(net.proto(net.op("Conv", x, net.weight(2, 4, 3, 3))))
+
+
+@pytest.fixture
+def made_with(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The providers of every session that is made, and whether it may fall back unseen."""
+    seen: list[Any] = []
+    real = onnxruntime.InferenceSession
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        seen.append((kwargs["providers"], kwargs.get("enable_fallback")))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", recorded)
+    return seen
+
+
+def test_every_provider_of_this_onnxruntime_may_be_named() -> None:
+    assert set(onnxruntime.get_all_providers()) <= set(KNOWN)
+
+
+def test_the_cpu_is_last_where_it_is_not_named() -> None:
+    cuda = Provider("CUDAExecutionProvider")
+    assert with_fallback([]) == ON_CPU
+    assert with_fallback([cuda]) == (cuda, *ON_CPU)
+    assert with_fallback([ARENA, cuda]) == (ARENA, cuda)
+
+
+def test_what_is_there_has_no_problem() -> None:
+    assert problem_of(ON_CPU) == problem_of((ARENA,)) == ""
+    assert worker((ARENA,)).facts().provider_problem == ""
+
+
+def test_what_is_not_there_is_named_with_what_is() -> None:
+    problem = worker(with_fallback([Provider(ABSENT)])).facts().provider_problem
+    for part in (f"{ABSENT} is not available", onnxruntime.__version__, CPU, "Install a build", "leave it out"):
+        assert part in problem
+
+
+def test_a_provider_that_does_not_start_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a build has it, but the machine lacks its library: ONNX Runtime says so, or leaves it out in silence."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [ABSENT, CPU])
+    problem = problem_of(with_fallback([Provider(ABSENT)]))
+    assert f"{ABSENT} does not start" in problem and "leave it out" in problem
+    with pytest.warns(UserWarning), pytest.raises(Exception, match="Nonsense"):
+        session(small().reference, 1, providers=(Provider("Nonsense"),))
+
+
+def test_options_reach_every_session_of_a_device(made_with: list[Any]) -> None:
+    model = small()
+    made_with.clear()
+    device = worker((ARENA,))
+    assert made_with == [([(CPU, {"use_arena": "0"})], 0)]
+    device.load(1, lower(even_plan(model, 1), model)["device-0"], model.skeleton, model.weights)
+    LayerPlay(model, 1, True, 0.01, providers=(ARENA,)).close()
+    assert len(made_with) > 3
+    assert all(made == ([(CPU, {"use_arena": "0"})], 0) for made in made_with)
+
+
+def test_kernels_with_providers_are_exact() -> None:
+    model = small()
+    check_split(model, even_plan(model, 3), [image((1, 3, 12, 12))], kernels=Kernels(model, 1, (ARENA,)))
+
+
+def test_what_was_measured_with_one_provider_is_not_of_another() -> None:
+    told = {
+        worker(providers).facts().fingerprint for providers in (ON_CPU, (ARENA,), with_fallback([Provider(ABSENT)]))
+    }
+    assert len(told) == 3
+    assert worker(ON_CPU).facts().fingerprint in told
+
+
+@pytest.mark.ray
+def test_a_cluster_refuses_a_device_without_its_provider() -> None:
+    devices = [{"name": "plain", "speed": 1.0}, {"name": "odd", "speed": 1.0, "providers": [ABSENT]}]
+    with pytest.raises(ClusterError) as caught:
+        coedge.connect({"devices": devices, "source": "plain"})
+    message = str(caught.value)
+    assert message.startswith(f"device odd: {ABSENT} is not available") and CPU in message and "plain" not in message
+
+
+@pytest.mark.ray
+def test_devices_tells_what_each_runs_on(cli: Any, tmp_path: Path) -> None:
+    config = tmp_path / "cluster.yaml"
+    devices = [{"name": "a", "speed": 1.0, "providers": [{"name": CPU, "options": {"use_arena": 0}}]}]
+    config.write_text(json.dumps({"devices": [*devices, {"name": "b", "speed": 1.0}], "source": "a"}))
+    told = json.loads(cli("devices", "--cluster", str(config), "--json").out)
+    assert {row["name"]: row["providers"] for row in told} == {"a": ["CPU(use_arena=0)"], "b": ["CPU"]}
+    assert np.isfinite([row["gflops"] for row in told]).all()
