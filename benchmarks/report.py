@@ -101,8 +101,15 @@ def environment() -> dict[str, Any]:
     }
 
 
-def arguments(description: str | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description)
+def arguments(description: str | None, **counts: int) -> argparse.Namespace:
+    """What was asked for on the command line.
+
+    Args:
+        counts: whole numbers that may be given too, with their defaults.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--quick", action="store_true", help="few samples: does it run?")
+    for name, default in counts.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{default} by default")
     return parser.parse_args()
