@@ -56,9 +56,8 @@ def main() -> None:
         for outcome in _compared(instances, options.jobs):
             outcomes.append(outcome)
             advance()
-    for outcome in outcomes:
-        if outcome.ratio > WITHIN:
-            print(f"{outcome.instance}: {outcome.ratio:.3f} of the {_best(outcome)}", file=sys.stderr)
+            if outcome.ratio > WITHIN:
+                print(f"{outcome.instance}: {outcome.ratio:.3f} of the {_best(outcome)}", file=sys.stderr, flush=True)
     _rows(report, outcomes)
     report.finish(options.json)
 

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,10 +23,10 @@ from orchestrator.search.costs import Costs
 from orchestrator.search.dress import Dress, dresses, effective
 from orchestrator.search.flow import DraftStage
 from orchestrator.search.layout import candidates, layout_of, nearest_devices
-from orchestrator.search.polish import better, polish, polish_dress
+from orchestrator.search.polish import better, lateness, polish, polish_dress
 from orchestrator.search.reach import Reach
 from orchestrator.search.rounding import fair, nearest
-from orchestrator.search.shortest_path import Path, Prices, shortest_path
+from orchestrator.search.shortest_path import Path, Prices, pareto_paths, shortest_path
 
 # How many drafts go through the convex core, how often each, and how many program steps polishing may simulate.
 REFINED, ROUNDS, POLISH_STEPS = 3, 2, 16_000
@@ -38,6 +38,10 @@ LARGE = 300
 TRANSFERS = (1.0, 0.5, 2.0)
 # Plans for so much of the deadline are looked at too.
 TIGHTER = (1.0, 0.8, 0.6, 0.4)
+# What being late costs meanwhile, in parts of the cost for each part of the deadline.
+LATE = (0.5, 1.0, 2.0, 4.0, 8.0, 32.0)
+# How many paths of the front of seconds and joules are kept at every cut and layout, and what that may take.
+FRONT, FRONT_EDGES = 12, 6_000_000
 # How often bytes on full devices get dearer.
 MEMORY_ROUNDS = 8
 # What a joule is worth, against what it takes the fastest device to use one: between least latency and least joules.
@@ -64,6 +68,8 @@ def explored(model: Model, profile: Profile, objective: Objective, known: Iterab
         fewer = search(model, profile.without(set(profile.names) - half), objective)
         named.append(evaluator.judge(fewer.stages))
     space = _Space.of(model, profile, objective)
+    if objective.energy_weight or objective.goal == "energy" or objective.deadline_seconds is not None:
+        named += [evaluator.judge(stages) for stages in _front(space)]
     if objective.goal == "energy" or objective.deadline_seconds is not None:
         # What is looked at hardly depends on the deadline, so that a looser one does not give a worse plan.
         wishes = weighted(space.costs[0], objective)
@@ -117,6 +123,15 @@ def _explore(evaluator: Evaluator, space: _Space, known: Sequence[Judged], steps
     polish_dress(evaluator, evaluator.best(), space.dresses, steps // 4)
 
 
+def _front(space: _Space) -> Iterator[tuple[Stage, ...]]:
+    """Drafts from the quickest to the least joules, those that no price of a joule leads to among them."""
+    for costs in space.costs:
+        width = min(FRONT, FRONT_EDGES // (costs.count * len(costs.layouts)) ** 2)
+        for transfer in TRANSFERS[:2] if width > 1 else ():
+            for path in pareto_paths(costs, width, transfer):
+                yield stages_of_path(path, costs)
+
+
 def _meet_deadline(evaluator: Evaluator, space: _Space) -> None:
     """Polish under the deadline itself, from the best that meet it and from the best that meet tighter ones."""
     objective = evaluator.objective
@@ -126,6 +141,11 @@ def _meet_deadline(evaluator: Evaluator, space: _Space) -> None:
         tighter = objective.model_copy(update={"deadline_ms": objective.deadline_ms * part})
         start = evaluator.best(tighter)
         polish(evaluator, start, space.costs[0].layouts, POLISH_STEPS // len(TIGHTER))
+    # From what is best where being late costs little, to what is where it costs much.
+    found = min(evaluator.judged.values(), key=lateness(objective, LATE[0]))
+    for price in LATE:
+        found = polish(evaluator, found, space.costs[0].layouts, POLISH_STEPS // len(LATE), lateness(objective, price))
+    polish(evaluator, evaluator.best(), space.costs[0].layouts, POLISH_STEPS // len(TIGHTER))
 
 
 def weighted(costs: Costs, objective: Objective) -> list[Objective]:
