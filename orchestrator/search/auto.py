@@ -23,7 +23,7 @@ from orchestrator.search.costs import Costs
 from orchestrator.search.dress import Dress, dresses, effective
 from orchestrator.search.flow import DraftStage
 from orchestrator.search.layout import candidates, layout_of, nearest_devices
-from orchestrator.search.polish import better, lateness, polish, polish_dress
+from orchestrator.search.polish import better, polish, polish_dress
 from orchestrator.search.reach import Reach
 from orchestrator.search.rounding import fair, nearest
 from orchestrator.search.shortest_path import Path, Prices, pareto_paths, shortest_path
@@ -38,8 +38,6 @@ LARGE = 300
 TRANSFERS = (1.0, 0.5, 2.0)
 # Plans for so much of the deadline are looked at too.
 TIGHTER = (1.0, 0.8, 0.6, 0.4)
-# What being late costs meanwhile, in parts of the cost for each part of the deadline.
-LATE = (0.5, 1.0, 2.0, 4.0, 8.0, 32.0)
 # How many paths of the front of seconds and joules are kept at every cut and layout, and what that may take.
 FRONT, FRONT_EDGES = 12, 6_000_000
 # How often bytes on full devices get dearer.
@@ -141,11 +139,6 @@ def _meet_deadline(evaluator: Evaluator, space: _Space) -> None:
         tighter = objective.model_copy(update={"deadline_ms": objective.deadline_ms * part})
         start = evaluator.best(tighter)
         polish(evaluator, start, space.costs[0].layouts, POLISH_STEPS // len(TIGHTER))
-    # From what is best where being late costs little, to what is where it costs much.
-    found = min(evaluator.judged.values(), key=lateness(objective, LATE[0]))
-    for price in LATE:
-        found = polish(evaluator, found, space.costs[0].layouts, POLISH_STEPS // len(LATE), lateness(objective, price))
-    polish(evaluator, evaluator.best(), space.costs[0].layouts, POLISH_STEPS // len(TIGHTER))
 
 
 def weighted(costs: Costs, objective: Objective) -> list[Objective]:

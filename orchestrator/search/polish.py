@@ -6,7 +6,7 @@ less there may pay. Changes are made to a stage, or to a run of stages on the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from coedge.model import Model
 from coedge.objective import Objective
@@ -16,28 +16,18 @@ from orchestrator.evaluator import Evaluator, Judged
 from orchestrator.search.dress import Dress
 from orchestrator.search.layout import Layout, in_proportion, layout_of
 
-# How far a plan is from meeting all constraints, and what it costs.
-Rank = tuple[float, float]
 # An improvement by less is none: it would be noise of floating point.
 LEAST_GAIN = 1e-4
 # Grids are tried where there are fewer rows for each device.
 FEW_ROWS = 8
 
 
-def polish(
-    evaluator: Evaluator,
-    start: Judged,
-    layouts: Sequence[Layout],
-    steps: int,
-    rank: Callable[[Judged], Rank] | None = None,
-) -> Judged:
+def polish(evaluator: Evaluator, start: Judged, layouts: Sequence[Layout], steps: int) -> Judged:
     """The best plan found by single changes until none helps, or so many program steps have been simulated.
 
     Args:
         layouts: to try on stages in place of theirs.
-        rank: what is to become less; the evaluator's objective by default.
     """
-    rank = rank or (lambda judged: judged.rank(evaluator.objective))
     best, limit = start, evaluator.steps + steps
     improved = True
     while improved and evaluator.steps < limit:
@@ -46,25 +36,10 @@ def polish(
             if evaluator.steps >= limit:
                 break
             found = evaluator.judge(stages)
-            if _less(rank(found), rank(best)):
+            if better(found, best, evaluator.objective):
                 best, improved = found, True
                 break
     return best
-
-
-def lateness(objective: Objective, price: float) -> Callable[[Judged], Rank]:
-    """A rank in which being late by all of the deadline costs `price` times as much again, and is no crime.
-
-    Between a plan that is far from late and a better one that is hardly in time there may be none but late ones.
-    """
-    deadline = objective.deadline_seconds
-
-    def rank(judged: Judged) -> Rank:
-        late = max(judged.latency_seconds / deadline - 1, 0.0) if deadline else 0.0
-        cost = objective.cost(judged.latency_seconds, judged.energy_joules, judged.throughput_fps)
-        return judged.excess, cost * (1 + price * late)
-
-    return rank
 
 
 def polish_dress(evaluator: Evaluator, start: Judged, dresses: Sequence[Dress], steps: int) -> Judged:
@@ -85,11 +60,7 @@ def polish_dress(evaluator: Evaluator, start: Judged, dresses: Sequence[Dress], 
 
 
 def better(found: Judged, best: Judged, objective: Objective) -> bool:
-    return _less(found.rank(objective), best.rank(objective))
-
-
-def _less(found: Rank, best: Rank) -> bool:
-    (excess, cost), (best_excess, best_cost) = found, best
+    (excess, cost), (best_excess, best_cost) = found.rank(objective), best.rank(objective)
     return excess < best_excess - 1e-9 or (excess <= best_excess and cost < best_cost * (1 - LEAST_GAIN))
 
 
