@@ -20,6 +20,8 @@ from orchestrator.search.layout import Layout, in_proportion, layout_of
 LEAST_GAIN = 1e-4
 # Grids are tried where there are fewer rows for each device.
 FEW_ROWS = 8
+# Parts of stages of so many layers are given other layouts: of longer ones there are too many.
+SHORT = 12
 
 
 def polish(evaluator: Evaluator, start: Judged, layouts: Sequence[Layout], steps: int) -> Judged:
@@ -88,7 +90,7 @@ def _windows(
     """Some layers of a stage on a layout of their own, as one stage or one by one: of these changes none may pay
     alone. Beginnings and ends of the stage before its middle."""
     first, last, own = stages[at].first, stages[at].last, layout_of(stages[at])
-    if own is None:
+    if own is None or last - first >= SHORT:
         return
     windows = [(a, b) for a in range(first, last + 1) for b in range(a, last + 1)]
     for a, b in sorted(windows, key=lambda window: first < window[0] and window[1] < last):
