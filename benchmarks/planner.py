@@ -1,7 +1,9 @@
 """What plans are predicted to be worth, and how long they take to make. No device is needed.
 
     table    every scheme against `auto`: zoo x test beds, latency and energy (for least latency)
-    times    a plan for eight devices from nothing; again after a change of bandwidth; for more and more devices
+    times    a plan for eight devices from nothing; again after a change of bandwidth
+    growth   a plan for more and more devices, and of networks of more and more layers; with a picture
+    rises    how often better conditions give a worse plan (see `benchmarks.monotonicity`)
 
 `python -m benchmarks.planner [--json] [--quick]`
 """
@@ -12,6 +14,9 @@ import statistics
 import time
 from pathlib import Path
 
+from benchmarks.growth import growth
+from benchmarks.instances import chain
+from benchmarks.monotonicity import monotonicity
 from benchmarks.report import Report, arguments
 from coedge.cli.models import load_model
 from coedge.model import Model
@@ -28,6 +33,9 @@ from orchestrator.search.rounding import nearest
 BEDS = Path(__file__).resolve().parent.parent / "configs" / "testbeds"
 MODELS = ("mobilenet_v2", "googlenet", "resnet50", "unet", "vgg16", "squeezenet", "resnet18", "ssd")
 TIMED = ("mobilenet_v2", "googlenet", "resnet50", "unet")
+# From a dozen layers to two hundred.
+GROWING = ("alexnet", "vgg16", "squeezenet", "resnet50", "mobilenet_v3", "googlenet")
+CHAINS = (100, 200)
 
 
 def main() -> None:
@@ -36,11 +44,15 @@ def main() -> None:
     names = ("mobilenet_v2", "squeezenet") if options.quick else MODELS
     models = {name: load_model(name, 300 if name == "ssd" else 224) for name in names}
     table(report, models)
-    times(
-        report,
-        {name: models[name] for name in TIMED if name in models},
-        (2, 4, 8) if options.quick else (2, 4, 8, 16, 32, 64),
-    )
+    times(report, {name: models[name] for name in TIMED if name in models})
+    growing = {name: models.get(name) or load_model(name, 224) for name in (("alexnet",) if options.quick else GROWING)}
+    for layers in () if options.quick else CHAINS:
+        growing[f"chain of {layers}"] = chain(0, layers, 112)
+    growth(
+        report, {TIMED[0]: models[TIMED[0]], **growing}, (2, 4, 8) if options.quick else (2, 4, 8, 16, 32, 64), 8,
+        lambda model, count: timed(model, of_size(model, count))[0],
+    )  # fmt: skip
+    monotonicity(report, 2 if options.quick else 100)
     report.finish(options.json)
 
 
@@ -72,21 +84,13 @@ def table(report: Report, models: dict[str, Model]) -> None:
     report.at_least("any scheme against auto", worst, "x latency of auto", 1.0)
 
 
-def times(report: Report, models: dict[str, Model], counts: tuple[int, ...]) -> None:
+def times(report: Report, models: dict[str, Model]) -> None:
     for name, model in models.items():
         profile = of_size(model, 8)
         model.hash  # noqa: B018  # worked out once in the life of a model
         seconds, plan = timed(model, profile)
         report.at_most(f"{name}: cold plan, 8 devices", seconds, "s", 2)
         report.at_most(f"{name}: again after a change of bandwidth", replan(model, profile, plan) * 1e3, "ms", 100)
-    first = next(iter(models))
-    for count in counts:
-        seconds, _ = timed(models[first], of_size(models[first], count))
-        report.sample(f"{first}: {count} devices, s", [seconds])
-        if count == 64:
-            report.at_most(f"{first}: 64 devices", seconds, "s", 20)
-        else:
-            report.note(f"{first}: {count} devices", seconds, "s")
 
 
 def timed(model: Model, profile: Profile) -> tuple[float, Plan]:

@@ -37,6 +37,7 @@ class Report:
     name: str
     rows: list[Row] = field(default_factory=list)
     samples: dict[str, list[float]] = field(default_factory=dict)
+    stamp: str = field(default_factory=lambda: time.strftime("%Y%m%d-%H%M%S"))
 
     def at_most(self, what: str, value: float, unit: str, limit: float) -> None:
         self.rows.append(Row(what, value, unit, f"<= {limit:g}", value <= limit))
@@ -52,17 +53,20 @@ class Report:
         self.samples.setdefault(what, []).extend(values)
         return statistics.median(values)
 
+    def beside(self, ending: str) -> Path:
+        """Where a file of this report goes."""
+        RESULTS.mkdir(exist_ok=True)
+        return RESULTS / f"{self.name}-{self.stamp}{ending}"
+
     def finish(self, as_json: bool) -> None:
         """Saves everything under `benchmarks/results`, and prints the rows."""
-        RESULTS.mkdir(exist_ok=True)
-        stamp = time.strftime("%Y%m%d-%H%M%S")
         kept = {
             "name": self.name,
             "environment": environment(),
             "rows": [asdict(row) for row in self.rows],
             "samples": self.samples,
         }
-        (RESULTS / f"{self.name}-{stamp}.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
+        self.beside(".json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
         if as_json:
             print(json.dumps(kept["rows"]))
             return
@@ -101,8 +105,15 @@ def environment() -> dict[str, Any]:
     }
 
 
-def arguments(description: str | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description)
+def arguments(description: str | None, **counts: int) -> argparse.Namespace:
+    """What was asked for on the command line.
+
+    Args:
+        counts: whole numbers that may be given too, with their defaults.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--quick", action="store_true", help="few samples: does it run?")
+    for name, default in counts.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{default} by default")
     return parser.parse_args()

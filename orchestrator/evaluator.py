@@ -56,6 +56,7 @@ class Evaluator:
         self.judged: dict[Key, Judged] = {}
         self.steps = 0
         self._memo = Memo()
+        self._extents: dict[int, tuple[tuple[int, int], ...]] = {}
 
     def aiming_at(self, objective: Objective) -> Evaluator:
         """The same, and what was judged so far, for another goal: constraints beside the deadline must be the same."""
@@ -65,7 +66,7 @@ class Evaluator:
 
     def judge(self, stages: Sequence[Stage], scheme: str = "auto", reason: str = "") -> Judged:
         """The plan of these stages, from the source back to the source."""
-        key = tuple(_key(stage) for stage in stages)
+        key = tuple(self._key(stage) for stage in stages)
         if key not in self.judged:
             self.judged[key] = self._judge(tuple(stages), scheme, reason)
         return self.judged[key]
@@ -136,7 +137,19 @@ class Evaluator:
                 excess += 1.0
         return problems, excess
 
+    def _key(self, stage: Stage) -> Key:
+        """What the stage does: the pixels of every tensor that outlives it, for edges that round alike are one."""
+        if stage.last not in self._extents:
+            names, tensors = self._alive(stage.last + 1), self.model.graph.tensors
+            self._extents[stage.last] = tuple(dict.fromkeys((tensors[n].rows, tensors[n].cols) for n in names))
+        extents, regions = self._extents[stage.last], []
+        for name, rect in stage.regions.items():
+            owned = tuple(rect.of_extent(rows, cols) for rows, cols in extents)
+            if any(not region.empty for region in owned):
+                regions.append((name, rect if stage.borders_first else owned))
+        return (stage.first, stage.last, tuple(regions), stage.borders_first, tuple(sorted(stage.codecs.items())))
 
-def _key(stage: Stage) -> Key:
-    regions = tuple((name, rect) for name, rect in stage.regions.items() if rect.row_stop > rect.row_start)
-    return (stage.first, stage.last, regions, stage.borders_first, tuple(sorted(stage.codecs.items())))
+    def _alive(self, layer: int) -> tuple[str, ...]:
+        """The tensors that are made before a layer and needed from there on."""
+        cuts = self.model.cuts
+        return cuts[layer].tensors if layer < len(cuts) else tuple(self.model.graph.outputs)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nets import examples, zoo_model
-from small_cases import chain, small_profile
 
+from benchmarks.instances import chain, small_profile
 from coedge.lowering import tile_of
 from coedge.model import Model
 from coedge.objective import Objective

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nets import examples
 from scipy.optimize import linprog
-from small_cases import chain, small_profile
 
+from benchmarks.instances import chain, small_profile
 from coedge.errors import PlanError
 from coedge.model import Model
 from coedge.objective import Objective

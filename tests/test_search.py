@@ -6,20 +6,19 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nets import EFFORT, examples
-from small_cases import chain, small_profile
 
-from coedge.model import Model
+from benchmarks.branch_and_bound import best_by_bound
+from benchmarks.enumeration import best_of_all
+from benchmarks.instances import chain, small_profile
 from coedge.objective import Objective
-from coedge.plan import Plan, Stage
-from coedge.profile import Profile
-from coedge.region import UNIT, UnitRect
-from orchestrator.evaluator import Evaluator, Judged
+from coedge.plan import Plan
+from coedge.region import UNIT
+from orchestrator.evaluator import Evaluator
 from orchestrator.planner import SCHEMES, make_plan
 
 GOALS = (
@@ -35,32 +34,6 @@ SIZES = ((2, 3, 4), (2, 4, 4), (3, 3, 3), (2, 4, 3), (3, 2, 6), (4, 2, 4))
 def cost(plan: Plan, objective: Objective) -> float:
     assert plan.predicted is not None
     return objective.cost(plan.predicted.latency_seconds, plan.predicted.energy_joules, plan.predicted.throughput_fps)
-
-
-def every_layout(names: tuple[str, ...], rows: int) -> list[dict[str, UnitRect]]:
-    """All strips on whole rows, in the order of the names."""
-    found = []
-    for cut in itertools.combinations_with_replacement(range(rows + 1), len(names) - 1):
-        edges = (0, *cut, rows)
-        strips = zip(names, edges, edges[1:])
-        found.append({name: UnitRect(a / rows, b / rows) for name, a, b in strips if b > a})
-    return found
-
-
-def every_plan(model: Model, profile: Profile, rows: int) -> Iterator[tuple[Stage, ...]]:
-    layouts, count = every_layout(profile.names, rows), len(model.layers)
-    for number in range(count):
-        for inner in itertools.combinations(range(1, count), number):
-            cuts = [0, *inner, count]
-            pairs = list(zip(cuts, cuts[1:]))
-            for chosen in itertools.product(layouts, repeat=len(pairs)):
-                yield tuple(Stage(first=a, last=b - 1, regions=r) for (a, b), r in zip(pairs, chosen))
-
-
-def best_of_all(evaluator: Evaluator, rows: int) -> Judged:
-    for stages in every_plan(evaluator.model, evaluator.profile, rows):
-        evaluator.judge(stages)
-    return evaluator.best()
 
 
 @pytest.mark.parametrize("seed", range(12 * EFFORT))
@@ -80,6 +53,41 @@ def test_auto_is_near_the_best_of_all_plans(seed: int) -> None:
     assert plan.feasible >= exhaustive.feasible
     if exhaustive.feasible:
         assert cost(plan, objective) <= 1.03 * cost(exhaustive, objective), f"{exhaustive}\n{plan}"
+
+
+@given(data=st.data())
+@examples(8)
+def test_the_search_by_bound_finds_the_best_of_all_plans(data: st.DataObject) -> None:
+    """With and without a deadline between what is quickest and what is cheapest, met or not."""
+    seed = data.draw(st.integers(0, 10_000))
+    devices, layers, rows = data.draw(st.sampled_from(SIZES))
+    model = chain(seed % 20, layers, rows)
+    tried = Evaluator(model, small_profile(seed, model, devices), Objective())
+    least = best_of_all(tried, rows).latency_seconds
+    for goal in GOALS[:3]:
+        for slack in (None, 0.9, 1.0, 1.1, 1.5):
+            objective = goal.model_copy(update={"deadline_ms": slack and least * slack * 1e3})
+            expected = tried.best(objective)
+            evaluator = Evaluator(model, tried.profile, objective)
+            found = best_by_bound(evaluator, rows, most=10_000)
+            if not objective.meets_deadline(expected.latency_seconds):
+                assert found.judged is None and found.bound == float("inf")
+                continue
+            assert found.judged is not None
+            best = objective.cost(found.judged.latency_seconds, found.judged.energy_joules)
+            cost = objective.cost(expected.latency_seconds, expected.energy_joules)
+            assert best == found.bound == pytest.approx(cost)
+
+
+@given(data=st.data())
+@examples(8)
+def test_a_search_by_bound_that_was_cut_short_has_a_bound(data: st.DataObject) -> None:
+    seed = data.draw(st.integers(0, 10_000))
+    model = chain(seed % 20, 4, 4)
+    evaluator = Evaluator(model, small_profile(seed, model, 3), data.draw(st.sampled_from(GOALS[:3])))
+    best = best_by_bound(evaluator, 4, most=10_000)
+    bounds = [best_by_bound(evaluator, 4, most).bound for most in range(4)]
+    assert all(before <= after * (1 + 1e-9) for before, after in itertools.pairwise((*bounds, best.bound)))
 
 
 @given(data=st.data())
@@ -173,7 +181,7 @@ def test_who_does_not_help_is_left_out() -> None:
 
 def test_the_same_question_gets_the_same_plan_in_every_process() -> None:
     code = (
-        "from small_cases import chain, small_profile\n"
+        "from benchmarks.instances import chain, small_profile\n"
         "from coedge.objective import Objective\n"
         "from orchestrator.planner import make_plan\n"
         "model = chain(3, 4, 16)\n"

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,7 +28,7 @@ from orchestrator.search.layout import candidates, nearest_devices
 from orchestrator.search.polish import better, polish, polish_dress
 from orchestrator.search.reach import Reach
 from orchestrator.search.rounding import fair, nearest
-from orchestrator.search.shortest_path import Path, Prices, shortest_path
+from orchestrator.search.shortest_path import Path, Prices, pareto_paths, shortest_path
 
 # How many drafts go through the convex core, how often each, and how many program steps polishing may simulate.
 REFINED, ROUNDS, POLISH_STEPS = 3, 2, 16_000
@@ -42,6 +42,8 @@ LARGE = 300
 TRANSFERS = (1.0, 0.5, 2.0)
 # Plans for so much of the deadline are looked at too.
 TIGHTER = (1.0, 0.8, 0.6, 0.4)
+# How many paths of the front of seconds and joules are kept at every cut and layout, and what that may take.
+FRONT, FRONT_EDGES = 12, 6_000_000
 # How often bytes on full devices get dearer.
 MEMORY_ROUNDS = 8
 # What a joule is worth, against what it takes the fastest device to use one: between least latency and least joules.
@@ -68,6 +70,8 @@ def explored(model: Model, profile: Profile, objective: Objective, known: Iterab
         fewer = search(model, profile.without(set(profile.names) - half), objective)
         named.append(evaluator.judge(fewer.stages))
     space = _Space.of(model, profile, objective)
+    if objective.energy_weight or objective.goal == "energy" or objective.deadline_seconds is not None:
+        named += [evaluator.judge(stages) for stages in _front(space)]
     if objective.goal == "energy" or objective.deadline_seconds is not None:
         # What is looked at hardly depends on the deadline, so that a looser one does not give a worse plan.
         wishes = weighted(space.costs[0], objective)
@@ -136,6 +140,15 @@ def _try_others(evaluator: Evaluator, space: _Space) -> None:
             joined = joining.refined(evaluator, nearest, name, min(changes, ROW_CHANGES))
             if better(joined, best, objective):
                 polish(evaluator, joined, space.costs[0].layouts, POLISH_STEPS // 4)
+
+
+def _front(space: _Space) -> Iterator[tuple[Stage, ...]]:
+    """Drafts from the quickest to the least joules, those that no price of a joule leads to among them."""
+    for costs in space.costs:
+        width = min(FRONT, FRONT_EDGES // (costs.count * len(costs.layouts)) ** 2)
+        for transfer in TRANSFERS[:2] if width > 1 else ():
+            for path in pareto_paths(costs, width, transfer):
+                yield stages_of_path(path, costs)
 
 
 def _meet_deadline(evaluator: Evaluator, space: _Space) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from coedge.model import Model
@@ -13,6 +14,10 @@ from coedge.region import UnitRect
 
 # Up to so many devices, every subset is looked at.
 ALL_SUBSETS = 4
+# What the shortest path may take: (layers x layouts)^2. Beyond what speeds suggest, small networks are given
+# strips on whole rows up to there.
+MOST_EDGES = 1_500_000
+MOST_ON_ROWS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,7 @@ def candidates(model: Model, profile: Profile) -> list[Layout]:
     is limited), in the profile's order.
 
     For few devices all subsets; for many, the best so many by speed, by nearness to the source, by joules.
+    Of few rows, fractions are far from what can be had: there, other strips on whole rows too, the most even first.
     """
     names = profile.names
     seconds = full_seconds(model, profile)
@@ -83,7 +89,27 @@ def candidates(model: Model, profile: Profile) -> list[Layout]:
     if any(value is not None for value in room.values()):
         most = float(model.weight_nbytes)
         made += [in_proportion({n: min(room[n] or most, most) for n in chosen}) for chosen in unique]
-    return alone + list(dict.fromkeys(made))
+    room_left = int(math.sqrt(MOST_EDGES) / len(model.layers)) - len(alone) - len(made)
+    if room_left > 0 and len(names) <= ALL_SUBSETS:
+        whole = itertools.chain.from_iterable(_on_rows(chosen, _fewest_rows(model)) for chosen in unique)
+        made += sorted(whole, key=lambda layout: _slowest(layout, seconds))[:room_left]
+    return list(dict.fromkeys([*alone, *made]))
+
+
+def _fewest_rows(model: Model) -> int:
+    return min((layer.rows for layer in model.layers if layer.splittable and layer.rows > 1), default=1)
+
+
+def _on_rows(devices: tuple[str, ...], rows: int) -> Iterator[Layout]:
+    """Every way in which all of these devices can share so many rows."""
+    if math.comb(rows - 1, len(devices) - 1) > MOST_ON_ROWS:
+        return
+    for cut in itertools.combinations(range(1, rows), len(devices) - 1):
+        yield Layout(devices, (0.0, *(row / rows for row in cut), 1.0))
+
+
+def _slowest(layout: Layout, seconds: Mapping[str, float]) -> float:
+    return max(share * seconds[name] for name, share in zip(layout.devices, layout.shares))
 
 
 def _sizes(count: int) -> Iterable[int]:

@@ -20,6 +20,8 @@ from orchestrator.search.layout import Layout, in_proportion, layout_of
 LEAST_GAIN = 1e-4
 # Grids are tried where there are fewer rows for each device.
 FEW_ROWS = 8
+# Parts of stages of so many layers are given other layouts: of longer ones there are too many.
+SHORT = 12
 
 
 def polish(evaluator: Evaluator, start: Judged, layouts: Sequence[Layout], steps: int) -> Judged:
@@ -77,6 +79,31 @@ def neighbours(
         for layout in candidates:
             if layout != layout_of(stages[start]) and _may(model, layout, stages[start:stop]):
                 yield _on(stages, start, stop, layout)
+    for start, stop in order:
+        for at in range(start, stop):
+            yield from _windows(model, stages, at, candidates)
+
+
+def _windows(
+    model: Model, stages: Sequence[Stage], at: int, candidates: Sequence[Layout]
+) -> Iterator[tuple[Stage, ...]]:
+    """Some layers of a stage on a layout of their own, as one stage or one by one: of these changes none may pay
+    alone. Beginnings and ends of the stage before its middle."""
+    first, last, own = stages[at].first, stages[at].last, layout_of(stages[at])
+    if own is None or last - first >= SHORT:
+        return
+    windows = [(a, b) for a in range(first, last + 1) for b in range(a, last + 1)]
+    for a, b in sorted(windows, key=lambda window: first < window[0] and window[1] < last):
+        before = [own.stage(first, a - 1)] if first < a else []
+        behind = [own.stage(b + 1, last)] if b < last else []
+        for layout in (own, *candidates):
+            if not _may(model, layout, [own.stage(a, b)]):
+                continue
+            if layout != own or (before and behind):
+                yield _replaced(stages, at, at + 1, [*before, layout.stage(a, b), *behind])
+            if a < b:
+                singly = [layout.stage(layer, layer) for layer in range(a, b + 1)]
+                yield _replaced(stages, at, at + 1, [*before, *singly, *behind])
 
 
 def _rows(evaluator: Evaluator, stages: Sequence[Stage], start: int, stop: int) -> Iterator[tuple[Stage, ...]]:

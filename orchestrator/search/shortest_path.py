@@ -44,47 +44,22 @@ class Prices:
 def shortest_path(costs: Costs, prices: Prices) -> Path | None:
     """The cheapest path from the input at the source to the answer there; None: no layout is allowed."""
     count, sets = costs.count, len(costs.layouts)
-    stage = _stage_costs(costs, prices)
-    moves, halos = costs.moves, costs.halos
-    second, joule = prices.second * prices.transfer, prices.joule
-    move = second * moves.seconds + joule * moves.joules
-    above = second * halos.above + joule * halos.joules_above
-    below = second * halos.below + joule * halos.joules_below
-    gather = second * halos.gather + joule * halos.gather_joules
-    share = second * halos.share + joule * halos.share_joules
-    if prices.link is not None:
-        move = move + costs.priced_moves(prices.link)
-        above, below = (kept + more for kept, more in zip((above, below), costs.priced_halos(prices.link)))
+    edges = _Edges(costs, prices)
     source = _alone(costs, costs.profile.source)
     best = np.full((count + 1, sets), np.inf)
     back: dict[tuple[int, int], tuple[int, int]] = {}
     for stop in range(1, count + 1):
-        halo = (
-            costs.above[:stop, stop, None] * above
-            + costs.below[:stop, stop, None] * below
-            + costs.everybody[:stop, stop, None] * gather
-            + costs.shares[:stop, stop, None] * share
-        )
-        waits = halo > 0
-        fixed = stage[:stop, stop] + halo + second * waits * halos.latency
         # From the cut itself, the network's inputs lie on the source alone.
         before = best[:stop].copy()
         before[0] = np.inf
         before[0, source] = 0.0
-        body = costs.body[:stop]
-        total = (
-            before[:, :, None]
-            + body[:, None, None] * move[None]
-            + (body > 0)[:, None, None] * second * moves.latency[None]
-            + fixed[:, None, :]
-        )
+        total = before[:, :, None] + edges.into(stop)
         flat = total.reshape(stop * sets, sets)
         chosen = flat.argmin(axis=0)
         best[stop] = flat[chosen, np.arange(sets)]
         for layout, index in enumerate(chosen):
             back[stop, layout] = divmod(int(index), sets)
-    outputs = sum(t.region_nbytes(t.whole) for t in costs.model.outputs)
-    final = best[count] + outputs * move[:, source] + second * moves.latency[:, source]
+    final = best[count] + edges.answer
     layout = int(final.argmin())
     if not np.isfinite(final[layout]):
         return None
@@ -95,6 +70,105 @@ def shortest_path(costs: Costs, prices: Prices) -> Path | None:
         stages.append((first, stop, layout))
         stop, layout = first, previous
     return tuple(reversed(stages))
+
+
+class _Edges:
+    """What it costs to come from every cut and layout to another, and how the answer gets home.
+
+    Attributes:
+        answer: [layout], from the last stage to the source.
+    """
+
+    def __init__(self, costs: Costs, prices: Prices) -> None:
+        self.costs, self.stage = costs, _stage_costs(costs, prices)
+        moves, halos = costs.moves, costs.halos
+        self.second = second = prices.second * prices.transfer
+        joule = prices.joule
+        self.move = second * moves.seconds + joule * moves.joules
+        self.above = second * halos.above + joule * halos.joules_above
+        self.below = second * halos.below + joule * halos.joules_below
+        self.gather = second * halos.gather + joule * halos.gather_joules
+        self.share = second * halos.share + joule * halos.share_joules
+        if prices.link is not None:
+            self.move = self.move + costs.priced_moves(prices.link)
+            above, below = costs.priced_halos(prices.link)
+            self.above, self.below = self.above + above, self.below + below
+        source = _alone(costs, costs.profile.source)
+        outputs = sum(t.region_nbytes(t.whole) for t in costs.model.outputs)
+        self.answer = outputs * self.move[:, source] + second * moves.latency[:, source]
+
+    def into(self, stop: int) -> Array:
+        """[i, A, B]: a stage of layers [i, stop) on B, behind one on A."""
+        costs = self.costs
+        halo = (
+            costs.above[:stop, stop, None] * self.above
+            + costs.below[:stop, stop, None] * self.below
+            + costs.everybody[:stop, stop, None] * self.gather
+            + costs.shares[:stop, stop, None] * self.share
+        )
+        fixed = self.stage[:stop, stop] + halo + self.second * (halo > 0) * costs.halos.latency
+        body = costs.body[:stop]
+        cost: Array = (
+            body[:, None, None] * self.move[None]
+            + (body > 0)[:, None, None] * self.second * costs.moves.latency[None]
+            + fixed[:, None, :]
+        )
+        return cost
+
+
+def pareto_paths(costs: Costs, width: int, transfer: float = 1.0) -> list[Path]:
+    """Paths of which none is both slower and hungrier than another, from the fastest to the least joules.
+
+    A weighted sum of seconds and joules, whatever its weights, misses those of them that lie in the hollows of
+    the front.
+
+    Args:
+        width: how many are kept at every cut and layout, spread over those that there are.
+        transfer: see `Prices`.
+    """
+    count, sets = costs.count, len(costs.layouts)
+    seconds_of = _Edges(costs, Prices(transfer=transfer))
+    joules_of = _Edges(costs, Prices(second=0.0, joule=1.0))
+    source = _alone(costs, costs.profile.source)
+    # [cut, layout, label]
+    seconds = np.full((count + 1, sets, width), np.inf)
+    joules = np.full((count + 1, sets, width), np.inf)
+    back = np.zeros((count + 1, sets, width), np.int64)
+    seconds[0, source, 0] = joules[0, source, 0] = 0.0
+    for stop in range(1, count + 1):
+        more_seconds, more_joules = seconds_of.into(stop), joules_of.into(stop)
+        for layout in range(sets):
+            slow = (seconds[:stop] + more_seconds[:, :, layout, None]).ravel()
+            hungry = (joules[:stop] + more_joules[:, :, layout, None]).ravel()
+            kept = _front(slow, hungry, width)
+            seconds[stop, layout, : len(kept)], joules[stop, layout, : len(kept)] = slow[kept], hungry[kept]
+            back[stop, layout, : len(kept)] = kept
+    slow = (seconds[count] + seconds_of.answer[:, None]).ravel()
+    hungry = (joules[count] + joules_of.answer[:, None]).ravel()
+    paths = []
+    for label in _front(slow, hungry, len(slow)):
+        stop, at, stages = count, int(label), list[tuple[int, int, int]]()
+        while stop > 0:
+            layout, number = divmod(at, width)
+            before = int(back[stop, layout, number])
+            first, at = divmod(before, sets * width)
+            stages.append((first, stop, layout))
+            stop = first
+        paths.append(tuple(reversed(stages)))
+    return paths
+
+
+def _front(seconds: Array, joules: Array, width: int) -> NDArray[np.int64]:
+    """Where there is nothing better in both, by seconds; evenly spread, where that is more than so many."""
+    finite = np.flatnonzero(np.isfinite(seconds) & np.isfinite(joules))
+    order = finite[np.lexsort((joules[finite], seconds[finite]))]
+    least = np.minimum.accumulate(joules[order])
+    better = np.ones(len(order), bool)
+    better[1:] = joules[order[1:]] < least[:-1] * (1 - 1e-9)
+    front = order[better]
+    if len(front) > width:
+        front = front[np.linspace(0, len(front) - 1, width).round().astype(np.int64)]
+    return front
 
 
 def _stage_costs(costs: Costs, prices: Prices) -> Array:

@@ -1,0 +1,49 @@
+"""Every plan of strips in the order of the names on whole rows, tried one by one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from coedge.model import Model
+from coedge.plan import Stage
+from coedge.profile import Profile
+from coedge.region import UnitRect
+from orchestrator.evaluator import Evaluator, Judged
+
+# The first row of each device's strip, and the number of rows.
+Edges = tuple[int, ...]
+
+
+def every_layout(devices: int, rows: int) -> list[Edges]:
+    """All strips on whole rows; of no rows, where two edges are equal."""
+    inner = itertools.combinations_with_replacement(range(rows + 1), devices - 1)
+    return [(0, *cut, rows) for cut in inner]
+
+
+def stage_of(names: tuple[str, ...], edges: Edges, first: int, stop: int) -> Stage:
+    """Layers [first, stop) on these strips."""
+    strips, rows = zip(names, edges, edges[1:]), edges[-1]
+    return Stage(first=first, last=stop - 1, regions={n: UnitRect(a / rows, b / rows) for n, a, b in strips if b > a})
+
+
+def every_plan(model: Model, profile: Profile, rows: int) -> Iterator[tuple[Stage, ...]]:
+    """Of a chain whose layers all have so many rows."""
+    layouts, count = every_layout(len(profile.names), rows), len(model.layers)
+    for number in range(count):
+        for inner in itertools.combinations(range(1, count), number):
+            pairs = list(itertools.pairwise((0, *inner, count)))
+            for chosen in itertools.product(layouts, repeat=len(pairs)):
+                yield tuple(stage_of(profile.names, edges, a, b) for (a, b), edges in zip(pairs, chosen))
+
+
+def plan_count(devices: int, layers: int, rows: int) -> int:
+    """How many there are: every cut between two layers may be none, or begin a stage on any layout."""
+    layouts = len(every_layout(devices, rows))
+    return layouts * (1 + layouts) ** (layers - 1)
+
+
+def best_of_all(evaluator: Evaluator, rows: int) -> Judged:
+    for stages in every_plan(evaluator.model, evaluator.profile, rows):
+        evaluator.judge(stages)
+    return evaluator.best()

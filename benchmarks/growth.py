@@ -1,0 +1,81 @@
+"""How long a plan from nothing takes, against the number of devices and of layers; with a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import Report
+from coedge.model import Model
+
+# Plans a network for so many devices: seconds.
+Timed = Callable[[Model, int], float]
+Points = Sequence[tuple[int, float, str]]
+
+_INK, _PALE, _LINE = "#222222", "#D5D5DA", "#0072B2"
+
+
+def growth(report: Report, models: Mapping[str, Model], counts: Sequence[int], devices: int, timed: Timed) -> None:
+    """Rows and samples of plan times, and a picture of them beside the report.
+
+    Args:
+        models: from few layers to many; devices vary for the first, layers for `devices` devices.
+    """
+    first = next(iter(models))
+    by_devices = []
+    for count in counts:
+        seconds = timed(models[first], count)
+        by_devices.append((count, seconds, ""))
+        report.sample(f"{first}: {count} devices, s", [seconds])
+        if count == 64:
+            report.at_most(f"{first}: 64 devices", seconds, "s", 20)
+        else:
+            report.note(f"{first}: {count} devices", seconds, "s")
+    by_layers = []
+    for name, model in sorted(models.items(), key=lambda item: len(item[1].layers)):
+        seconds = timed(model, devices)
+        by_layers.append((len(model.layers), seconds, name))
+        report.sample(f"{name}: {len(model.layers)} layers, {devices} devices, s", [seconds])
+        report.note(f"{name}: {len(model.layers)} layers, {devices} devices", seconds, "s")
+    draw(by_devices, by_layers, first, devices, report.beside("-growth.png"))
+
+
+def draw(by_devices: Points, by_layers: Points, name: str, devices: int, path: str | Path) -> None:
+    """Writes a picture of two panels: seconds against devices, and against layers."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 4.0), dpi=160, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _panel(left, by_devices, "devices", f"{name}: more devices", "-o")
+    _panel(right, by_layers, "layers of the network", f"{devices} devices: more layers", "o")
+    left.set_xticks([at for at, _, _ in by_devices])
+    figure.savefig(path, facecolor="white")
+
+
+def _panel(axes: Any, points: Points, label: str, title: str, style: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    axes.plot([at for at, _, _ in points], [seconds for _, seconds, _ in points], style, color=_LINE, markersize=5)
+    for index, (at, seconds, name) in enumerate(points):
+        # Above and below in turn: networks of as many layers lie close together.
+        axes.annotate(
+            name, (at, seconds), xytext=(0, 6 if index % 2 else -12), textcoords="offset points", fontsize=7,
+            color=_INK, ha="center",
+        )  # fmt: skip
+    for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
+        scale("log")
+        axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    axes.margins(0.12)
+    axes.set_xlabel(label, color=_INK)
+    axes.set_ylabel("time to plan, s", color=_INK)
+    axes.set_title(title, loc="left", color=_INK, fontsize=11)
+    axes.grid(color=_PALE, linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_INK, color=_PALE, which="both")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("bottom", "left"):
+        axes.spines[side].set_color(_PALE)
