@@ -64,7 +64,9 @@ class Threads:
         loaded = LoadedPlan(self._epoch, model, plan, lower(plan, model))
         for name in loaded.devices:
             parts = model.weight_parts(loaded.programs[name].tiles())
-            weights = {key: part.of(model.weights[part.name]) for key, part in parts.items() if part.name in model.weights}
+            weights = {
+                key: part.of(model.weights[part.name]) for key, part in parts.items() if part.name in model.weights
+            }
             self.workers[name].load(loaded.epoch, loaded.programs[name], model.skeleton, weights)
         return loaded
 
