@@ -103,7 +103,8 @@ class Dispatcher:
     def fail(self, reason: Callable[[Job, LoadedPlan], CoEdgeError], device: str | None = None) -> None:
         """Fails all frames under way, or those whose plans use a device."""
         with self._lock:
-            flights = [*self._flying.values(), *(flight for queue in self._queues.values() for flight in queue)]
+            waiting = [flight for queue in self._queues.values() for flight in queue]
+            flights = [*waiting, *self._flying.values()]  # no credit goes to a frame that is about to fail
         for flight in flights:
             if device is None or device in flight.loaded.devices:
                 flight.job.fail(reason(flight.job, flight.loaded))
