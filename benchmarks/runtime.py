@@ -2,6 +2,7 @@
 
     overhead    a cluster of one device (real speed) against `InferenceSession.run` on the whole model
     speed-up    2 to 4 emulated devices against one of them, beside the ideal: the sum of the speeds
+    streams     frames per second by the mixture and by the best single plan, beside what was predicted
     error       predicted against measured latency, over the schemes
 
 Each pair is taken interleaved, frame by frame. `python -m benchmarks.runtime [--json] [--quick]`
@@ -9,6 +10,7 @@ Each pair is taken interleaved, frame by frame. `python -m benchmarks.runtime [-
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import Any
 
@@ -17,6 +19,8 @@ import numpy as np
 import coedge
 from benchmarks.report import Report, arguments
 from coedge import zoo
+from coedge.simulator import credits_of
+from coedge.timeline import Timeline
 from workers.kernels import unsplit_session
 
 
@@ -28,6 +32,7 @@ def main() -> None:
     arrays = {name: zoo.example(name).numpy() for name in models}
     overhead(report, models, arrays, frames)
     speed_up(report, models, arrays, frames)
+    streams(report, models, arrays, 2 if options.quick else 8)
     report.finish(options.json)
 
 
@@ -90,6 +95,29 @@ def speed_up(report: Report, models: dict[str, Any], arrays: dict[str, np.ndarra
                         report.note(f"{name} on {label}: {scheme}", medians["local"] / medians[scheme], "x local")
                     error = abs(plan.predicted.latency_seconds / medians[scheme] - 1)
                     report.note(f"{name} on {label}: {scheme} predicted, error", error * 100, "%")
+
+
+def streams(report: Report, models: dict[str, Any], arrays: dict[str, np.ndarray], rounds: int) -> None:
+    """Unequal emulated devices on a 1 Gbit/s network. Filling and emptying take four rounds that do not count."""
+    speeds = (0.4, 0.2, 0.1, 0.05)
+    devices = [
+        {"name": f"d{i}", "speed": speed, "link": {"mbps": 1000, "latency_ms": 0.1}} for i, speed in enumerate(speeds)
+    ]
+    with coedge.connect({"devices": devices, "source": "d0"}) as cluster:
+        for name, model in models.items():
+            mixture = cluster.mixture(model)
+            single = cluster.plan(model, coedge.Objective(goal="throughput"))
+            assert single.predicted is not None
+            for label, plan, in_flight, predicted in (
+                ("mixture", mixture, mixture.in_flight, mixture.rate_fps),
+                ("one plan", single, credits_of(len(devices)), single.predicted.throughput_fps),
+            ):
+                frames = itertools.repeat(arrays[name], (rounds + 4) * in_flight + 1)
+                jobs = cluster.stream_jobs(model, frames, plan=plan)
+                answered = {job.frame: (job.asked_seconds, job.answered_seconds or 0.0) for job in jobs}
+                rate = Timeline((), answered, True).steady_fps(in_flight)
+                report.note(f"{name} stream, {label}", rate, "frames/s")
+                report.note(f"{name} stream, {label}: of the prediction", rate / predicted * 100, "%")
 
 
 if __name__ == "__main__":

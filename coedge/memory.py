@@ -15,15 +15,19 @@ def weight_nbytes(program: Program, model: Model) -> int:
     return sum(part.of(model.graph.constants[part.name]).nbytes for part in parts)
 
 
-def held_nbytes(programs: Iterable[tuple[Model, Program]]) -> int:
-    """Bytes of a device that keeps several programs: each weight once, activations of one frame of one of them."""
+def held_nbytes(programs: Iterable[tuple[Model, Program]], at_once: bool = False) -> int:
+    """Bytes of a device that keeps several programs: each weight once, activations of one frame.
+
+    Args:
+        at_once: they run at the same time: activations of a frame of each, rather than of the largest.
+    """
     weights: dict[tuple[str, str], int] = {}
-    most = 0
+    activations = [0]
     for model, program in programs:
         for key, part in model.weight_parts(program.tiles()).items():
             weights[model.hash, key] = part.of(model.graph.constants[part.name]).nbytes
-        most = max(most, activation_nbytes(program, model))
-    return sum(weights.values()) + most
+        activations.append(activation_nbytes(program, model))
+    return sum(weights.values()) + (sum(activations) if at_once else max(activations))
 
 
 def activation_nbytes(program: Program, model: Model) -> int:

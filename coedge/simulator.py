@@ -103,7 +103,7 @@ class _Run:
     def __init__(
         self, parts: Sequence[Mapping[str, Program]], profile: Profile, model: Model, part_of: Sequence[int]
     ) -> None:
-        self.part_of, self.begun = part_of, 0
+        self.part_of, self.begun, self.left = part_of, 0, 0
         self.spans: list[Span] = []
         self.answered: dict[int, tuple[float, float]] = {}
         self._asked: dict[int, float] = {}
@@ -194,7 +194,9 @@ class _Run:
         elif action.kind == "answer":
             self.answered[frame] = (self._asked[frame], now)
             self._span(device, frame, action, now, now, cause)
-            self._ask(now, len(self.spans) - 1)
+            while self.left in self.answered:  # answers leave in order, and make room for as many frames
+                self.left += 1
+                self._ask(now, len(self.spans) - 1)
 
     def _leave(self, now: float, device: _Device) -> None:
         """The up-link is free for the next message in line."""
@@ -252,7 +254,8 @@ def simulate(
     """The timeline that these programs are predicted to have. Deterministic.
 
     Args:
-        frames: how many; the next begins as soon as fewer than `in_flight` are under way.
+        frames: how many; the next begins as soon as fewer than `in_flight` are under way. Answers leave in the
+            order of the frames, as from a cluster: one that is ahead of its turn is under way until then.
 
     Raises:
         PlanError: the profile lacks a device or a link, or the programs do not end.

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from coedge.config import ClusterConfig, load_config
+from coedge.dealing import dealing
 from coedge.errors import ClusterError, CoEdgeError, ConfigError, DeviceLost, InfeasibleError
 from coedge.model import Model
 from coedge.objective import Objective
 from coedge.plan import Plan
 from coedge.profile import Link, Profile
+from coedge.simulator import credits_of
 from coedge.values import as_arrays, wants_tensors
 from orchestrator import ray_control
 from orchestrator.blame import late_error, lost_error
@@ -28,7 +31,9 @@ from orchestrator.loaded_plan import LoadedPlan
 from orchestrator.loader import Loader
 from orchestrator.measure import measure_model
 from orchestrator.members import join
-from orchestrator.planner import check_scheme, make_plan
+from orchestrator.mixture import Mixture
+from orchestrator.planner import AUTO, check_scheme, make_plan, make_stream
+from orchestrator.stream import in_order
 
 STATUS_SECONDS = 1.0
 
@@ -88,12 +93,14 @@ class Cluster:
         self._lock = threading.RLock()
         self._profiles: dict[str, Profile] = {}
         self._plans: dict[tuple[str, str, str, frozenset[str]], Plan] = {}
+        self._mixtures: dict[tuple[str, str, frozenset[str]], Mixture] = {}
         self._members = join(config)
+        self._credits = credits_of(len(self._members.by_name))
         self._dispatcher = Dispatcher(
             self._members.transport,
             self._members.index_of,
             self._members.clocks,
-            credits=2 * len(self._members.by_name) + 2,
+            credits=self._credits,
             on_late=self._why_late,
         )
         self._loader = Loader(self._members, self._dispatcher.in_flight)
@@ -163,6 +170,23 @@ class Cluster:
                 self._plans[key] = make_plan(model, self.profile(model), objective, scheme)
             return self._plans[key]
 
+    def mixture(self, model: Model, objective: Objective | None = None) -> Mixture:
+        """Plans for the devices that are there, and the part of a stream's frames that each gets, for most frames
+        per second. `stream` takes it as its plan.
+
+        Args:
+            objective: as in the configuration, where not given; the deadline and the constraints are kept.
+
+        Raises:
+            InfeasibleError: no plan meets the constraints.
+        """
+        wanted = (objective or self.config.objective).model_copy(update={"goal": "throughput"})
+        key = (model.hash, wanted.model_dump_json(), frozenset(self._members.lost))
+        with self._lock:
+            if key not in self._mixtures:
+                self._mixtures[key] = make_stream(model, self.profile(model), wanted)
+            return self._mixtures[key]
+
     def submit(
         self,
         model: Model,
@@ -187,42 +211,66 @@ class Cluster:
             PlanError: the plan does not fit the model or the cluster.
             DeviceLost: a device of the plan is not there any more.
         """
-        seconds = self.config.frame_timeout_seconds if timeout is None else timeout
-        if not seconds > 0:
-            raise ConfigError(f"a timeout of {timeout} s leaves no time for the frame; give more than 0")
-        arrays = tuple(np.array(a, order="C") for a in model.check_inputs(as_arrays(x)))
-        loaded = self._prepare(model, plan, objective, scheme)
-        job = self._dispatcher.submit(loaded, arrays, wants_tensors(x), seconds)
-        for name in loaded.devices:
-            if name in self._members.lost:  # since `_prepare` looked
-                self._fail_frames_of(name)
-        return job
+        self._check_open()
+        seconds, arrays = self._seconds(timeout), _copies(model, x)
+        return self._submit(model, arrays, wants_tensors(x), plan or self._feasible(model, objective, scheme), seconds)
 
     def stream(
         self,
         model: Model,
         frames: Iterable[Any],
         *,
-        plan: Plan | None = None,
+        plan: Plan | Mixture | None = None,
         objective: Objective | None = None,
         scheme: str | None = None,
         timeout: float | None = None,
     ) -> Iterator[Any]:
         """Answers in the order of the frames; several are under way at a time.
 
-        Takes from `frames` only as fast as answers leave. A frame that fails raises here, and ends the stream.
+        Takes from `frames` only as fast as answers leave, and never more than it needs to keep the devices busy.
+        A frame that fails raises here, and ends the stream. Where `frames` itself raises, the answers to what it
+        gave before come first. Whoever leaves the stream early cancels the frames under way.
+
+        Args:
+            plan: a plan, or a mixture of plans; otherwise one is made when the stream begins: a mixture for
+                the goal `throughput` with the scheme `auto`, else a plan as for `submit`.
         """
-        jobs: deque[Job] = deque()
-        try:
-            for x in frames:
-                jobs.append(self.submit(model, x, plan=plan, objective=objective, scheme=scheme, timeout=timeout))
-                if len(jobs) >= self._dispatcher.credits:
-                    yield jobs.popleft().result()
-            while jobs:
-                yield jobs.popleft().result()
-        finally:
+        jobs = self.stream_jobs(model, frames, plan=plan, objective=objective, scheme=scheme, timeout=timeout)
+        with contextlib.closing(jobs):
             for job in jobs:
-                job.cancel()
+                yield job.result()
+
+    def stream_jobs(
+        self,
+        model: Model,
+        frames: Iterable[Any],
+        *,
+        plan: Plan | Mixture | None = None,
+        objective: Objective | None = None,
+        scheme: str | None = None,
+        timeout: float | None = None,
+    ) -> Generator[Job]:
+        """The same, with a job per frame: its answer, and also its plan, latency and timeline. A frame that fails
+        raises when its job is asked for the result, and does not end the stream."""
+        self._check_open()
+        seconds = self._seconds(timeout)
+        wanted, scheme = objective or self.config.objective, scheme or self.config.scheme
+        if plan is None and wanted.goal == "throughput" and scheme == AUTO:
+            plan = self.mixture(model, wanted)
+        elif plan is None:
+            plan = self._feasible(model, wanted, scheme)
+        if isinstance(plan, Mixture):
+            plans, parts, in_flight = list(plan.plans), list(plan.parts), max(plan.in_flight, self._credits)
+        else:
+            plans, parts, in_flight = [plan], [1.0], self._credits
+        with self._lock:
+            self._loader.ready_together(model, plans)
+        turns = dealing(parts)
+
+        def submit(x: Any) -> Job:
+            return self._submit(model, _copies(model, x), wants_tensors(x), plans[next(turns)], seconds)
+
+        yield from in_order(frames, submit, in_flight)
 
     def close(self) -> None:
         """Ends the workers, and Ray if it was started here and no other cluster of this process is open.
@@ -244,17 +292,32 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _prepare(self, model: Model, plan: Plan | None, objective: Objective | None, scheme: str | None) -> LoadedPlan:
+    def _seconds(self, timeout: float | None) -> float:
+        seconds = self.config.frame_timeout_seconds if timeout is None else timeout
+        if not seconds > 0:
+            raise ConfigError(f"a timeout of {timeout} s leaves no time for the frame; give more than 0")
+        return seconds
+
+    def _submit(
+        self, model: Model, arrays: tuple[NDArray[Any], ...], as_tensors: bool, plan: Plan, seconds: float
+    ) -> Job:
         self._check_open()
-        if plan is None:
-            plan = self.plan(model, objective, scheme)
-            if not plan.feasible:
-                raise InfeasibleError(
-                    f"no plan of scheme {plan.scheme!r} meets the objective: {plan.reason}. Loosen it, or run the "
-                    "nearest plan all the same: cluster.submit(model, x, plan=cluster.plan(model))"
-                )
-        with self._lock:
-            return self._loader.ready(model, plan)
+        with self._lock:  # nobody unloads the plan before the frame is under way
+            loaded = self._loader.ready(model, plan)
+            job = self._dispatcher.submit(loaded, arrays, as_tensors, seconds)
+        for name in loaded.devices:
+            if name in self._members.lost:  # since it was found ready
+                self._fail_frames_of(name)
+        return job
+
+    def _feasible(self, model: Model, objective: Objective | None, scheme: str | None) -> Plan:
+        plan = self.plan(model, objective, scheme)
+        if not plan.feasible:
+            raise InfeasibleError(
+                f"no plan of scheme {plan.scheme!r} meets the objective: {plan.reason}. Loosen it, or run the "
+                "nearest plan all the same: cluster.submit(model, x, plan=cluster.plan(model))"
+            )
+        return plan
 
     def _died(self, name: str, reason: str) -> None:
         if self._closed.is_set():
@@ -280,3 +343,8 @@ class Cluster:
     def _check_open(self) -> None:
         if self._closed.is_set():
             raise ClusterError("the cluster is closed; connect again")
+
+
+def _copies(model: Model, x: Any) -> tuple[NDArray[Any], ...]:
+    """The inputs; whoever asks may write to theirs as soon as `submit` returns."""
+    return tuple(np.array(array, order="C") for array in model.check_inputs(as_arrays(x)))

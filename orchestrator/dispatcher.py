@@ -1,8 +1,10 @@
 """The client's end of the wire: sends inputs, takes answers, keeps deadlines and credits.
 
-    submit -> (queue, while the credits are out) -> source device ... sink device -> answer
+    submit -> (queue of its plan, while the credits are out) -> source device ... sink device -> answer
 
-A frame is answered once or fails with a reason. At most `credits` frames are under way at a time.
+A frame is answered once or fails with a reason. Of each plan at most `credits` frames are under way at a time, so
+that a slow one does not keep the others from theirs. What is kept here is of frames under way and of jobs that
+somebody holds, nothing else.
 """
 
 from __future__ import annotations
@@ -11,24 +13,24 @@ import contextlib
 import logging
 import threading
 import time
-from collections import OrderedDict, deque
+import weakref
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from coedge.errors import ClusterError, CoEdgeError, FrameTimeout, StepFailed
-from coedge.simulator import span_of
-from orchestrator.job import Job
+from orchestrator.job import Job, Report
 from orchestrator.loaded_plan import LoadedPlan, describe_step
-from workers.message import Kind, Message, array_to_text
+from workers.message import Kind, MalformedMessage, Message, array_to_text
 from workers.transport import Transport
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
-REMEMBERED_JOBS = 256
 CLOSED = "the cluster was closed"
 
 
@@ -41,6 +43,11 @@ class _Flight:
     deadline: float = 0.0
     late: bool = False
 
+    @property
+    def key(self) -> tuple[int, int]:
+        """What the messages of the frame carry."""
+        return self.loaded.epoch, self.job.frame
+
 
 class Dispatcher:
     """Runs a receiving thread until `close`.
@@ -48,6 +55,7 @@ class Dispatcher:
     Args:
         index_of: of every device on the wire.
         clocks: per device, (its clock minus ours, uncertainty), seconds.
+        credits: frames of one plan that may be under way.
         on_late: called, on a thread of its own, shortly before a frame's deadline passes, with the deadline
             and the seconds that the frame was given; returns the error.
     """
@@ -65,41 +73,38 @@ class Dispatcher:
         self._credits, self._on_late = credits, on_late
         self._lock = threading.RLock()
         self._flying: dict[tuple[int, int], _Flight] = {}
-        self._queue: deque[_Flight] = deque()
-        self._traced: OrderedDict[tuple[int, int], tuple[Job, LoadedPlan]] = OrderedDict()
+        self._under_way: Counter[int] = Counter()  # of each epoch
+        self._queues: dict[int, deque[_Flight]] = {}  # of each epoch that has frames in it
+        # A report may come after its answer; of a job that nobody holds any more, nobody reads it.
+        self._traced: weakref.WeakValueDictionary[tuple[int, int], Job] = weakref.WeakValueDictionary()
         self._frames = 0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="coedge-client", daemon=True)
         self._thread.start()
-
-    @property
-    def credits(self) -> int:
-        return self._credits
 
     def submit(
         self, loaded: LoadedPlan, arrays: tuple[NDArray[Any], ...], as_tensors: bool, timeout_seconds: float
     ) -> Job:
         with self._lock:
             self._frames += 1
-            job = Job(self._frames, loaded.model, loaded.plan, as_tensors, frozenset(loaded.devices))
+            job = Job(self._frames, loaded, as_tensors)
             job.on_cancel = self._cancelled
             if self._closing.is_set():
                 job.fail(ClusterError(CLOSED))
                 return job
-            self._queue.append(_Flight(job, loaded, arrays, timeout_seconds))
-            self._dispatch()
+            self._queues.setdefault(loaded.epoch, deque()).append(_Flight(job, loaded, arrays, timeout_seconds))
+            self._dispatch(loaded.epoch)
         return job
 
     def in_flight(self, epoch: int) -> bool:
         with self._lock:
-            return any(key[0] == epoch for key in self._flying) or any(
-                flight.loaded.epoch == epoch for flight in self._queue
-            )
+            return self._under_way[epoch] > 0 or epoch in self._queues
 
     def fail(self, reason: Callable[[Job, LoadedPlan], CoEdgeError], device: str | None = None) -> None:
         """Fails all frames under way, or those whose plans use a device."""
         with self._lock:
-            flights = [*self._flying.values(), *self._queue]
+            waiting = [flight for queue in self._queues.values() for flight in queue]
+            flights = [*waiting, *self._flying.values()]  # no credit goes to a frame that is about to fail
         for flight in flights:
             if device is None or device in flight.loaded.devices:
                 flight.job.fail(reason(flight.job, flight.loaded))
@@ -114,44 +119,59 @@ class Dispatcher:
         self._thread.join()
         self._transport.close()
 
-    def _dispatch(self) -> None:
-        """Sends queued frames as far as there are credits. Holds the lock."""
-        while self._queue and len(self._flying) < self._credits:
-            flight = self._queue.popleft()
-            if flight.job.done():
-                continue
-            key = (flight.loaded.epoch, flight.job.frame)
-            flight.deadline = time.monotonic() + flight.timeout_seconds
-            self._flying[key] = flight
-            self._traced[key] = (flight.job, flight.loaded)
-            while len(self._traced) > REMEMBERED_JOBS:
-                self._traced.popitem(last=False)
-            message = Message(
-                Kind.DATA, self._transport.endpoint.index, *key, flight.loaded.input_channel, flight.arrays
-            )
-            try:
-                self._transport.send(self._index_of[flight.loaded.plan.source], message)
-            except CoEdgeError as error:
-                flight.job.fail(error)
-                self._flying.pop(key, None)
+    def _dispatch(self, epoch: int) -> None:
+        """Sends queued frames of a plan as far as there are credits. Holds the lock."""
+        queue = self._queues.get(epoch)
+        while queue and self._under_way[epoch] < self._credits:
+            flight = queue.popleft()
+            if not flight.job.done():
+                self._send(flight)
+        if queue is not None and not queue:
+            del self._queues[epoch]
+
+    def _send(self, flight: _Flight) -> None:
+        key = flight.key
+        flight.deadline = time.monotonic() + flight.timeout_seconds
+        self._flying[key], self._traced[key] = flight, flight.job
+        self._under_way[key[0]] += 1
+        message = Message(Kind.DATA, self._transport.endpoint.index, *key, flight.loaded.input_channel, flight.arrays)
+        try:
+            self._transport.send(self._index_of[flight.loaded.plan.source], message)
+        except CoEdgeError as error:
+            flight.job.fail(error)
+            self._land(key)
+        flight.arrays = ()  # the transport has them
+
+    def _land(self, key: tuple[int, int]) -> bool:
+        """Takes the credit of a frame back; False: it was not under way. Holds the lock."""
+        if self._flying.pop(key, None) is None:
+            return False
+        self._under_way[key[0]] -= 1
+        if not self._under_way[key[0]]:
+            del self._under_way[key[0]]
+        return True
 
     def _cancelled(self, job: Job) -> None:
         with self._lock:
-            flight = next((f for f in self._flying.values() if f.job is job), None)
+            key = (job.loaded.epoch, job.frame)
+            flight = self._flying.get(key)
+            queue = self._queues.get(job.loaded.epoch, deque())
+            waiting = next((other for other in queue if other.job is job), None)
+            if waiting is not None:
+                queue.remove(waiting)
+            self._dispatch(job.loaded.epoch)  # lets go of a queue that is empty
         if flight is not None:
             self._drop(flight)
 
     def _drop(self, flight: _Flight) -> None:
         """Tells the devices to forget a frame, and gives its credit to the next."""
-        key = (flight.loaded.epoch, flight.job.frame)
         with self._lock:
-            if self._flying.pop(key, None) is not None:
-                self._traced.pop(key, None)
-                message = Message(Kind.CANCEL, self._transport.endpoint.index, *key)
+            if self._land(flight.key):
+                message = Message(Kind.CANCEL, self._transport.endpoint.index, *flight.key)
                 for name in flight.loaded.devices:
                     with contextlib.suppress(CoEdgeError):  # it is gone, and so is the frame there
                         self._transport.send(self._index_of[name], message)
-            self._dispatch()
+            self._dispatch(flight.loaded.epoch)
 
     def _run(self) -> None:
         while not self._closing.is_set():
@@ -178,8 +198,8 @@ class Dispatcher:
         if message.kind is Kind.ANSWER and device == flight.loaded.plan.sink:
             flight.job.answer(list(message.arrays))
             with self._lock:
-                self._flying.pop(key, None)
-                self._dispatch()
+                self._land(key)
+                self._dispatch(message.epoch)
         elif message.kind is Kind.ERROR:
             text = array_to_text(message.arrays[0]) if message.arrays else "unknown error"
             step = self._describe(flight.loaded, device, message.channel)
@@ -194,19 +214,15 @@ class Dispatcher:
 
     def _trace(self, key: tuple[int, int], device: str, message: Message) -> None:
         with self._lock:
-            entry = self._traced.get(key)
-        if entry is None or len(message.arrays) != 3:
+            job = self._traced.get(key)
+        if job is None or device not in job.loaded.devices:
             return
-        job, loaded = entry
-        offset, uncertainty = self._clocks.get(device, (0.0, 0.0))
-        program = loaded.programs[device]
-        spans = []
-        for index, (start, stop), nbytes in zip(*(array.tolist() for array in message.arrays)):
-            shift = offset + job.asked_seconds
-            spans.append(span_of(program, index, loaded.model, job.frame, start - shift, stop - shift, nbytes))
-        if job.add_spans(device, spans, offset, uncertainty):
-            with self._lock:
-                self._traced.pop(key, None)
+        steps, times, nbytes = message.arrays
+        count = len(job.loaded.programs[device].steps)
+        fits = steps.ndim == 1 and times.shape == (len(steps), 2) and nbytes.shape == steps.shape
+        if not fits or steps.dtype.kind != "i" or not np.isin(steps, np.arange(count)).all():
+            raise MalformedMessage(f"a report of frame {message.frame} does not fit the program of {count} steps")
+        job.report(device, Report(steps, times, nbytes, *self._clocks.get(device, (0.0, 0.0))))
 
     def _check_deadlines(self) -> None:
         now = time.monotonic()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,30 @@ from numpy.typing import NDArray
 from coedge.errors import Cancelled, FrameTimeout
 from coedge.model import Model
 from coedge.plan import Plan
+from coedge.simulator import span_of
 from coedge.timeline import Span, Timeline
 from coedge.values import output, restore
+from orchestrator.loaded_plan import LoadedPlan
 
 TRACE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a device did for a frame.
+
+    Attributes:
+        steps: of its program.
+        times: (start, stop) of each, seconds of the device's clock.
+        nbytes: that travelled in each.
+        offset_seconds: the device's clock minus the client's, known to `uncertainty_seconds`.
+    """
+
+    steps: NDArray[Any]
+    times: NDArray[Any]
+    nbytes: NDArray[Any]
+    offset_seconds: float
+    uncertainty_seconds: float
 
 
 class Job:
@@ -25,28 +46,36 @@ class Job:
 
     Attributes:
         frame: number of the frame, ascending within a cluster.
-        plan: what it runs by.
+        loaded: the plan that it runs by, on its devices.
     """
 
-    def __init__(self, frame: int, model: Model, plan: Plan, as_tensors: bool, traced: frozenset[str]) -> None:
-        self.frame, self.model, self.plan = frame, model, plan
+    def __init__(self, frame: int, loaded: LoadedPlan, as_tensors: bool) -> None:
+        self.frame, self.loaded = frame, loaded
         self.asked_seconds = time.monotonic()
         self.answered_seconds: float | None = None
         self.on_cancel: Callable[[Job], None] = lambda job: None
         self._as_tensors = as_tensors
         self._future: Future[list[NDArray[Any]]] = Future()
         self._lock = threading.Lock()
-        self._awaited = set(traced)
-        self._spans: list[Span] = []
-        self._uncertainty_seconds = 0.0
-        self._clock_offsets: dict[str, float] = {}
-        self._traced = threading.Event()
-        if not traced:
-            self._traced.set()
+        self._reports: dict[str, Report] = {}
+        self._traced = threading.Event()  # every device has reported
+
+    @property
+    def model(self) -> Model:
+        return self.loaded.model
+
+    @property
+    def plan(self) -> Plan:
+        """What it runs by."""
+        return self.loaded.plan
 
     def done(self) -> bool:
         """Whether there is an answer, or a reason for none."""
         return self._future.done()
+
+    def wait(self) -> None:
+        """Until it is done, which the frame's deadline sees to."""
+        wait([self._future])
 
     def result(self, timeout: float | None = None) -> Any:
         """The output, in the structure and dtype that the module returns.
@@ -87,9 +116,15 @@ class Job:
         assert self.answered_seconds is not None
         self._traced.wait(TRACE_SECONDS)
         with self._lock:
-            spans = tuple(sorted(self._spans, key=lambda span: (span.start_seconds, span.device)))
-        answered = {self.frame: (0.0, self.answered_seconds - self.asked_seconds)}
-        return Timeline(spans, answered, True, self._uncertainty_seconds, dict(self._clock_offsets))
+            reports = dict(self._reports)
+        spans = [span for device, report in reports.items() for span in self._spans(device, report)]
+        return Timeline(
+            tuple(sorted(spans, key=lambda span: (span.start_seconds, span.device))),
+            {self.frame: (0.0, self.answered_seconds - self.asked_seconds)},
+            True,
+            max((report.uncertainty_seconds for report in reports.values()), default=0.0),
+            {device: report.offset_seconds for device, report in reports.items()},
+        )
 
     def answer(self, outputs: list[NDArray[Any]]) -> bool:
         with self._lock:
@@ -108,13 +143,18 @@ class Job:
             self._traced.set()
             return True
 
-    def add_spans(self, device: str, spans: list[Span], offset_seconds: float, uncertainty_seconds: float) -> bool:
-        """A device's report; True when it was the last one."""
+    def report(self, device: str, report: Report) -> None:
+        """Takes in what a device did."""
         with self._lock:
-            self._spans += spans
-            self._clock_offsets[device] = offset_seconds
-            self._uncertainty_seconds = max(self._uncertainty_seconds, uncertainty_seconds)
-            self._awaited.discard(device)
-            if not self._awaited:
+            self._reports[device] = report
+            if self._reports.keys() >= set(self.loaded.devices):
                 self._traced.set()
-            return not self._awaited
+
+    def _spans(self, device: str, report: Report) -> list[Span]:
+        program, shift = self.loaded.programs[device], report.offset_seconds + self.asked_seconds
+        return [
+            span_of(program, step, self.model, self.frame, start - shift, stop - shift, nbytes)
+            for step, (start, stop), nbytes in zip(
+                report.steps.tolist(), report.times.tolist(), report.nbytes.tolist(), strict=True
+            )
+        ]

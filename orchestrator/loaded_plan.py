@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from coedge.model import Model
 from coedge.plan import Plan
@@ -11,7 +12,7 @@ from coedge.program import CLIENT, Answer, Compute, Program, Receive, Send, Step
 from coedge.simulator import step_label
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LoadedPlan:
     """A plan under its epoch: the number that its messages carry."""
 
@@ -20,12 +21,12 @@ class LoadedPlan:
     plan: Plan
     programs: Mapping[str, Program]
 
-    @property
+    @cached_property
     def devices(self) -> tuple[str, ...]:
         """Those that take part."""
         return tuple(name for name, program in self.programs.items() if program.steps)
 
-    @property
+    @cached_property
     def input_channel(self) -> int:
         steps = self.programs[self.plan.source].steps
         return next(s.channel for s in steps if isinstance(s, Receive) and s.peer == CLIENT)

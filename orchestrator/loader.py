@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ KEPT_PLANS = 16
 ASK_SECONDS = 60.0
 LOAD_SECONDS = 300.0
 
+Key = tuple[str, str | None, str]
+
 
 class Loader:
     """Keeps the plans that were used last ready; going back to one of them costs nothing.
@@ -33,7 +35,7 @@ class Loader:
 
     def __init__(self, members: Members, in_flight: Callable[[int], bool]) -> None:
         self._members, self._in_flight = members, in_flight
-        self.loaded: OrderedDict[tuple[str, str | None, str], LoadedPlan] = OrderedDict()
+        self.loaded: OrderedDict[Key, LoadedPlan] = OrderedDict()
         self.epoch = 0
 
     def ready(self, model: Model, plan: Plan) -> LoadedPlan:
@@ -44,14 +46,28 @@ class Loader:
             InfeasibleError: a device's memory limit is too small.
             DeviceLost: a device of the plan is not there any more.
         """
-        key = (model.hash, model.structure, plan.digest)
+        key = _key(model, plan)
         loaded = self.loaded.get(key)
         if loaded is None:
             loaded = self.loaded[key] = self._load(model, plan)
-            self._unload_old()
+            self._unload_old(KEPT_PLANS)
         self.loaded.move_to_end(key)
         self._check_there(loaded)
         return loaded
+
+    def ready_together(self, model: Model, plans: Sequence[Plan]) -> None:
+        """The same of several plans, all of them ready at the same time."""
+        self._check_memory_of(model, plans)
+        for plan in plans:
+            if _key(model, plan) in self.loaded:  # before the others take its place
+                self.loaded.move_to_end(_key(model, plan))
+        for plan in plans:
+            key = _key(model, plan)
+            if key not in self.loaded:
+                self.loaded[key] = self._load(model, plan, at_once=len(plans) > 1)
+        self._unload_old(max(KEPT_PLANS, len(plans)))
+        for plan in plans:
+            self._check_there(self.loaded[_key(model, plan)])
 
     def _check_there(self, loaded: LoadedPlan) -> None:
         for name in loaded.devices:
@@ -61,13 +77,23 @@ class Loader:
                     "Connect again, or plan without it"
                 )
 
-    def _load(self, model: Model, plan: Plan) -> LoadedPlan:
+    def _load(self, model: Model, plan: Plan, at_once: bool = False) -> LoadedPlan:
         members = self._members.by_name
         used = {name for stage in plan.stages for name in stage.regions} | {plan.source, plan.sink}
         unknown = sorted(used - set(members))
         if unknown:
             raise PlanError(f"the plan uses device {unknown[0]!r}, which is not in this cluster: {', '.join(members)}")
         programs = {name: program for name, program in lower(plan, model).items() if name in members}
+        self._check_memory(model, programs)
+        self._make_room(model, programs, at_once)
+        self.epoch += 1
+        loaded = LoadedPlan(self.epoch, model, plan, programs)
+        self._check_there(loaded)
+        self._ship(loaded)
+        return loaded
+
+    def _check_memory(self, model: Model, programs: Mapping[str, Program]) -> None:
+        members = self._members.by_name
         for name, program in programs.items():
             limit, needed = members[name].config.memory_mb, program_nbytes(program, model) / 1e6
             if limit is not None and program.steps and needed > limit:
@@ -75,12 +101,20 @@ class Loader:
                     f"{name} would need {needed:.1f} MB for its part of {model.name} (weights, input and "
                     f"activations), its limit is {limit:.1f} MB; give it less, or raise devices.{name}.memory_mb"
                 )
-        self._make_room(model, programs)
-        self.epoch += 1
-        loaded = LoadedPlan(self.epoch, model, plan, programs)
-        self._check_there(loaded)
-        self._ship(loaded)
-        return loaded
+
+    def _check_memory_of(self, model: Model, plans: Sequence[Plan]) -> None:
+        """The plans of a mixture must fit together: while frames of one run, none can make room for another."""
+        limits = {n: m.memory_bytes for n, m in self._members.by_name.items() if m.memory_bytes is not None}
+        lowered = [lower(plan, model) for plan in plans] if limits and len(plans) > 1 else []
+        for name, limit in limits.items():
+            programs = [programs[name] for programs in lowered if name in programs and programs[name].steps]
+            needed = held_nbytes(((model, program) for program in programs), at_once=True)
+            if programs and needed > limit:
+                raise InfeasibleError(
+                    f"{name} would need {needed / 1e6:.1f} MB for its parts of {len(programs)} plans of {model.name} "
+                    f"at a time, its limit is {limit / 1e6:.1f} MB; make the mixture for this cluster "
+                    f"(cluster.mixture), or raise devices.{name}.memory_mb"
+                )
 
     def _ship(self, loaded: LoadedPlan) -> None:
         import ray
@@ -105,24 +139,28 @@ class Loader:
             calls[name] = actors[name].load.remote(loaded.epoch, loaded.programs[name], skeleton, keys, references)
         ray_control.gather(calls, LOAD_SECONDS, f"prepare {model.name}")
 
-    def _make_room(self, model: Model, programs: Mapping[str, Program]) -> None:
-        """Unloads plans, oldest first, that a device's memory limit does not allow it to keep beside a new one."""
+    def _make_room(self, model: Model, programs: Mapping[str, Program], at_once: bool) -> None:
+        """Unloads plans, oldest first, that a device's memory limit does not allow it to keep beside a new one.
+
+        Args:
+            at_once: frames of more than one of them will be under way.
+        """
         for name, program in programs.items():
             limit = self._members.by_name[name].memory_bytes
             if limit is None or not program.steps:
                 continue
             for key, old in list(self.loaded.items()):
                 kept = [(p.model, p.programs[name]) for p in self.loaded.values() if name in p.devices]
-                if held_nbytes([*kept, (model, program)]) <= limit:
+                if held_nbytes([*kept, (model, program)], at_once) <= limit:
                     break
                 if name in old.devices:
                     self._unload(key)
 
-    def _unload_old(self) -> None:
-        for key in list(self.loaded)[:-KEPT_PLANS]:
+    def _unload_old(self, kept: int) -> None:
+        for key in list(self.loaded)[:-kept]:
             self._unload(key)
 
-    def _unload(self, key: tuple[str, str | None, str]) -> None:
+    def _unload(self, key: Key) -> None:
         """Waits until it is done: a device must not be asked what it has while it is letting go of it."""
         old = self.loaded[key]
         if not self._in_flight(old.epoch):
@@ -131,3 +169,7 @@ class Loader:
             with contextlib.suppress(ClusterError):  # who does not answer is about to be noticed as lost
                 calls = {name: self._members.by_name[name].actor.unload.remote(old.epoch) for name in there}
                 ray_control.gather(calls, ASK_SECONDS, "let go of a plan")
+
+
+def _key(model: Model, plan: Plan) -> Key:
+    return model.hash, model.structure, plan.digest

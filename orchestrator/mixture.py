@@ -16,17 +16,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coedge.errors import PlanError
+from coedge.errors import InfeasibleError
 from coedge.lowering import lower
+from coedge.memory import held_nbytes
 from coedge.model import Model
 from coedge.objective import Objective
 from coedge.plan import Plan
 from coedge.profile import Profile
-from coedge.simulator import simulate_mixture
+from coedge.simulator import credits_of, simulate_mixture
 from coedge.timeline import Timeline
 from orchestrator.evaluator import Evaluator, Judged
 from orchestrator.search.auto import stages_of_path
@@ -38,6 +40,11 @@ from orchestrator.search.shortest_path import Prices, shortest_path
 ROUNDS = 40
 LEAST_GAIN = 1e-4
 LEAST_PART = 1e-3
+# Answers leave in order, so while a slow plan has a frame the answers of the others wait. What it adds to the rate
+# is about one over the frames that pass meanwhile: beyond so many it is not worth their memory.
+MOST_PASSING = 100
+# Frames under way, over those that pass during the slowest plan's latency, as it is predicted for one alone.
+SLACK = 1.5
 
 
 @dataclass(frozen=True)
@@ -61,12 +68,11 @@ class Mixture:
 
     @property
     def in_flight(self) -> int:
-        """Frames to be kept under way, so that nothing runs dry: several times what Little's law asks for."""
-        assert all(plan.predicted for plan in self.plans)
-        latency = sum(
-            part * plan.predicted.latency_seconds for plan, part in zip(self.plans, self.parts) if plan.predicted
-        )
-        return math.ceil(4 * self.rate_fps * latency) + 2 * len(self.plans)
+        """Frames to be kept under way, so that nothing runs dry although answers leave in order: what passes while
+        the slowest plan has one, and some more; at least what a cluster has under way of one plan."""
+        latencies = [plan.predicted.latency_seconds for plan in self.plans if plan.predicted]
+        passing = self.rate_fps * max(latencies, default=0.0)
+        return max(math.ceil(SLACK * passing) + 2 * len(self.plans), credits_of(len(self.plans[0].devices)))
 
     def simulate(self, model: Model, profile: Profile, frames: int = 200, in_flight: int | None = None) -> Timeline:
         """The stream in virtual time, its frames dealt to the plans.
@@ -92,7 +98,7 @@ def make_mixture(model: Model, profile: Profile, objective: Objective, known: Se
         known: plans to begin with.
 
     Raises:
-        PlanError: no plan meets the constraints.
+        InfeasibleError: no plan meets the constraints.
     """
     evaluator = Evaluator(model, profile, objective)
     costs = Costs(model, profile, Reach(model), candidates(model, profile), objective.keep_local)
@@ -115,7 +121,7 @@ def make_mixture(model: Model, profile: Profile, objective: Objective, known: Se
             add(evaluator.judge(stages_of_path(path, costs)))
     if not columns:
         nearest = min(evaluator.judged.values(), key=lambda judged: judged.rank(objective))
-        raise PlanError(f"no plan meets the objective; the nearest one: {evaluator.plan(nearest).reason}")
+        raise InfeasibleError(f"no plan meets the objective; the nearest one: {evaluator.plan(nearest).reason}")
     rounds, better = 0, True
     while better and rounds < ROUNDS:
         rounds += 1
@@ -124,7 +130,7 @@ def make_mixture(model: Model, profile: Profile, objective: Objective, known: Se
         for price in _prices(solved, costs, objective):
             path = shortest_path(costs, price)
             better |= path is not None and add(evaluator.judge(stages_of_path(path, costs)))
-    return _mixture(evaluator, _solve(list(columns.values()), objective), rounds)
+    return _mixture(evaluator, _within_limits(list(columns.values()), model, profile, objective), rounds)
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,13 @@ class _Solved:
     columns: list[_Column]
     parts: NDArray[np.float64]
     seconds: float
+    cost: float
     worth: dict[tuple[str, str], float]
+
+    @cached_property
+    def used(self) -> list[_Column]:
+        """The plans that get frames."""
+        return [column for column, part in zip(self.columns, self.parts) if part > 0]
 
 
 def _solve(columns: list[_Column], objective: Objective) -> _Solved:
@@ -160,7 +172,35 @@ def _solve(columns: list[_Column], objective: Objective) -> _Solved:
     values = values / values.sum()
     busiest = float((matrix @ values).max())
     worth = {name: float(value) for name, value in zip(resources, limits.dual_value) if value > 1e-6}
-    return _Solved(columns, values, busiest, worth)
+    return _Solved(columns, values, busiest, float(problem.value) * unit, worth)
+
+
+def _within_limits(columns: list[_Column], model: Model, profile: Profile, objective: Objective) -> _Solved:
+    """The best mixture whose plans fit into the memory of every device together, and of which none is too slow.
+
+    A plan at a time is left out, the one that is missed least; every plan fits by itself.
+    """
+    while True:
+        solved = _solve(columns, objective)
+        if len(solved.used) == 1:
+            return solved
+        slow = [one for one in solved.used if one.judged.latency_seconds > MOST_PASSING * solved.seconds]
+        worst = slow or _crowded(solved.used, model, profile)
+        if not worst:
+            return solved
+        without = [_solve([other for other in columns if other is not one], objective) for one in worst]
+        columns = min(without, key=lambda solved: solved.cost).columns
+
+
+def _crowded(columns: Sequence[_Column], model: Model, profile: Profile) -> list[_Column]:
+    """The plans with a part on the first device that has not the memory for all of them."""
+    limits = {d.name: d.memory_bytes for d in profile.devices if d.memory_bytes is not None}
+    programs = [lower(one.judged.plan, model) for one in columns] if limits else []
+    for name, limit in limits.items():
+        parts = [(one, lowered[name]) for one, lowered in zip(columns, programs) if lowered[name].steps]
+        if held_nbytes([(model, program) for _, program in parts], at_once=True) > limit:
+            return [one for one, _ in parts]
+    return []
 
 
 def usage(timeline: Timeline, profile: Profile) -> dict[tuple[str, str], float]:

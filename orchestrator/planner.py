@@ -12,7 +12,7 @@ from coedge.model import Model
 from coedge.objective import Objective
 from coedge.plan import Plan
 from coedge.profile import Profile
-from orchestrator.mixture import make_mixture
+from orchestrator.mixture import Mixture, make_mixture
 from orchestrator.schemes.aofl import aofl
 from orchestrator.schemes.coedge import coedge
 from orchestrator.schemes.equal import equal
@@ -84,9 +84,25 @@ def make_plan(model: Model, profile: Profile, objective: Objective | None = None
 
 
 def _auto(model: Model, profile: Profile, objective: Objective) -> Plan:
-    known = [SCHEMES[name](model, profile, objective) for name in SCHEMES]
+    known = named_plans(model, profile, objective)
     if any(plan.feasible for plan in known):
         known = sorted(known, key=lambda plan: rank(plan, objective))[:KNOWN]
     if objective.goal == "throughput" and any(plan.feasible for plan in known):
         known += make_mixture(model, profile, objective, known).plans
     return search(model, profile, objective, known)
+
+
+def named_plans(model: Model, profile: Profile, objective: Objective) -> list[Plan]:
+    """The plan of every named scheme."""
+    return [scheme(model, profile, objective) for scheme in SCHEMES.values()]
+
+
+def make_stream(model: Model, profile: Profile, objective: Objective) -> Mixture:
+    """The mixture of plans for most frames per second, the named schemes' plans among its candidates.
+
+    Raises:
+        InfeasibleError: no plan meets the constraints.
+        PlanError: a profile of another model.
+    """
+    profile.check(model)
+    return make_mixture(model, profile, objective, named_plans(model, profile, objective))

@@ -330,6 +330,11 @@ def test_end_to_end(tmp_path: Path) -> None:
     assert set(run["compute_seconds"]) == {"big", "small"}
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
 
+    run = coedge("run", "shufflenet_v2", "--size", SIZE, "--goal", "throughput", "--repeat", "30")
+    assert run["largest_relative_difference"] <= 1e-5 and run["throughput_fps"] > 0
+    assert sum(one["frames"] for one in run["plans"]) == 30 == len(run["latency_seconds"]["all"])
+    assert all(abs(one["frames"] - 30 * one["part"]) < 1 for one in run["plans"])
+
 
 @pytest.mark.ray
 def test_run_without_a_plan_uses_the_configuration(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ the later ones share keeps it.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -37,6 +38,7 @@ from nets import Array, Net, difference, image, make_plan, mosaic, one_stage, un
 import coedge
 from coedge import Cancelled, ClusterError, FrameTimeout, zoo
 from coedge.capturing import capture
+from coedge.dealing import deal
 from coedge.model import Model
 from coedge.plan import Plan
 from coedge.program import Compute, Send
@@ -470,6 +472,28 @@ def test_an_endless_stream_can_be_left(cluster: Cluster) -> None:
     assert_exact(model, image(SHAPE), cluster.submit(model, image(SHAPE), plan=alone(model, "low")).result())
 
 
+def test_a_stream_for_throughput_runs_a_mixture_of_plans(cluster: Cluster) -> None:
+    model = small(seed=3)
+    frames = [image(SHAPE, seed=i) for i in range(40)]
+    stream = coedge.Objective(goal="throughput")
+    mixture = cluster.mixture(model)
+    assert mixture is cluster.mixture(model, stream) and sum(mixture.parts) == pytest.approx(1.0)
+    # Whatever was measured, of more plans than one.
+    plans = (alone(model, "home"), halves(model, "mid", "low"), alone(model, "low"))
+    mixed = dataclasses.replace(mixture, plans=plans, parts=(0.5, 0.3, 0.2))
+    for plan, objective in ((mixed, None), (None, stream)):
+        count = 0
+        for y in cluster.stream(model, frames, plan=plan, objective=objective):
+            assert_exact(model, frames[count], y)
+            count += 1
+        assert count == len(frames)
+    epochs = cluster._loader.epoch
+    jobs = list(cluster.stream_jobs(model, frames, plan=mixed))
+    assert [job.plan for job in jobs] == [plans[part] for part in deal(mixed.parts, len(frames))]
+    assert jobs[-1].timeline.devices and jobs[-1].latency_seconds > 0
+    assert cluster._loader.epoch == epochs, "what is loaded stays loaded"
+
+
 def test_a_job_can_be_waited_for_in_turns(cluster: Cluster) -> None:
     x = image(HEAVY_SHAPE)
     job = cluster.submit(heavy(), x, plan=alone(heavy(), "snail"))
@@ -665,6 +689,9 @@ def test_a_plan_is_prepared_once_and_old_ones_make_room(cluster: Cluster) -> Non
     assert cluster._loader.epoch == epochs, "an equal plan was loaded again"
     assert_exact(model, x, cluster.submit(model, x, plan=made[0]).result())
     assert cluster._loader.epoch == epochs + 1
+    for plan in (made[-1], made[-2], made[-1], made[0], made[-2]):
+        assert_exact(model, x, cluster.submit(model, x, plan=plan).result())
+    assert cluster._loader.epoch == epochs + 1, "going back and forth loads nothing"
     # The same objective and model give the same plan, not a new one.
     assert cluster.plan(model) is cluster.plan(model)
 

@@ -227,6 +227,13 @@ def test_a_memory_limit_below_the_need_is_refused_with_both_numbers(cluster: Clu
     assert cluster.plan(small()).feasible
 
 
+def test_plans_of_a_mixture_that_do_not_fit_together_are_refused(cluster: Cluster) -> None:
+    plans = (halves(small(), "a", "tiny"), alone(small(), "tiny"))
+    mixture = coedge.Mixture(plans, (0.5, 0.5), rate_fps=1.0, energy_joules=0.0, worth={}, rounds=0)
+    with pytest.raises(InfeasibleError, match=r"tiny would need .* MB for its parts of 2 plans .* limit is 0\.0 MB"):
+        next(iter(cluster.stream(small(), [image(SHAPE)], plan=mixture)))
+
+
 @pytest.mark.parametrize("timeout", [0, -1.0, float("nan")])
 def test_a_timeout_that_leaves_no_time_is_refused(cluster: Cluster, timeout: float) -> None:
     with pytest.raises(ValueError, match="timeout"):

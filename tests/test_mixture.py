@@ -9,12 +9,14 @@ from nets import examples
 from scipy.optimize import linprog
 
 from benchmarks.instances import chain, small_profile
-from coedge.errors import PlanError
+from coedge.errors import InfeasibleError
+from coedge.lowering import lower
+from coedge.memory import held_nbytes
 from coedge.model import Model
 from coedge.objective import Objective
-from coedge.profile import Profile
+from coedge.profile import Profile, scaled
 from orchestrator.bound import bound_seconds
-from orchestrator.mixture import make_mixture
+from orchestrator.mixture import MOST_PASSING, Mixture, make_mixture
 from orchestrator.planner import SCHEMES, make_plan
 
 STREAM = Objective(goal="throughput")
@@ -64,8 +66,51 @@ def test_a_deadline_holds_for_every_plan_of_a_mixture() -> None:
     limit = quickest.latency_seconds * 1.2
     mixture = make_mixture(model, profile, STREAM.model_copy(update={"deadline_ms": limit * 1e3}), ())
     assert all(plan.predicted and plan.predicted.latency_seconds <= limit for plan in mixture.plans)
-    with pytest.raises(PlanError, match="no plan meets the objective; the nearest one"):
+    with pytest.raises(InfeasibleError, match="no plan meets the objective; the nearest one"):
         make_mixture(model, profile, STREAM.model_copy(update={"deadline_ms": 1e-6}))
+
+
+def nbytes_on(mixture: Mixture, model: Model, name: str) -> int:
+    """What the plans of a mixture take of a device together."""
+    programs = [lower(plan, model)[name] for plan in mixture.plans]
+    return held_nbytes(((model, program) for program in programs if program.steps), at_once=True)
+
+
+@given(seed=st.integers(0, 10_000), devices=st.integers(2, 4), part=st.floats(0.3, 1.1))
+@examples(10)
+def test_the_plans_of_a_mixture_fit_into_memory_together(seed: int, devices: int, part: float) -> None:
+    model = chain(seed % 20, layers=4, rows=12)
+    profile = small_profile(seed, model, devices)
+    free = make_mixture(model, profile, STREAM)
+    # The source has room for its largest plan, so that there is always one.
+    largest = max(nbytes_on(make_mixture(model, profile.without(profile.names[1:]), STREAM), model, "d0"), 1)
+    limits = {name: max(part * nbytes_on(free, model, name), largest) for name in profile.names}
+    limited = profile.model_copy(
+        update={"devices": tuple(d.model_copy(update={"memory_bytes": limits[d.name]}) for d in profile.devices)}
+    )
+    mixture = make_mixture(model, limited, STREAM)
+    assert all(nbytes_on(mixture, model, name) <= limits[name] for name in profile.names)
+    assert mixture.rate_fps <= free.rate_fps * (1 + 1e-3)
+    if part >= 1:
+        assert mixture.rate_fps >= free.rate_fps * (1 - 1e-3)
+
+
+@given(seed=st.integers(0, 10_000), slower=st.sampled_from([30, 200, 400]))
+@examples(8)
+def test_a_device_that_is_too_slow_for_answers_in_order_is_left_out(seed: int, slower: int) -> None:
+    """Of the others' answers each of its frames would hold back many; what it adds is less than that many-th part."""
+    model = chain(seed % 20, layers=4, rows=12)
+    profile = small_profile(seed, model, 2)
+    snail = profile.devices[1]
+    times = {kind: tuple(scaled(time, slower) for time in getattr(snail, kind)) for kind in ("layers", "fused")}
+    profile = profile.model_copy(update={"devices": (profile.devices[0], snail.model_copy(update=times))})
+    mixture = make_mixture(model, profile, STREAM)
+    alone = make_mixture(model, profile.without(["d1"]), STREAM)
+    for plan in mixture.plans:
+        assert plan.predicted and plan.predicted.latency_seconds * mixture.rate_fps <= MOST_PASSING * (1 + 1e-6)
+    assert mixture.rate_fps >= alone.rate_fps * (1 - 1e-6)
+    timeline = mixture.simulate(model, profile, frames=8 * mixture.in_flight + 1)
+    assert timeline.steady_fps(mixture.in_flight) >= 0.95 * mixture.rate_fps
 
 
 def test_joules_have_their_price_in_a_mixture() -> None:

@@ -183,16 +183,14 @@ def quantile(ascending: list[float], part: float) -> float:
 def _stream(
     saved: Plan | None, model: Model, profile: Profile, objective: Objective, scheme: str, mixture: bool
 ) -> _Stream:
-    from orchestrator.mixture import make_mixture
-    from orchestrator.planner import SCHEMES, make_plan
+    from orchestrator.planner import make_plan, make_stream
 
     if saved is not None:
         _check_devices(saved, profile)
         return _Stream((saved,), (1.0,))
     if not mixture:
         return _Stream((make_plan(model, profile, objective, scheme),), (1.0,))
-    known = [make_plan(model, profile, objective, name) for name in SCHEMES]
-    found = make_mixture(model, profile, objective, known)
+    found = make_stream(model, profile, objective)
     return _Stream(found.plans, found.parts, found.in_flight)
 
 
