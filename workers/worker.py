@@ -27,13 +27,13 @@ from coedge.program import CLIENT, RAW, Answer, Compute, Program, Receive, Send
 from coedge.scheduler import Ended, Failed, Scheduler, Task
 from coedge.weight_part import WeightPart
 from workers.codecs import check_available
-from workers.emulation import Pace
+from workers.emulation import Pace, sharpen_timers
 from workers.kernels import Kernels
 from workers.message import Kind, MalformedMessage, Message, text_to_array
 from workers.paced_transport import LinkSpec, PacedTransport
 from workers.spec import ProbeTimes, WorkerFacts, WorkerSpec, WorkerStatus
 from workers.transport import Endpoint, Transport
-from workers.zmq_transport import ZmqTransport
+from workers.zmq_transport import SPIN_SECONDS, ZmqTransport
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -47,8 +47,11 @@ class Worker:
         emulated = spec.speed is not None
         self.threads = spec.threads or (1 if emulated else psutil.cpu_count(logical=False) or 1)
         self.pace = Pace(spec.speed, self.threads)
+        self._emulated = emulated or spec.link is not None
+        # Emulated devices share cores, and the hand-over between them hides behind their links.
+        spin_seconds = 0.0 if self._emulated else SPIN_SECONDS
         self._transport: Transport = transport or ZmqTransport(
-            spec.index, spec.name, spec.host, encrypted=spec.encrypted
+            spec.index, spec.name, spec.host, encrypted=spec.encrypted, spin_seconds=spin_seconds
         )
         self._index_of: dict[str, int] = {}
         self._models: dict[str, Kernels] = {}
@@ -157,6 +160,8 @@ class Worker:
 
     def serve(self) -> None:
         """Runs until `stop`."""
+        if self._emulated:
+            sharpen_timers()
         try:
             while not self._stopping.is_set():
                 while self._receive(0.0):
