@@ -212,7 +212,7 @@ class Worker:
         except Exception as error:  # whatever a peer sends and a kernel thinks of it, this device goes on
             outcome = self._scheduler.failed(task, "".join(traceback.format_exception_only(error)).strip())
         else:
-            sent = arrays if isinstance(task.step, Receive) else made if isinstance(task.step, Send) else ()
+            sent = made if isinstance(task.step, Send) else arrays
             nbytes = sum(array.nbytes for array in sent)
             outcome = self._scheduler.done(task, made, start, self.pace.now(), nbytes)
         finally:

@@ -183,14 +183,13 @@ class ZmqTransport:
         deadline = time.monotonic() + min(max(timeout_seconds, 0.0), MAX_TIMEOUT_SECONDS)
         pull = self._pull
         while True:
-            try:
-                frame = pull.recv(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
+            if not self._is_readable():  # cheaper than a `zmq.Again`, and most calls find nothing
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return None
                 self._wait(left)
                 continue
+            frame = pull.recv(zmq.NOBLOCK, copy=False)
             parts = [frame.buffer]
             while frame.more:
                 frame = pull.recv(copy=False)
@@ -223,11 +222,14 @@ class ZmqTransport:
             if self._gate:
                 self._gate.join()
 
+    def _is_readable(self) -> bool:
+        return bool(int(self._pull.get(zmq.EVENTS)) & zmq.POLLIN)
+
     def _wait(self, seconds: float) -> None:
         """Until something may have come. libzmq itself waits for whole milliseconds only; emulated links need less."""
         sleeps_at = time.monotonic() + min(self._spin_seconds, seconds)
         while time.monotonic() < sleeps_at:
-            if self._pull.poll(0):
+            if self._is_readable():
                 return
             _give_way()
         if self._descriptor < MAX_SELECT_DESCRIPTOR:
