@@ -277,16 +277,16 @@ def memory(report: Report, models: dict[str, Model]) -> None:
     for name, model in models.items():
         with coedge.connect({"devices": [{"name": "only", "threads": 1}]}) as cluster:
             process = psutil.Process(cluster.devices()[0].pid)
-            empty = process.memory_info().rss
+            empty = process.memory_full_info()
             plan = _whole(model)
-            most = 0
             for _ in range(3):
                 cluster.submit(model, _array(model), plan=plan).result()
-                most = max(most, process.memory_info().rss - empty)
-            report.note(
-                f"{name}: memory of a worker, predicted", program_nbytes(lower(plan, model)["only"], model) / 1e6, "MB"
-            )
-            report.note(f"{name}: memory of a worker, above its {empty / 1e6:.0f} MB", most / 1e6, "MB")
+            full = process.memory_full_info()
+            predicted = program_nbytes(lower(plan, model)["only"], model)
+            report.note(f"{name}: memory of a worker, predicted", predicted / 1e6, "MB")
+            report.note(f"{name}: resident, above its {empty.rss / 1e6:.0f} MB", (full.rss - empty.rss) / 1e6, "MB")
+            # What Ray's object store holds is shared by the devices of a host.
+            report.note(f"{name}: of that, not shared", (full.uss - empty.uss) / 1e6, "MB")
             _say(f"memory, {name}")
 
 
