@@ -72,9 +72,9 @@ class Tensor:
         shape = list(self.shape)
         if not self.partial_extent:
             if self.row_axis is not None:
-                shape[self.row_axis] = region.rows.length
+                shape[self.row_axis] = max(region.row_stop - region.row_start, 0)
             if self.col_axis is not None:
-                shape[self.col_axis] = region.cols.length
+                shape[self.col_axis] = max(region.col_stop - region.col_start, 0)
         return tuple(shape)
 
     def region_nbytes(self, region: Region) -> int:
@@ -90,12 +90,10 @@ class Tensor:
         """Index of `wanted` in an array that holds `held`."""
         index = [slice(None)] * len(self.shape)
         if not self.partial_extent:
-            for axis, inner, outer in (
-                (self.row_axis, wanted.rows, held.rows),
-                (self.col_axis, wanted.cols, held.cols),
-            ):
-                if axis is not None:
-                    index[axis] = slice(inner.start - outer.start, inner.stop - outer.start)
+            if self.row_axis is not None:
+                index[self.row_axis] = slice(wanted.row_start - held.row_start, wanted.row_stop - held.row_start)
+            if self.col_axis is not None:
+                index[self.col_axis] = slice(wanted.col_start - held.col_start, wanted.col_stop - held.col_start)
         return tuple(index)
 
 

@@ -67,6 +67,14 @@ class Machine:
     def frames(self) -> tuple[int, ...]:
         return tuple(self._order)
 
+    @property
+    def oldest(self) -> int:
+        """The first frame under way; there must be one."""
+        return self._order[0]
+
+    def __contains__(self, frame: int) -> bool:
+        return frame in self._frames
+
     def begin(self, frame: int) -> None:
         """Expect a frame. Idempotent."""
         if frame in self._frames or not self.program.steps:
@@ -125,14 +133,14 @@ class Machine:
         if self._frames.pop(frame, None) is not None:
             self._order.remove(frame)
 
-    def receive_of(self, channel: int) -> Receive | None:
-        """The step that a message on this channel is for."""
-        entry = self._receives.get(channel)
-        return entry[1] if entry else None
+    def receive_of(self, channel: int) -> tuple[int, Receive] | None:
+        """The step that a message on this channel is for, with its index."""
+        return self._receives.get(channel)
 
-    def step_of(self, channel: int) -> int:
-        """The index of that step."""
-        return self._receives[channel][0]
+    def expects(self, frame: int, channel: int) -> bool:
+        """Whether a frame that is under way still waits for a message on this channel."""
+        state = self._frames.get(frame)
+        return state is not None and channel in self._receives and channel not in state.received
 
     def waiting(self, frame: int) -> list[Receive]:
         """The messages that a frame still waits for, in program order."""

@@ -19,11 +19,11 @@ from onnx import helper, numpy_helper
 
 from coedge.capturing import capture
 from coedge.lowering import lower
-from coedge.machine import Machine
 from coedge.model import Model
 from coedge.plan import Plan, Stage, check_plan, strips
-from coedge.program import Compute, Patch, Program, Step
+from coedge.program import Compute, Patch, Program
 from coedge.region import UNIT, UnitRect
+from coedge.scheduler import Task
 from workers.in_process import InProcess
 from workers.kernels import Kernels, session_options
 
@@ -210,33 +210,19 @@ def intermediates(model: Model, arrays: Sequence[Array]) -> dict[str, Array]:
     return dict(zip([o.name for o in run.get_outputs()], values))
 
 
-class _Keeping:
-    """Kernels that remember what they made last."""
-
-    def __init__(self, kernels: Kernels) -> None:
-        self.kernels = kernels
-        self.made: list[Array] = []
-
-    def perform(self, patches: Sequence[Patch], step: Step, values: Mapping[int, Array]) -> list[Array]:
-        self.made = self.kernels.perform(patches, step, values)
-        return self.made
-
-
 class Traced(InProcess):
     """Runs programs in process and keeps every patch that a step computed, to be compared one by one."""
 
     def __init__(self, model: Model, programs: Mapping[str, Program], kernels: Kernels) -> None:
-        self.keeping = _Keeping(kernels)
-        super().__init__(model, programs, self.keeping)  # type: ignore[arg-type]
+        super().__init__(model, programs, kernels)
         self.made: list[tuple[str, Patch, Array]] = []
 
-    def _step(self, name: str, machine: Machine, index: int, mail: Any) -> list[Array] | None:
-        answer = super()._step(name, machine, index, mail)
-        step = machine.program.steps[index]
-        if isinstance(step, Compute):
-            patches = [machine.program.patches[i] for i in step.writes]
-            self.made += [(name, patch, value) for patch, value in zip(patches, self.keeping.made)]
-        return answer
+    def _perform(self, name: str, task: Task, values: Mapping[int, Array]) -> list[Array]:
+        made = super()._perform(name, task, values)
+        if isinstance(task.step, Compute):
+            patches = [task.program.patches[i] for i in task.step.writes]
+            self.made += [(name, patch, value) for patch, value in zip(patches, made)]
+        return made
 
 
 def check_split(

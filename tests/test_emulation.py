@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+import threading
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.emulation import Pace
+from workers.emulation import Pace, sharpen_timers
 
 
 class Machine:
@@ -106,3 +110,18 @@ def test_a_device_is_never_ahead_of_real_time_after_a_kernel(
             machine.work(seconds, taken)
         spent += seconds
     assert pace.now() == pytest.approx(100.0 + spent / speed)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="timer slack is Linux's")
+def test_waits_of_a_thread_are_asked_to_end_on_time_and_those_of_others_are_left_alone() -> None:
+    get_slack, library, found = 30, ctypes.CDLL(None), []
+    before = library.prctl(get_slack, 0, 0, 0, 0)
+
+    def sharpened() -> None:
+        sharpen_timers()
+        found.append(library.prctl(get_slack, 0, 0, 0, 0))
+
+    thread = threading.Thread(target=sharpened)
+    thread.start()
+    thread.join()
+    assert found == [1] and library.prctl(get_slack, 0, 0, 0, 0) == before

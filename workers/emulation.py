@@ -13,11 +13,21 @@ down as long as the sum of their speeds fits the machine.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
+
+_SET_TIMER_SLACK = 29  # PR_SET_TIMERSLACK of Linux
+
+
+def sharpen_timers() -> None:
+    """Makes the waits of this thread end on time: Linux lets them end 50 us late, to save wake-ups."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_SET_TIMER_SLACK, 1, 0, 0, 0)
 
 
 class Pace:

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from coedge.errors import PlanError
 from coedge.lowering import lower
-from coedge.machine import Machine
 from coedge.model import Model
 from coedge.plan import Plan
-from coedge.program import CLIENT, Answer, Compute, Program, Receive, Send
+from coedge.program import CLIENT, Answer, Program, Receive, Send
+from coedge.scheduler import Scheduler, Task
 from coedge.values import as_arrays, output, restore, wants_tensors
 from workers.kernels import Kernels, received
 
@@ -49,42 +49,41 @@ class InProcess:
     def run(self, arrays: tuple[Array, ...]) -> list[Array]:
         """The model's outputs for its inputs."""
         self._frame += 1
-        machines = {name: Machine(program) for name, program in self.programs.items()}
+        schedulers = {name: Scheduler() for name in self.programs}
         mail: list[tuple[str, int, list[Array]]] = []
         for name, program in self.programs.items():
-            machines[name].begin(self._frame)
+            schedulers[name].load(0, program)
             for step in program.steps:
                 if isinstance(step, Receive) and step.peer == CLIENT:
                     mail.append((name, step.channel, list(arrays)))
         answer: list[Array] | None = None
+        ended: set[str] = set()
         moved = True
         while moved:
             moved = False
             while mail:
-                receiver, channel, values = mail.pop()
-                machines[receiver].arrived(self._frame, channel, self._received(machines[receiver], channel, values))
-                moved = True
-            for name, machine in machines.items():
-                while (ready := machine.next()) is not None:
+                receiver, channel, came = mail.pop()
+                task = schedulers[receiver].came(0, self._frame, channel)
+                if isinstance(task, Task) and isinstance(task.step, Receive):
+                    rows = received(task.step, task.program.patches, self.model.graph.tensors, came)
+                    if schedulers[receiver].done(task, rows):
+                        ended.add(receiver)
+            for name, scheduler in schedulers.items():
+                while (task := scheduler.next()) is not None:
                     moved = True
-                    result = self._step(name, machine, ready[1], mail)
-                    answer = result if result is not None else answer
-        if answer is None or any(not machine.idle for machine in machines.values()):
-            stuck = [name for name, machine in machines.items() if not machine.idle]
+                    made = self._perform(name, task, scheduler.values(task))
+                    if isinstance(task.step, Send):
+                        mail.append((task.step.peer, task.step.channel, made))
+                    elif isinstance(task.step, Answer):
+                        # Not np.ascontiguousarray, which makes a vector of a scalar.
+                        answer = [np.asarray(array, order="C") for array in made]
+                    if scheduler.done(task, made):
+                        ended.add(name)
+        stuck = [name for name, program in self.programs.items() if program.steps and name not in ended]
+        if answer is None or stuck:
             raise PlanError(f"the programs do not end: {', '.join(stuck)} wait for messages that nobody sends")
         return answer
 
-    def _received(self, machine: Machine, channel: int, values: list[Array]) -> list[Array]:
-        step = machine.receive_of(channel)
-        return received(step, machine.program.patches, self.model.graph.tensors, values) if step else values
-
-    def _step(
-        self, name: str, machine: Machine, index: int, mail: list[tuple[str, int, list[Array]]]
-    ) -> list[Array] | None:
-        step, values = machine.program.steps[index], machine.values(self._frame, index)
-        made = self.kernels.perform(machine.program.patches, step, values)
-        if isinstance(step, Send):
-            mail.append((step.peer, step.channel, made))
-        machine.done(self._frame, index, made if isinstance(step, Compute) else ())
-        # Not np.ascontiguousarray, which makes a vector of a scalar.
-        return [np.asarray(array, order="C") for array in made] if isinstance(step, Answer) else None
+    def _perform(self, name: str, task: Task, values: Mapping[int, Array]) -> list[Array]:
+        """What a step of a device makes."""
+        return self.kernels.perform(task.program.patches, task.step, values)

@@ -108,6 +108,10 @@ class Kernels:
         arrays = [assemble(read, tensors[read.tensor], patches, values) for read in step.reads]
         return self.run(step.tile, arrays) if isinstance(step, Compute) else arrays
 
+    def unpack(self, step: Receive, patches: Sequence[Patch], arrays: Sequence[Array]) -> list[Array]:
+        """The values of the patches that a message brings; see `received`."""
+        return received(step, patches, self.model.graph.tensors, arrays)
+
     def _packed(self, codec: str, part: Part, patch: Patch, value: Array) -> Array:
         tensor = self.model.graph.tensors[patch.tensor]
         return encode(tensor_codec(codec, tensor), take(part, tensor, patch.region, value))

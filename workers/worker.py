@@ -1,6 +1,6 @@
-"""A worker: one device. Holds programs, fires their steps, talks to its peers.
+"""A worker: one device. Does what its scheduler decides: runs kernels, talks to its peers.
 
-one loop thread     receive -> machine -> kernel or send -> receive -> ...
+one loop thread     receive -> scheduler -> kernel or send -> receive -> ...
 any other thread    load, unload, status; and `in_loop`, which runs a function between two steps
 """
 
@@ -13,9 +13,8 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,43 +22,25 @@ import onnxruntime
 import psutil
 from numpy.typing import NDArray
 
-from coedge.machine import Machine
 from coedge.model import Model
 from coedge.program import CLIENT, RAW, Answer, Compute, Program, Receive, Send
 from coedge.provider import ON_CPU, Provider
+from coedge.scheduler import Ended, Failed, Scheduler, Task
 from coedge.weight_part import WeightPart
 from workers.codecs import check_available
-from workers.emulation import Pace
-from workers.kernels import Kernels, received
+from workers.emulation import Pace, sharpen_timers
+from workers.kernels import Kernels
 from workers.message import Kind, MalformedMessage, Message, text_to_array
 from workers.paced_transport import LinkSpec, PacedTransport
 from workers.providers import problem_of
 from workers.spec import ProbeTimes, WorkerFacts, WorkerSpec, WorkerStatus
 from workers.transport import Endpoint, Transport
-from workers.zmq_transport import ZmqTransport
+from workers.zmq_transport import SPIN_SECONDS, ZmqTransport
 
 Array = NDArray[Any]
 T = TypeVar("T")
 
-# Frames that ended are remembered, so that a late message does not begin one again.
-REMEMBERED_FRAMES = 4096
 IDLE_SECONDS = 1.0
-
-
-@dataclass
-class _Loaded:
-    """A program that is ready to run, and the traces of its frames."""
-
-    machine: Machine
-    kernels: Kernels
-    ended: dict[int, None] = field(default_factory=dict)
-    # (step, start, stop, bytes of the message). Packing belongs to its send, unpacking to its receive.
-    traces: dict[int, list[tuple[int, float, float, int]]] = field(default_factory=dict)
-
-    def note(self, frame: int, index: int, start: float, stop: float, arrays: Iterable[Array] = ()) -> None:
-        """Remembers a span of a step, and how large the arrays were that travelled."""
-        nbytes = sum(array.nbytes for array in arrays)
-        self.traces.setdefault(frame, []).append((index, start, stop, nbytes))
 
 
 class Worker:
@@ -69,12 +50,16 @@ class Worker:
         self.threads = spec.threads or (1 if emulated else psutil.cpu_count(logical=False) or 1)
         self.pace = Pace(spec.speed, self.threads)
         self._provider_problem = problem_of(spec.providers)
+        self._emulated = emulated or spec.link is not None
+        # Emulated devices share cores, and the hand-over between them hides behind their links.
+        spin_seconds = 0.0 if self._emulated else SPIN_SECONDS
         self._transport: Transport = transport or ZmqTransport(
-            spec.index, spec.name, spec.host, encrypted=spec.encrypted
+            spec.index, spec.name, spec.host, encrypted=spec.encrypted, spin_seconds=spin_seconds
         )
         self._index_of: dict[str, int] = {}
         self._models: dict[str, Kernels] = {}
-        self._loaded: dict[int, _Loaded] = {}
+        self._scheduler = Scheduler()
+        self._kernels: dict[int, Kernels] = {}  # by epoch
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._loading = threading.Lock()
         self._stopping = threading.Event()
@@ -133,7 +118,8 @@ class Worker:
                 if isinstance(step, Compute):
                     kernels.warm_up(step)
             self._models[program.model_hash] = kernels
-            self._loaded[epoch] = _Loaded(Machine(program), kernels)
+            self._kernels[epoch] = kernels
+            self._scheduler.load(epoch, program)
 
     def missing_weights(self, model_hash: str, parts: Iterable[WeightPart]) -> tuple[bool, list[WeightPart]]:
         """(whether the graph of the model is missing, the weights of these that are)."""
@@ -143,25 +129,21 @@ class Worker:
     def unload(self, epoch: int) -> None:
         """Forgets a program, and the sessions that no other program uses."""
         with self._loading:
-            old = self._loaded.pop(epoch, None)
+            self._scheduler.unload(epoch)
+            old = self._kernels.pop(epoch, None)
             if old is not None:
-                old.kernels.keep(
-                    tile
-                    for other in list(self._loaded.values())
-                    if other.kernels is old.kernels
-                    for tile in other.machine.program.tiles()
+                others = self._scheduler.programs
+                old.keep(
+                    tile for other, kernels in self._kernels.items() if kernels is old for tile in others[other].tiles()
                 )
 
     def status(self) -> WorkerStatus:
         running = self._running
         if running is not None:
             running = (*running[:3], time.monotonic() - running[3])
-        waiting = {
-            (epoch, frame): tuple(r.channel for r in loaded.machine.waiting(frame))
-            for epoch, loaded in list(self._loaded.items())
-            for frame in loaded.machine.frames
-        }
-        return WorkerStatus(running, waiting, sum(kernels.weight_nbytes for kernels in list(self._models.values())))
+        return WorkerStatus(
+            running, self._scheduler.waiting, sum(kernels.weight_nbytes for kernels in list(self._models.values()))
+        )
 
     def in_loop(self, function: Callable[[], T], timeout_seconds: float) -> T:
         """Runs a function on the loop thread, between two steps; its result."""
@@ -182,6 +164,8 @@ class Worker:
 
     def serve(self) -> None:
         """Runs until `stop`."""
+        if self._emulated:
+            sharpen_timers()
         try:
             while not self._stopping.is_set():
                 while self._receive(0.0):
@@ -213,68 +197,62 @@ class Worker:
                 future.set_exception(error)
 
     def _fire(self) -> bool:
-        """Runs the first step whose inputs are here, of the oldest frame; False: there is none."""
-        busy = [
-            (loaded.machine.frames[0], epoch) for epoch, loaded in list(self._loaded.items()) if not loaded.machine.idle
-        ]
-        for _, epoch in sorted(busy):
-            loaded = self._loaded.get(epoch)
-            ready = loaded.machine.next() if loaded else None
-            if loaded is not None and ready is not None:
-                self._step(epoch, loaded, *ready)
-                return True
-        return False
+        """Does what comes next; False: there is nothing to do."""
+        task = self._scheduler.next()
+        if task is None:
+            return False
+        self._do(task)
+        return True
 
-    def _step(self, epoch: int, loaded: _Loaded, frame: int, index: int) -> None:
-        self._running = (epoch, frame, index, time.monotonic())
+    def _do(self, task: Task, arrays: Sequence[Array] = ()) -> None:
+        """Does a task; `arrays` came in its message."""
+        self._running = (task.epoch, task.frame, task.step_index, time.monotonic())
+        start = self.pace.now()
+        outcome: Ended | Failed | None
         try:
-            written = self._perform(epoch, loaded, frame, index)
-        except Exception as error:
-            self._fail(epoch, loaded, frame, index, error)
-            return
+            made = self._perform(task, arrays)
+        except MalformedMessage as error:
+            outcome = self._scheduler.failed(task, str(error))
+        except Exception as error:  # whatever a peer sends and a kernel thinks of it, this device goes on
+            outcome = self._scheduler.failed(task, "".join(traceback.format_exception_only(error)).strip())
+        else:
+            sent = made if isinstance(task.step, Send) else arrays
+            nbytes = sum(array.nbytes for array in sent)
+            outcome = self._scheduler.done(task, made, start, self.pace.now(), nbytes)
         finally:
             self._running = None
-        if loaded.machine.done(frame, index, written):
-            self._end(epoch, loaded, frame)
+        self._report(outcome)
 
-    def _perform(self, epoch: int, loaded: _Loaded, frame: int, index: int) -> list[Array]:
-        program, kernels = loaded.machine.program, loaded.kernels
-        step, values = program.steps[index], loaded.machine.values(frame, index)
-        perform = functools.partial(kernels.perform, program.patches, step, values)
-        start = self.pace.now()
-        works = isinstance(step, Compute) or (isinstance(step, Send) and step.codec != RAW)
+    def _perform(self, task: Task, arrays: Sequence[Array]) -> list[Array]:
+        step, kernels = task.step, self._kernels[task.epoch]
+        if isinstance(step, Receive):
+            perform = functools.partial(kernels.unpack, step, task.program.patches, arrays)
+        else:
+            perform = functools.partial(kernels.perform, task.program.patches, step, self._scheduler.values(task))
+        works = isinstance(step, Compute) or (isinstance(step, (Send, Receive)) and step.codec != RAW)
         made = self.pace.run(perform) if works else perform()
         if isinstance(step, Send):
-            self._send(step.peer, Kind.DATA, epoch, frame, made, step.channel)
+            self._send(step.peer, Kind.DATA, task.epoch, task.frame, made, step.channel)
         elif isinstance(step, Answer):
-            self._send(CLIENT, Kind.ANSWER, epoch, frame, made)
-        loaded.note(frame, index, start, self.pace.now(), made if isinstance(step, Send) else ())
-        return made if isinstance(step, Compute) else []
+            self._send(CLIENT, Kind.ANSWER, task.epoch, task.frame, made)
+        return made
+
+    def _report(self, outcome: Ended | Failed | None) -> None:
+        """Tells the client that a frame is done with here."""
+        if isinstance(outcome, Ended):
+            spans = outcome.spans
+            steps = np.array([ran.step_index for ran in spans], np.int32)
+            times = np.array([(ran.start, ran.stop) for ran in spans], np.float64).reshape(-1, 2)
+            nbytes = np.array([ran.nbytes for ran in spans], np.int64)
+            self._send(CLIENT, Kind.TRACE, outcome.epoch, outcome.frame, [steps, times, nbytes])
+        elif isinstance(outcome, Failed):
+            text = text_to_array(outcome.reason)
+            self._send(CLIENT, Kind.ERROR, outcome.epoch, outcome.frame, [text], channel=outcome.step_index)
 
     def _send(self, peer: str, kind: Kind, epoch: int, frame: int, arrays: Iterable[Array], channel: int = 0) -> None:
         message = Message(kind, self.spec.index, epoch, frame, channel, tuple(arrays))
         self.pace.rest()
         self._transport.send(self._index_of[peer], message)
-
-    def _end(self, epoch: int, loaded: _Loaded, frame: int) -> None:
-        spans = loaded.traces.pop(frame, [])
-        self._forget(loaded, frame)
-        steps = np.array([index for index, _, _, _ in spans], np.int32)
-        times = np.array([(start, stop) for _, start, stop, _ in spans], np.float64).reshape(-1, 2)
-        nbytes = np.array([nbytes for _, _, _, nbytes in spans], np.int64)
-        self._send(CLIENT, Kind.TRACE, epoch, frame, [steps, times, nbytes])
-
-    def _fail(self, epoch: int, loaded: _Loaded, frame: int, index: int, error: Exception) -> None:
-        self._forget(loaded, frame)
-        text = "".join(traceback.format_exception_only(error)).strip()
-        self._send(CLIENT, Kind.ERROR, epoch, frame, [text_to_array(text)], channel=index)
-
-    def _forget(self, loaded: _Loaded, frame: int) -> None:
-        loaded.machine.drop(frame)
-        loaded.traces.pop(frame, None)
-        loaded.ended[frame] = None
-        while len(loaded.ended) > REMEMBERED_FRAMES:
-            loaded.ended.pop(next(iter(loaded.ended)))
 
     def _handle(self, message: Message) -> None:
         came = self.pace.now()
@@ -288,37 +266,14 @@ class Worker:
         elif message.kind is Kind.ECHO and [array.shape for array in message.arrays] == [(2,)]:
             there, held = message.arrays[0].tolist()
             self._echoes[message.channel] = (there, held, message.due or came)
-        loaded = self._loaded.get(message.epoch)
-        if loaded is None:
-            return  # a message of a plan that was unloaded
-        if message.kind is Kind.CANCEL:
-            self._forget(loaded, message.frame)
-        elif message.kind is Kind.DATA and message.frame not in loaded.ended:
-            self._accept(loaded, message)
-
-    def _accept(self, loaded: _Loaded, message: Message) -> None:
-        """Takes in the rows of a message. Rows that are not what the program expects fail the frame."""
-        machine, epoch, frame = loaded.machine, message.epoch, message.frame
-        machine.begin(frame)
-        receive = machine.receive_of(message.channel)
-        index = machine.step_of(message.channel) if receive else len(machine.program.steps)
-        start = self.pace.now()
-        self._running = (epoch, frame, index, time.monotonic())
-        try:
-            if receive is None:
-                raise MalformedMessage(f"a message came on channel {message.channel}, which the program does not have")
-            tensors = loaded.kernels.model.graph.tensors
-            take = functools.partial(received, receive, machine.program.patches, tensors, message.arrays)
-            rows = take() if receive.codec == RAW else self.pace.run(take)
-        except Exception as error:  # whatever a peer sends, this device goes on
-            self._fail(epoch, loaded, frame, index, ValueError(str(error)))
-            return
-        finally:
-            self._running = None
-        if machine.arrived(frame, message.channel, rows):
-            loaded.note(frame, index, start, self.pace.now(), message.arrays)
-            if frame not in machine.frames:
-                self._end(epoch, loaded, frame)
+        elif message.kind is Kind.CANCEL:
+            self._scheduler.cancel(message.epoch, message.frame)
+        elif message.kind is Kind.DATA:
+            task = self._scheduler.came(message.epoch, message.frame, message.channel)
+            if isinstance(task, Task):
+                self._do(task, message.arrays)
+            else:
+                self._report(task)
 
     def _probe(self, peer: str, nbytes: int, count: int, timeout_seconds: float) -> ProbeTimes:
         payload = (np.zeros(nbytes, np.uint8),) if nbytes else ()
