@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from coedge.codec import channel_key
 from coedge.errors import PlanError
+from coedge.graph import Tensor
 from coedge.model import Model
 from coedge.pieces import Piece, pieces_of
 from coedge.plan import Plan, Stage, check_plan
@@ -191,7 +192,7 @@ class _Lowering:
         layers = self.model.layers
         first, stop = layers[stage.first].first, layers[stage.last].stop
         alive = [
-            name
+            self.graph.tensors[name]
             for node in self.graph.nodes[first:stop]
             for name in node.outputs
             if name and self.last_use.get(name, -1) >= stop
@@ -218,17 +219,18 @@ class _Lowering:
                 step = Compute(index, tile, tuple(reads[name][order]), tuple(writes), work)
                 device.steps.append(((index, order, _COMPUTE), step))
 
-    def _pieces(self, index: int, stage: Stage, device: str, rect: UnitRect, alive: list[str]) -> list[Piece]:
+    def _pieces(self, index: int, stage: Stage, device: str, rect: UnitRect, alive: list[Tensor]) -> list[Piece]:
         """How a device's share of a stage is computed: in one piece, or borders first. None: it has no pixel."""
-        tensors = [self.graph.tensors[name] for name in alive]
-        regions = {tensor.name: rect.of_extent(tensor.rows, tensor.cols) for tensor in tensors}
+        regions = {tensor.name: rect.of_extent(tensor.rows, tensor.cols) for tensor in alive}
         wanted = {name: region for name, region in regions.items() if not region.empty}
         if not wanted:
             return []
+        if self.cut_by is None or not stage.borders_first:
+            return [Piece(wanted)]
         layers = self.model.layers
         first, stop = layers[stage.first].first, layers[stage.last].stop
         kinds = {rule.kind for rule in self.model.rules[first:stop]}
-        if self.cut_by is None or not stage.borders_first or kinds & _UNCUT:
+        if kinds & _UNCUT:
             return [Piece(wanted)]
 
         def is_local(part: Mapping[str, Region]) -> bool:
@@ -243,7 +245,7 @@ class _Lowering:
             tuple((name, tuple(held[name])) for name in sorted(inputs) if name in held),
         )  # fmt: skip
         if key not in self.memo.pieces:
-            self.memo.pieces[key] = pieces_of(rect, tensors, fetched, is_local)
+            self.memo.pieces[key] = pieces_of(rect, alive, fetched, is_local)
         return self.memo.pieces[key]
 
     def _cut(self, stage: Stage, wanted: Mapping[str, Region]) -> _Cut:

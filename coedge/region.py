@@ -6,6 +6,7 @@ one pixel: extent (1, 1). Thus nothing below needs a special case for it.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -128,7 +129,11 @@ def check_cover(rects: Iterable[UnitRect]) -> None:
     Raises:
         PlanError: outside of the square, overlapping, or leaving a gap.
     """
-    rects = list(rects)
+    _check_cover(tuple(rects))
+
+
+@functools.lru_cache(4096)  # searches ask again and again
+def _check_cover(rects: tuple[UnitRect, ...]) -> None:
     for rect in rects:
         if not all(math.isfinite(edge) for edge in rect):
             raise PlanError(f"a region has an edge that is not a number: {tuple(rect)}")

@@ -31,13 +31,15 @@ from orchestrator.search.rounding import fair, nearest
 from orchestrator.search.shortest_path import Path, Prices, pareto_paths, shortest_path
 
 # How many drafts go through the convex core, how often each, and how many program steps polishing may simulate.
-REFINED, ROUNDS, POLISH_STEPS = 3, 2, 16_000
+REFINED, ROUNDS, POLISH_STEPS = 3, 2, 12_000
 # Of more devices, the better half is planned for first.
 MANY = 10
 # So many devices that are left out, of different kinds, are tried once more.
 JOINING = 4
-# Of plans with more strips only the best goes through the convex core, once.
-LARGE = 300
+# Of plans with more strips fewer go through the convex core; with still more, only the best, once.
+LARGISH, LARGE = 60, 300
+# With one device more, plans that cost more than so many times the best are given up.
+HOPELESS = 1.2
 # What a transfer counts: from all of it (a barrier after every stage) down to what does not hide.
 TRANSFERS = (1.0, 0.5, 2.0)
 # Plans for so much of the deadline are looked at too.
@@ -103,7 +105,7 @@ class _Space:
         costs = [Costs(model, profile, reach, layouts, objective.keep_local)]
         if any(dress.codecs for dress in dressed):
             packed = effective(model, profile, objective.lossy)
-            costs.append(Costs(model, packed, reach, layouts, objective.keep_local))
+            costs.append(costs[0].with_links(packed))
         return cls(reach, tuple(costs), tuple(dressed))
 
 
@@ -111,10 +113,11 @@ def _explore(evaluator: Evaluator, space: _Space, known: Sequence[Judged], steps
     """Drafts, boundaries, dress and polish for one objective; everything that is judged stays with the evaluator."""
     objective = evaluator.objective
     found = list(known)
-    for costs in space.costs:
-        found += [evaluator.judge(stages_of_path(path, costs)) for path in drafts(costs, objective)]
-    drawn = _distinct(found, objective)[:REFINED]
-    drawn = [judged for judged in drawn if judged is drawn[0] or not _is_large(judged)]
+    for number, costs in enumerate(space.costs):
+        paths = drafts(costs, objective, TRANSFERS[: len(TRANSFERS) - number])
+        found += [evaluator.judge(stages_of_path(path, costs)) for path in paths]
+    drawn = _distinct(found, objective)
+    drawn = drawn[: 1 if _strips(drawn[0]) > LARGE else 2 if _strips(drawn[0]) > LARGISH else REFINED]
     refined = [refine(evaluator, space.reach, judged) for judged in drawn]
     dressed = [evaluator.judge(dress(judged.plan.stages)) for judged in refined for dress in space.dresses[1:]]
     starts = _distinct([*found, *refined, *dressed], objective)[:REFINED]
@@ -131,15 +134,21 @@ def _try_others(evaluator: Evaluator, space: _Space) -> None:
     objective, profile, best = evaluator.objective, evaluator.profile, evaluator.best()
     stages = best.plan.stages
     worn = [dress for dress in space.dresses if dress.is_worn(stages)]
-    changes = POLISH_STEPS // 8 // max(sum(len(stage.regions) for stage in stages), 1)
+    changes = min(POLISH_STEPS // 8 // max(sum(len(stage.regions) for stage in stages), 1), ROW_CHANGES)
     joining = Joining(best.plan, evaluator.model, objective, lambda judged, _: judged.rank(objective), space.reach)
     for name, *_ in unused(best.plan, profile)[:JOINING]:
         found = [evaluator.judge(joined) for part in PARTS for joined in joining.structures(profile, name, part, worn)]
-        if found:
-            nearest = min(found, key=lambda judged: judged.rank(objective))
-            joined = joining.refined(evaluator, nearest, name, min(changes, ROW_CHANGES))
-            if better(joined, best, objective):
-                polish(evaluator, joined, space.costs[0].layouts, POLISH_STEPS // 4)
+        nearest = min(found, key=lambda judged: judged.rank(objective), default=None)
+        if nearest is None or _is_hopeless(nearest, best, objective):
+            continue
+        joined = joining.refined(evaluator, nearest, name, changes)
+        if better(joined, best, objective):
+            polish(evaluator, joined, space.costs[0].layouts, POLISH_STEPS // 4)
+
+
+def _is_hopeless(found: Judged, best: Judged, objective: Objective) -> bool:
+    (excess, cost), (best_excess, best_cost) = found.rank(objective), best.rank(objective)
+    return excess > HOPELESS * best_excess or cost > HOPELESS * best_cost
 
 
 def _front(space: _Space) -> Iterator[tuple[Stage, ...]]:
@@ -175,10 +184,10 @@ def weighted(costs: Costs, objective: Objective) -> list[Objective]:
     return [*(free.model_copy(update={"energy_weight": weight}) for weight in dict.fromkeys(weights)), *last]
 
 
-def drafts(costs: Costs, objective: Objective) -> list[Path]:
+def drafts(costs: Costs, objective: Objective, transfers: Sequence[float] = TRANSFERS) -> list[Path]:
     """Shortest paths under the prices that the objective may mean."""
     second, joule = (0.0, 1.0) if objective.goal == "energy" else (1.0, objective.energy_weight)
-    prices = [Prices(second=second, joule=joule, transfer=transfer) for transfer in TRANSFERS]
+    prices = [Prices(second=second, joule=joule, transfer=transfer) for transfer in transfers]
     paths = [path for price in (prices if second else prices[:1]) for path in _within_memory(costs, price)]
     return list(dict.fromkeys(paths))
 
@@ -213,7 +222,7 @@ def refine(evaluator: Evaluator, reach: Reach, judged: Judged, profile: Profile 
         profile: what the core reckons with; that of the evaluator by default.
     """
     best, profile = judged, profile or evaluator.profile
-    for _ in range(1 if _is_large(judged) else ROUNDS):
+    for _ in range(1 if _strips(judged) > LARGE else ROUNDS):
         draft = as_draft(best.plan.stages)
         if draft is None or all(len(stage.layout.devices) == 1 for stage in draft):
             break
@@ -234,9 +243,9 @@ def refine(evaluator: Evaluator, reach: Reach, judged: Judged, profile: Profile 
     return best
 
 
-def _is_large(judged: Judged) -> bool:
-    """Whether the convex core takes seconds for it."""
-    return sum(len(stage.regions) for stage in judged.plan.stages) > LARGE
+def _strips(judged: Judged) -> int:
+    """What the convex core's time grows with."""
+    return sum(len(stage.regions) for stage in judged.plan.stages)
 
 
 def _as_before(stages: Sequence[Stage], before: Sequence[Stage]) -> tuple[Stage, ...]:

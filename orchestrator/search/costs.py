@@ -6,6 +6,7 @@ before it is moving its inputs there from the layout before.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -83,6 +84,13 @@ class Costs:
         self.weights, self.shared_weights = np.moveaxis(np.array(pairs), 2, 0)
         self.moves = self._moves()
         self.halos = self._halos()
+
+    def with_links(self, profile: Profile) -> Costs:
+        """The same devices on other links: what they compute is not worked out again."""
+        other = copy.copy(self)
+        other.profile = profile
+        other.moves, other.halos = other._moves(), other._halos()
+        return other
 
     def _stages(self, reach: Reach, keep_local: int) -> None:
         layers, count = self.model.layers, self.count
