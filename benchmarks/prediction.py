@@ -46,6 +46,8 @@ WARM, MOST_ROUNDS = 1, 12
 # (share of the rows, layers per stage): none of them is in the fit.
 HELD_OUT = ((0.65, 1), (0.3, 1), (0.15, 1), (0.6, 2), (0.3, 4), (0.15, 4), (0.8, 6), (0.45, 12), (1.0, 24))
 STAGE_SWEEPS = 5
+# Of the emulated device that runs them.
+SPEED = 0.3
 BEGUN = time.monotonic()
 
 
@@ -167,10 +169,10 @@ def stages(report: Report, models: dict[str, Model], budget_seconds: float) -> N
     """Stages at row counts and of lengths that were not in the fit, as the worker runs them alone."""
     everything: list[float] = []
     for name, model in models.items():
-        times = measure_layers(model, 1, True, budget_seconds)
+        times = measure_layers(model, 1, SPEED, budget_seconds)
         device = DeviceProfile(name="this", layers=times.layers, fused=times.fused)
         taken: dict[Any, list[float]] = defaultdict(list)
-        rehearsal = Rehearsal(model, 1, emulated=True)
+        rehearsal = Rehearsal(model, 1, SPEED)
         try:
             numbers = [rehearsal.add(rows_program(model, share, layers)) for share, layers in HELD_OUT]
             for _ in range(STAGE_SWEEPS):

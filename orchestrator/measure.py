@@ -165,11 +165,13 @@ class _Kind:
     Attributes:
         key: names the hardware, the software and the way of measuring.
         players: those that are measured: one, or as many at once as share the cores of their host when emulated.
+        speed: of emulated devices, their median: what they rest for between kernels grows cold.
     """
 
     key: str
     members: tuple[Member, ...]
     players: tuple[Member, ...]
+    speed: float | None
 
 
 def _kinds(model: Model, members: Iterable[Member]) -> list[_Kind]:
@@ -182,7 +184,9 @@ def _kinds(model: Model, members: Iterable[Member]) -> list[_Kind]:
         same.sort(key=lambda member: -(member.memory_bytes or math.inf))
         room = int(AT_ONCE_NBYTES / max(model.weight_nbytes, 1))
         count = max(1, min(len(same), MOST_AT_ONCE, room)) if emulated else 1
-        kinds.append(_Kind(f"{fingerprint}|{f'cpu|{count}' if emulated else 'wall'}", tuple(same), tuple(same[:count])))
+        speed = statistics.median(member.config.speed or 1.0 for member in same) if emulated else None
+        way = f"cpu|{count}|{speed:.2g}" if speed is not None else "wall"
+        kinds.append(_Kind(f"{fingerprint}|{way}", tuple(same), tuple(same[:count]), speed))
     return kinds
 
 
@@ -212,10 +216,11 @@ def _play(
     import ray
 
     players = {player.name: player for kind in kinds for player in kind.players}
+    speeds = {player.name: kind.speed for kind in kinds for player in kind.players}
     what = f"measure {model.name}"
     ready = {
         name: player.actor.prepare_layers.remote(
-            model.skeleton, player.facts.threads, player.emulated, budget_seconds, player.memory_bytes
+            model.skeleton, player.facts.threads, speeds[name], budget_seconds, player.memory_bytes
         )
         for name, player in players.items()
     }

@@ -515,8 +515,8 @@ def test_slices_smaller_than_what_travels_with_the_graph_are_not_taken_for_zeros
 
 def test_dense_layers_are_measured_by_feature_and_within_memory(vgg: Model) -> None:
     light = Model.from_skeleton(vgg.skeleton, {})
-    times = measure_layers(light, 1, cpu_time=True, budget_seconds=1.0).layers
-    limited = measure_layers(light, 1, cpu_time=True, budget_seconds=1.0, memory_bytes=1e6).layers
+    times = measure_layers(light, 1, speed=0.3, budget_seconds=1.0).layers
+    limited = measure_layers(light, 1, speed=0.3, budget_seconds=1.0, memory_bytes=1e6).layers
     first = next(layer for layer in vgg.layers if layer.by_features)
     for found in (times[first.index], limited[first.index]):
         assert 0 < found.seconds(first.rows) < 1.0

@@ -227,10 +227,10 @@ def test_times_of_an_emulated_device_are_longer_in_proportion() -> None:
 # ---------------------------------------------------------------- measuring
 
 
-@pytest.mark.parametrize("cpu_time", [True, False])
-def test_every_layer_gets_a_time_above_zero(cpu_time: bool) -> None:
+@pytest.mark.parametrize("speed", [0.3, None])
+def test_every_layer_gets_a_time_above_zero(speed: float | None) -> None:
     model = small()
-    times = measure_layers(model, threads=1, cpu_time=cpu_time, budget_seconds=0.5)
+    times = measure_layers(model, threads=1, speed=speed, budget_seconds=0.5)
     assert len(times.layers) == len(times.fused) == len(model.layers)
     for layer, found in zip(model.layers, times.layers):
         assert 0 < found.seconds(max(layer.rows, 1)) < 5.0
@@ -239,7 +239,7 @@ def test_every_layer_gets_a_time_above_zero(cpu_time: bool) -> None:
 
 def test_what_was_measured_makes_a_profile_that_fits_its_model() -> None:
     model = Model.from_skeleton(small().skeleton, {})  # what a worker has: no weights
-    times = measure_layers(model, threads=1, cpu_time=True, budget_seconds=0.01)
+    times = measure_layers(model, threads=1, speed=0.3, budget_seconds=0.01)
     device = DeviceProfile(name="a", layers=times.layers, fused=times.fused)
     profile = Profile(model_name="small", model_hash=small().hash, devices=(device,), source="a")
     profile.check(small())
@@ -250,7 +250,7 @@ def test_a_layer_of_more_work_is_measured_as_slower() -> None:
     x = net.op("Conv", net.input([1, 4, 64, 64]), net.weight(4, 4, 1, 1))
     x = net.op("Conv", x, net.weight(64, 4, 3, 3), pads=[1, 1, 1, 1])
     model = capture(net.proto(net.op("Conv", x, net.weight(64, 64, 3, 3), pads=[1, 1, 1, 1])), name="uneven")
-    times = measure_layers(model, threads=1, cpu_time=True, budget_seconds=0.5)
+    times = measure_layers(model, threads=1, speed=0.3, budget_seconds=0.5)
     light, _, heavy = (t.seconds(64) for t in times.layers)
     # 151 M multiply-adds against 65 k, two thousand times as many: more than any noise.
     assert heavy > 5 * light
@@ -260,7 +260,7 @@ def test_the_time_budget_bounds_how_much_is_played() -> None:
     """Of the sweeps, and of longer stages; what is least needed is left out first."""
     rounds = {}
     for budget_seconds in (0.001, 100.0):
-        play = LayerPlay(small(), 1, True, budget_seconds)
+        play = LayerPlay(small(), 1, 0.3, budget_seconds)
         try:
             rounds[budget_seconds] = len(play.sweeps(MOST_SWEEPS)), play.done
         finally:

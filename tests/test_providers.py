@@ -90,7 +90,7 @@ def test_options_reach_every_session_of_a_device(made_with: list[Any]) -> None:
     device = worker((ARENA,))
     assert made_with == [([(CPU, {"use_arena": "0"})], 0)]
     device.load(1, lower(even_plan(model, 1), model)["device-0"], model.skeleton, model.weights)
-    LayerPlay(model, 1, True, 0.01, providers=(ARENA,)).close()
+    LayerPlay(model, 1, 0.3, 0.01, providers=(ARENA,)).close()
     assert len(made_with) > 3
     assert all(made == ([(CPU, {"use_arena": "0"})], 0) for made in made_with)
 

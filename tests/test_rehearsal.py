@@ -27,9 +27,9 @@ def net() -> Model:
     return capture(made.proto(made.op("Gemm", x, made.weight(64, 5))), name="net")
 
 
-@pytest.mark.parametrize("emulated", [True, False])
-def test_every_stage_of_a_program_is_timed(emulated: bool) -> None:
-    rehearsal = Rehearsal(net(), 1, emulated)
+@pytest.mark.parametrize("speed", [0.1, 0.5, None])
+def test_every_stage_of_a_program_is_timed(speed: float | None) -> None:
+    rehearsal = Rehearsal(net(), 1, speed)
     try:
         program = rows_program(net(), 0.5, 1)
         number = rehearsal.add(program)
@@ -46,7 +46,7 @@ def test_every_stage_of_a_program_is_timed(emulated: bool) -> None:
 
 
 def test_several_programs_take_turns() -> None:
-    rehearsal = Rehearsal(net(), 1, emulated=True)
+    rehearsal = Rehearsal(net(), 1, speed=0.3)
     try:
         numbers = [rehearsal.add(program) for program in (rows_program(net(), 0.5, 1), rows_program(net(), 1.0, 100))]
         counts = [[len(rehearsal.play(number).stages) for number in numbers] for _ in range(2)]
@@ -57,14 +57,14 @@ def test_several_programs_take_turns() -> None:
 
 def test_closing_leaves_no_thread() -> None:
     before = set(threading.enumerate())
-    rehearsal = Rehearsal(net(), 1, emulated=True)
+    rehearsal = Rehearsal(net(), 1, speed=0.3)
     rehearsal.play(rehearsal.add(rows_program(net(), 0.5, 1)))
     rehearsal.close()
     assert set(threading.enumerate()) == before
 
 
 def test_a_step_that_fails_is_told() -> None:
-    rehearsal = Rehearsal(net(), 1, emulated=True)
+    rehearsal = Rehearsal(net(), 1, speed=0.3)
     try:
         number = rehearsal.add(rows_program(net(), 0.5, 1))
         rehearsal._made_up[number][0][0].arrays[0].shape = (3, 32, 24)  # the input has lost an axis

@@ -70,11 +70,11 @@ class WorkerActor:
         return self._worker.probe(peer, nbytes, count, timeout_seconds)
 
     def prepare_layers(
-        self, skeleton: bytes, threads: int, cpu_time: bool, budget_seconds: float, memory_bytes: float | None
+        self, skeleton: bytes, threads: int, speed: float | None, budget_seconds: float, memory_bytes: float | None
     ) -> None:
         """Makes ready what `play_layers` plays."""
         model = Model.from_skeleton(skeleton, {})
-        self._play = LayerPlay(model, threads, cpu_time, budget_seconds, memory_bytes, self._worker.spec.providers)
+        self._play = LayerPlay(model, threads, speed, budget_seconds, memory_bytes, self._worker.spec.providers)
 
     def play_layers(self, most_sweeps: int) -> list[Played]:
         """Times at the full speed of this machine; an emulated speed is applied to them by the caller."""

@@ -53,12 +53,12 @@ class ModelTimes:
 def measure_layers(
     model: Model,
     threads: int,
-    cpu_time: bool,
+    speed: float | None,
     budget_seconds: float = 20.0,
     memory_bytes: float | None = None,
 ) -> ModelTimes:
     """The affine time of every layer at the end of its stage, and inside of one; see `LayerPlay`."""
-    play = LayerPlay(model, threads, cpu_time, budget_seconds, memory_bytes)
+    play = LayerPlay(model, threads, speed, budget_seconds, memory_bytes)
     try:
         return model_times(model, play.sweeps(MOST_SWEEPS))
     finally:
@@ -71,7 +71,8 @@ class LayerPlay:
     Making it makes everything ready; close it after use.
 
     Args:
-        cpu_time: for emulated devices: CPU time instead of wall time (of one thread), with rests.
+        speed: of an emulated device: CPU time counts (of one thread), with the rests that it takes. The times are
+            those of the machine's full speed all the same. None: wall time.
         budget_seconds: about how long making it and all sweeps may take.
         memory_bytes: of this device. A dense layer that needs more is measured on as many features as fit.
 
@@ -83,14 +84,14 @@ class LayerPlay:
         self,
         model: Model,
         threads: int,
-        cpu_time: bool,
+        speed: float | None,
         budget_seconds: float,
         memory_bytes: float | None = None,
         providers: tuple[Provider, ...] = ON_CPU,
     ) -> None:
         self.done = 0.0
         self._begun, self._budget_seconds = time.monotonic(), budget_seconds
-        self._rehearsal = Rehearsal(model, threads, cpu_time, providers=providers)
+        self._rehearsal = Rehearsal(model, threads, speed, providers=providers)
         self._ready: list[int] = []
         try:
             for share, stage_layers in ALONE:

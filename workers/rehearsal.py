@@ -29,8 +29,9 @@ from coedge.stage_fit import StageTime
 from coedge.weight_part import WeightPart
 from workers.emulation import Pace
 from workers.message import Kind, Message, array_to_text
+from workers.paced_transport import LinkSpec, PacedTransport
 from workers.spec import WorkerSpec
-from workers.transport import Endpoint
+from workers.transport import Endpoint, Transport
 from workers.worker import Worker
 from workers.zmq_transport import ZmqTransport
 
@@ -38,9 +39,8 @@ Array = NDArray[Any]
 
 DEVICE = "device"
 FRAME_SECONDS, SOON_SECONDS = 120.0, 10.0
-# An emulated device rests after every kernel, and what it rests for grows cold. Longer rests change no more.
-SPEED = 0.3
-LONGEST_REST_SECONDS = 0.002
+# An emulated device rests after every kernel, the longer the slower it is, and what it rests for grows cold.
+LONGEST_REST_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,23 +56,21 @@ class Rehearsal:
     """Plays programs of one model, each written for the device `DEVICE`. Close it after use.
 
     Args:
-        emulated: count CPU time and rest after kernels, as an emulated device does; otherwise wall time.
+        speed: count CPU time and rest after kernels, as a device of this speed does. None: wall time.
     """
 
     def __init__(
         self,
         model: Model,
         threads: int,
-        emulated: bool,
+        speed: float | None,
         encrypted: bool = True,
         providers: tuple[Provider, ...] = ON_CPU,
     ) -> None:
         self._model = model
-        self._scale = SPEED if emulated else 1.0
-        self._others = _Others(encrypted)
-        self._worker = Worker(
-            WorkerSpec(0, DEVICE, "", False, SPEED if emulated else None, None, threads, providers), self._others
-        )
+        self._scale = speed or 1.0
+        self._others = _Others(encrypted, paced=speed is not None)
+        self._worker = Worker(WorkerSpec(0, DEVICE, "", False, speed, None, threads, providers), self._others)
         skipped = _Skipped()
         self._worker.pace = Pace(self._worker.spec.speed, threads, skipped.clock, sleep=skipped.sleep)
         self._others.pace = self._worker.pace
@@ -186,11 +184,18 @@ class _Others:
     """The transport of a rehearsal: real sockets, at whose other end somebody sends made-up rows and reads nothing.
 
     A message is due when it is received: the device's own time stands still in here.
+
+    Args:
+        paced: send as a device with an emulated link does, one that takes no time.
     """
 
-    def __init__(self, encrypted: bool) -> None:
+    def __init__(self, encrypted: bool, paced: bool) -> None:
         self._inner, self._other = (ZmqTransport(i, n, encrypted=encrypted) for i, n in enumerate((DEVICE, "others")))
-        self._inner.connect([self._other.endpoint])
+        self._sender: Transport = self._inner
+        if paced:
+            links = {self._other.endpoint.index: LinkSpec()}
+            self._sender = PacedTransport(self._inner, LinkSpec(), links, ready=lambda: self.pace.now())
+        self._sender.connect([self._other.endpoint])
         self._other.connect([self._inner.endpoint])
         self.endpoint = self._inner.endpoint
         self.pace = Pace(None)
@@ -214,7 +219,7 @@ class _Others:
         if message.kind in (Kind.TRACE, Kind.ERROR):
             self._played.put(message)
         else:
-            self._inner.send(self._other.endpoint.index, message)
+            self._sender.send(self._other.endpoint.index, message)
 
     def receive(self, timeout_seconds: float) -> Message | None:
         if not self._coming and timeout_seconds > 0 and not self._next_stage(timeout_seconds):
