@@ -14,7 +14,7 @@ from coedge.cli.defaults import demo_config
 from coedge.cli.models import difference, load_image, load_model, photograph, unsplit
 from coedge.cli.options import Json
 
-SCHEMES = ("local", "modnn", "coedge")
+SCHEMES = ("local", "modnn", "coedge", "auto")
 ROUNDS = 5
 
 
@@ -82,7 +82,7 @@ def demo(
         shown = {
             "model": captured.name,
             "devices": [{"name": i.name, "speed": i.speed, "gflops": i.gflops} for i in infos],
-            "plan": json.loads(plans["coedge"].model_dump_json()),
+            "plan": json.loads(plans["auto"].model_dump_json()),
             "schemes": rows,
             "largest_relative_difference": worst,
         }
@@ -90,7 +90,7 @@ def demo(
         return
     from rich.table import Table
 
-    console.print(plan_table(plans["coedge"], len(captured.layers)))
+    console.print(plan_table(plans["auto"], len(captured.layers)))
     table = Table(
         title=f"the photograph through {captured.name}, median of {ROUNDS}",
         title_justify="left",

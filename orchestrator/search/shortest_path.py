@@ -9,6 +9,7 @@ stages, which the real schedule does not have: so the path is a draft, to be ref
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,19 +47,19 @@ def shortest_path(costs: Costs, prices: Prices) -> Path | None:
     count, sets = costs.count, len(costs.layouts)
     edges = _Edges(costs, prices)
     source = _alone(costs, costs.profile.source)
-    best = np.full((count + 1, sets), np.inf)
-    back: dict[tuple[int, int], tuple[int, int]] = {}
+    # [cut, layout]: the cheapest way to a cut, by what is on that layout before it; from there on to what comes
+    # behind the cut, with the layout before that it is cheapest from; and the cut where the stage before began.
+    best, moved = np.full((count + 1, sets), np.inf), np.full((count, sets), np.inf)
+    came, begun = np.zeros((count, sets), int), np.zeros((count + 1, sets), int)
+    best[0, source] = 0.0
+    everywhere = np.arange(sets)
     for stop in range(1, count + 1):
-        # From the cut itself, the network's inputs lie on the source alone.
-        before = best[:stop].copy()
-        before[0] = np.inf
-        before[0, source] = 0.0
-        total = before[:, :, None] + edges.into(stop)
-        flat = total.reshape(stop * sets, sets)
-        chosen = flat.argmin(axis=0)
-        best[stop] = flat[chosen, np.arange(sets)]
-        for layout, index in enumerate(chosen):
-            back[stop, layout] = divmod(int(index), sets)
+        ways = best[stop - 1][:, None] + edges.moves(stop - 1)
+        came[stop - 1] = ways.argmin(axis=0)
+        moved[stop - 1] = ways[came[stop - 1], everywhere]
+        total = moved[:stop] + edges.stages(stop)
+        begun[stop] = total.argmin(axis=0)
+        best[stop] = total[begun[stop], everywhere]
     final = best[count] + edges.answer
     layout = int(final.argmin())
     if not np.isfinite(final[layout]):
@@ -66,9 +67,9 @@ def shortest_path(costs: Costs, prices: Prices) -> Path | None:
     stages: list[tuple[int, int, int]] = []
     stop = count
     while stop > 0:
-        first, previous = back[stop, layout]
+        first = int(begun[stop, layout])
         stages.append((first, stop, layout))
-        stop, layout = first, previous
+        stop, layout = first, int(came[first, layout])
     return tuple(reversed(stages))
 
 
@@ -97,8 +98,14 @@ class _Edges:
         outputs = sum(t.region_nbytes(t.whole) for t in costs.model.outputs)
         self.answer = outputs * self.move[:, source] + second * moves.latency[:, source]
 
-    def into(self, stop: int) -> Array:
-        """[i, A, B]: a stage of layers [i, stop) on B, behind one on A."""
+    def moves(self, cut: int) -> Array:
+        """[A, B]: to bring what is alive at a cut from A to B."""
+        nbytes, costs = self.costs.body[cut], self.costs
+        cost: Array = nbytes * self.move + (self.second * costs.moves.latency if nbytes > 0 else 0.0)
+        return cost
+
+    def stages(self, stop: int) -> Array:
+        """[i, B]: a stage of layers [i, stop) on B, with the halos that it fetches."""
         costs = self.costs
         halo = (
             costs.above[:stop, stop, None] * self.above
@@ -106,14 +113,17 @@ class _Edges:
             + costs.everybody[:stop, stop, None] * self.gather
             + costs.shares[:stop, stop, None] * self.share
         )
-        fixed = self.stage[:stop, stop] + halo + self.second * (halo > 0) * costs.halos.latency
-        body = costs.body[:stop]
-        cost: Array = (
-            body[:, None, None] * self.move[None]
-            + (body > 0)[:, None, None] * self.second * costs.moves.latency[None]
-            + fixed[:, None, :]
-        )
+        cost: Array = self.stage[:stop, stop] + halo + self.second * (halo > 0) * costs.halos.latency
         return cost
+
+    def into(self, stop: int) -> Array:
+        """[i, A, B]: a stage of layers [i, stop) on B, behind one on A."""
+        cost: Array = self._all_moves[:stop] + self.stages(stop)[:, None, :]
+        return cost
+
+    @cached_property
+    def _all_moves(self) -> Array:
+        return np.stack([self.moves(cut) for cut in range(self.costs.count)])
 
 
 def pareto_paths(costs: Costs, width: int, transfer: float = 1.0) -> list[Path]:
