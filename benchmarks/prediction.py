@@ -1,7 +1,7 @@
 """Predicted against measured: stages on one device, and frames on emulated clusters of 2 to 5 devices.
 
     stages    what a profile says of stages at row counts and lengths that were not in its fit, over the zoo
-    frames    latency of every scheme's plan and of `auto`, 6 networks; plans of one case interleaved, frame by frame
+    frames    latency of every scheme's plan and of `auto`, 6 networks; plans of one case in turns of four frames
     order     whether plans are ranked as reality ranks them: Kendall's tau of each case (cluster and network)
 
 `python -m benchmarks.prediction [--json] [--quick]`, about ten minutes (one).
@@ -42,7 +42,8 @@ CLUSTERS: dict[str, Links] = {
 OPTIONS: dict[str, dict[str, Any]] = {"unet": {"width": 0.25}, "vgg16": {"width": 0.5}}
 SIZES = {"unet": 160}
 NETWORKS = ("mobilenet_v2", "resnet18", "googlenet", "squeezenet", "unet", "vgg16")
-WARM, MOST_ROUNDS = 1, 12
+# Turns of so many frames: a plan finds the weights of the one before in the caches, so the first does not count.
+FRAMES, LEAST_TURNS, MOST_TURNS = 4, 3, 6
 # (share of the rows, layers per stage): none of them is in the fit.
 HELD_OUT = ((0.65, 1), (0.3, 1), (0.15, 1), (0.6, 2), (0.3, 4), (0.15, 4), (0.8, 6), (0.45, 12), (1.0, 24))
 STAGE_SWEEPS = 5
@@ -144,21 +145,20 @@ def _cases(report: Report, label: str, cluster: Any, model: Model, seconds: floa
 def _medians(
     report: Report, case: str, cluster: Any, model: Model, plans: dict[str, Plan], seconds: float
 ) -> dict[str, float]:
-    """Measured latency of each distinct plan, by digest: in rounds, of two frames each, of which the second counts."""
+    """Measured latency of each distinct plan, by digest: in turns, warm."""
     distinct = {plan.digest: (scheme, plan) for scheme, plan in reversed(plans.items())}
     arrays = _example(model.name).numpy()
     taken: dict[str, list[float]] = {digest: [] for digest in distinct}
     begun = time.monotonic()
-    for number in range(WARM + MOST_ROUNDS):
-        if number > WARM + 2 and time.monotonic() - begun > seconds:
+    for turn in range(MOST_TURNS):
+        if turn >= LEAST_TURNS and time.monotonic() - begun > seconds:
             break
         for digest, (_, plan) in distinct.items():
-            # The plan before has left its own weights in the caches: the second frame counts.
-            cluster.submit(model, arrays, plan=plan, timeout=60.0).result()
-            job = cluster.submit(model, arrays, plan=plan, timeout=60.0)
-            job.result()
-            if number >= WARM:
-                taken[digest].append(job.latency_seconds)
+            for frame in range(FRAMES):
+                job = cluster.submit(model, arrays, plan=plan, timeout=60.0)
+                job.result()
+                if frame:
+                    taken[digest].append(job.latency_seconds)
     return {
         digest: report.sample(f"{case}: {scheme}, measured, s", taken[digest])
         for digest, (scheme, _) in distinct.items()

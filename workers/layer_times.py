@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from coedge.program import Compute, Program
 from coedge.provider import ON_CPU, Provider
 from coedge.region import UNIT
 from coedge.stage_fit import fit_fused, fit_layers
-from workers.rehearsal import DEVICE, Played, Rehearsal, median
+from workers.rehearsal import DEVICE, Played, Rehearsal
 
 # Shares of the rows, and with each how many layers are in a stage, most needed first. Somebody else has the rows above
 # and below: a device puts its rows and theirs together, which takes a copy. (With all rows it does not.)
@@ -30,6 +30,8 @@ FEATURE_SHARES = (1.0, 0.25)
 TOGETHER = ((0.4, 3), (1.0, 1000), (0.2, 8), (0.1, 3), (0.2, 2), (0.5, 16))
 OTHERS = "others"
 LEAST_SWEEPS, MOST_SWEEPS = 2, 8
+# Of the messages, in which something else took the core.
+OUTLIERS = 0.02
 # Of the time, what may go into making stages ready beyond those of one layer.
 PREPARATION = 0.3
 CONVOLUTION_FLOP = 2 * 64 * 64 * 9 * 56 * 56
@@ -141,9 +143,19 @@ def model_times(model: Model, played: Sequence[Played]) -> ModelTimes:
     return ModelTimes(
         layers=layers,
         fused=fit_fused(stages, layers, border_nbytes_per_row, kinds),
-        send_seconds=median(seconds for frame in played for seconds in frame.send_seconds),
-        receive_seconds=median(seconds for frame in played for seconds in frame.receive_seconds),
+        send_seconds=usual(seconds for frame in played for seconds in frame.send_seconds),
+        receive_seconds=usual(seconds for frame in played for seconds in frame.receive_seconds),
     )
+
+
+def usual(seconds: Iterable[float]) -> float:
+    """Their mean without the longest: a frame has many messages, and their times add up as means do, not medians.
+
+    Zero, where there are none.
+    """
+    known = sorted(seconds)
+    kept = known[: max(1, int(len(known) * (1 - OUTLIERS)))]
+    return statistics.fmean(kept) if kept else 0.0
 
 
 def rows_program(model: Model, share: float, stage_layers: int) -> Program:
