@@ -15,8 +15,10 @@ from command_line import fails
 from nets import Net
 from test_algorithm_1 import synthetic_profile
 
+from coedge.cli.defaults import demo_config
 from coedge.cli.models import load_model
 from coedge.cli.options import seconds
+from coedge.config import load_config
 from coedge.plan import Plan
 from coedge.profile import Profile
 from coedge.version import VERSION
@@ -88,6 +90,8 @@ def test_version(cli) -> None:
         (["plan", MODEL, "--deadline", "-5ms"], ["--deadline", "100ms"]),
         (["run", MODEL, "--deadline", "0s"], ["'0s' is not a duration"]),
         (["run", MODEL, "--deadline", "5min"], ["'5min' is not a duration"]),
+        (["run", MODEL, "--budget", "soon"], ["--budget", "'soon' is not a duration"]),
+        (["plan", MODEL, "--profile", "bed.yaml", "--budget", "5s"], ["--budget is for measuring a cluster"]),
         (["run", MODEL, "--goal", "speed"], ["--goal is latency, energy or throughput", "'speed'"]),
         (["plan", MODEL, "--save", "no/such/plan.json"], ["no/such/plan.json", "no folder"]),
         (["plan", MODEL, "--save-profile", "no/p.json"], ["no/p.json", "no folder"]),
@@ -346,3 +350,13 @@ def test_run_without_a_plan_uses_the_configuration(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "plan modnn" in done.stdout
     assert "largest difference to the unsplit output" in done.stdout
+
+
+def test_a_budget_is_one_of_the_configuration() -> None:
+    from coedge.cli.options import with_budget
+
+    assert with_budget(None, None) == []
+    for text, expected in (("20s", 20.0), ("5", 5.0), ("500ms", 0.5)):
+        overrides = with_budget(["source=laptop"], text)
+        config = load_config(demo_config(), overrides, environment={})
+        assert (config.profile_budget_seconds, config.source) == (expected, "laptop")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -51,6 +52,10 @@ Scheme = Annotated[
 ]
 Goal = Annotated[str | None, typer.Option("--goal", help="latency, energy or throughput.")]
 Deadline = Annotated[str | None, typer.Option("--deadline", help="Such as 100ms or 0.1s.")]
+Budget = Annotated[
+    str | None,
+    typer.Option("--budget", help="What measuring the model on one kind of device may take, about: such as 20s."),
+]
 KeepLocal = Annotated[
     int | None, typer.Option("--keep-local", min=0, help="So many layers, and the raw input, stay on the source.")
 ]
@@ -59,12 +64,21 @@ Size = Annotated[
 ]
 
 
-def seconds(text: str) -> float:
-    """A duration such as `100ms`, `0.1s` or `100` (ms), in seconds."""
+def seconds(text: str, option: str = "--deadline", unit: str = "ms") -> float:
+    """A duration such as `100ms`, `0.1s` or `100` (of the unit), in seconds."""
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(ms|s)?\s*", text.lower())
     if not match or float(match[1]) <= 0:
-        raise typer.BadParameter(f"--deadline: {text!r} is not a duration such as 100ms or 0.1s")
-    return float(match[1]) * (1.0 if match[2] == "s" else 0.001)
+        raise typer.BadParameter(f"{option}: {text!r} is not a duration such as 100ms or 0.1s")
+    return float(match[1]) * (1.0 if (match[2] or unit) == "s" else 0.001)
+
+
+def with_budget(overrides: Sequence[str] | None, budget: str | None, profile: str | None = None) -> list[str]:
+    """The overrides of a cluster's configuration, with the time that measuring may take."""
+    if budget is None:
+        return list(overrides or ())
+    if profile is not None:
+        raise typer.BadParameter("--budget is for measuring a cluster; with --profile nothing is measured")
+    return [*(overrides or ()), f"profile_budget_seconds={seconds(budget, '--budget', 's'):g}"]
 
 
 def objective(base: Objective, goal: str | None, deadline: str | None, keep_local: int | None = None) -> Objective:

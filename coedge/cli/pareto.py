@@ -13,6 +13,7 @@ import typer
 from coedge.cli.inputs import check_keep_local, read_given
 from coedge.cli.models import MODEL_HELP, load_model
 from coedge.cli.options import (
+    Budget,
     Deadline,
     Json,
     KeepLocal,
@@ -23,6 +24,7 @@ from coedge.cli.options import (
     Without,
     objective,
     picture,
+    with_budget,
 )
 from coedge.plan import Plan
 from coedge.progress import progress
@@ -39,6 +41,7 @@ def pareto(
     plot: Annotated[str | None, typer.Option(help="Draw them: a file ending in .png or .svg.")] = None,
     save_plans: Annotated[str | None, typer.Option(help="Write every plan to this folder, as JSON.")] = None,
     size: Size = 224,
+    budget: Budget = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -54,7 +57,7 @@ def pareto(
 
     picture(plot)
     folder = _folder(save_plans)
-    given = read_given(profile, cluster, set_, without)
+    given = read_given(profile, cluster, with_budget(set_, budget, profile), without)
     wanted = objective(given.objective, None, deadline, keep_local)
     from coedge.cli.render import busy
 

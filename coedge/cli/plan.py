@@ -10,6 +10,7 @@ import typer
 from coedge.cli.inputs import check_keep_local, read_given
 from coedge.cli.models import MODEL_HELP, load_model
 from coedge.cli.options import (
+    Budget,
     Deadline,
     Goal,
     Json,
@@ -21,6 +22,7 @@ from coedge.cli.options import (
     Size,
     Without,
     objective,
+    with_budget,
     writable,
 )
 from coedge.model import Model
@@ -49,6 +51,7 @@ def plan(
     explain: Annotated[
         bool, typer.Option("--explain", help="Say what binds, what would help, and why devices are left out.")
     ] = False,
+    budget: Budget = None,
     size: Size = 224,
     set_: Set = None,
     as_json: Json = False,
@@ -67,7 +70,7 @@ def plan(
     writable(save, save_profile)
     if scheme:
         check_scheme(scheme)
-    given = read_given(profile, cluster, set_, without)
+    given = read_given(profile, cluster, with_budget(set_, budget, profile), without)
     chosen = scheme or given.scheme
     check_scheme(chosen)
     wanted = objective(given.objective, goal, deadline, keep_local)

@@ -14,7 +14,19 @@ import typer
 
 from coedge.cli.defaults import demo_config
 from coedge.cli.models import MODEL_HELP, difference, load_image, load_model, photograph, unsplit
-from coedge.cli.options import Cluster, Deadline, Goal, Json, Scheme, Set, Size, objective, writable
+from coedge.cli.options import (
+    Budget,
+    Cluster,
+    Deadline,
+    Goal,
+    Json,
+    Scheme,
+    Set,
+    Size,
+    objective,
+    with_budget,
+    writable,
+)
 from coedge.plan import Plan
 from coedge.profile import Profile
 from coedge.timeline import Timeline
@@ -56,6 +68,7 @@ def run(
     ] = None,
     trace: Annotated[str | None, typer.Option(help="Write the last frame's timeline (opens in Perfetto).")] = None,
     size: Size = 224,
+    budget: Budget = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -72,7 +85,7 @@ def run(
     if plan and (scheme or goal or deadline):
         raise typer.BadParameter("--plan is run as it was saved: no --scheme, --goal or --deadline with it")
     writable(trace)
-    config = load_config(cluster or demo_config(), set_ or ())
+    config = load_config(cluster or demo_config(), with_budget(set_, budget))
     check_scheme(scheme or config.scheme)
     wanted = objective(config.objective, goal, deadline)
     captured = load_model(model, size)

@@ -12,6 +12,7 @@ import typer
 from coedge.cli.inputs import check_keep_local, read_given
 from coedge.cli.models import MODEL_HELP, load_model
 from coedge.cli.options import (
+    Budget,
     Deadline,
     Goal,
     Json,
@@ -24,6 +25,7 @@ from coedge.cli.options import (
     Without,
     objective,
     picture,
+    with_budget,
     writable,
 )
 from coedge.errors import PlanError
@@ -70,6 +72,7 @@ def simulate(
     trace: Annotated[str | None, typer.Option(help="Write the timeline (opens in Perfetto).")] = None,
     gantt: Annotated[str | None, typer.Option(help="Draw it: a file ending in .png or .svg.")] = None,
     size: Size = 224,
+    budget: Budget = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -92,7 +95,7 @@ def simulate(
     picture(gantt)
     if scheme:
         check_scheme(scheme)
-    given = read_given(profile, cluster, set_, without)
+    given = read_given(profile, cluster, with_budget(set_, budget, profile), without)
     chosen = scheme or given.scheme
     check_scheme(chosen)
     wanted = objective(given.objective, "throughput" if mixture else goal, deadline, keep_local)
