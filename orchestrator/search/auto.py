@@ -32,6 +32,8 @@ from orchestrator.search.shortest_path import Path, Prices, pareto_paths, shorte
 
 # How many drafts go through the convex core, how often each, and how many program steps polishing may simulate.
 REFINED, ROUNDS, POLISH_STEPS = 3, 2, 12_000
+# With at most so many layers times devices, plans are soon simulated: as many more of them are.
+SMALL, THOROUGH = 64, 40_000
 # Of more devices, the better half is planned for first.
 MANY = 10
 # So many devices that are left out, of different kinds, are tried once more.
@@ -78,10 +80,10 @@ def explored(model: Model, profile: Profile, objective: Objective, known: Iterab
         # What is looked at hardly depends on the deadline, so that a looser one does not give a worse plan.
         wishes = weighted(space.costs[0], objective)
         for wish in wishes:
-            _explore(evaluator.aiming_at(wish), space, named, POLISH_STEPS // len(wishes))
+            _explore(evaluator.aiming_at(wish), space, named, space.steps // len(wishes))
         _meet_deadline(evaluator, space)
     else:
-        _explore(evaluator, space, named, POLISH_STEPS)
+        _explore(evaluator, space, named, space.steps)
     _try_others(evaluator, space)
     return evaluator
 
@@ -92,11 +94,13 @@ class _Space:
 
     Attributes:
         costs: with links as they are; and as codecs make them, where codecs pay.
+        steps: how many program steps polishing may simulate.
     """
 
     reach: Reach
     costs: tuple[Costs, ...]
     dresses: tuple[Dress, ...]
+    steps: int
 
     @classmethod
     def of(cls, model: Model, profile: Profile, objective: Objective) -> _Space:
@@ -106,7 +110,8 @@ class _Space:
         if any(dress.codecs for dress in dressed):
             packed = effective(model, profile, objective.lossy)
             costs.append(costs[0].with_links(packed))
-        return cls(reach, tuple(costs), tuple(dressed))
+        steps = THOROUGH if len(model.layers) * len(profile.names) <= SMALL else POLISH_STEPS
+        return cls(reach, tuple(costs), tuple(dressed), steps)
 
 
 def _explore(evaluator: Evaluator, space: _Space, known: Sequence[Judged], steps: int) -> None:
@@ -134,7 +139,7 @@ def _try_others(evaluator: Evaluator, space: _Space) -> None:
     objective, profile, best = evaluator.objective, evaluator.profile, evaluator.best()
     stages = best.plan.stages
     worn = [dress for dress in space.dresses if dress.is_worn(stages)]
-    changes = min(POLISH_STEPS // 8 // max(sum(len(stage.regions) for stage in stages), 1), ROW_CHANGES)
+    changes = min(space.steps // 8 // max(sum(len(stage.regions) for stage in stages), 1), ROW_CHANGES)
     joining = Joining(best.plan, evaluator.model, objective, lambda judged, _: judged.rank(objective), space.reach)
     for name, *_ in unused(best.plan, profile)[:JOINING]:
         found = [evaluator.judge(joined) for part in PARTS for joined in joining.structures(profile, name, part, worn)]
@@ -143,7 +148,7 @@ def _try_others(evaluator: Evaluator, space: _Space) -> None:
             continue
         joined = joining.refined(evaluator, nearest, name, changes)
         if better(joined, best, objective):
-            polish(evaluator, joined, space.costs[0].layouts, POLISH_STEPS // 4)
+            polish(evaluator, joined, space.costs[0].layouts, space.steps // 4)
 
 
 def _is_hopeless(found: Judged, best: Judged, objective: Objective) -> bool:
@@ -168,7 +173,7 @@ def _meet_deadline(evaluator: Evaluator, space: _Space) -> None:
     for part in TIGHTER:
         tighter = objective.model_copy(update={"deadline_ms": objective.deadline_ms * part})
         start = evaluator.best(tighter)
-        polish(evaluator, start, space.costs[0].layouts, POLISH_STEPS // len(TIGHTER))
+        polish(evaluator, start, space.costs[0].layouts, space.steps // len(TIGHTER))
 
 
 def weighted(costs: Costs, objective: Objective) -> list[Objective]:
