@@ -33,7 +33,7 @@ from orchestrator.search.shortest_path import Path, Prices, pareto_paths, shorte
 # How many drafts go through the convex core, how often each, and how many program steps polishing may simulate.
 REFINED, ROUNDS, POLISH_STEPS = 3, 2, 12_000
 # With at most so many layers times devices, plans are soon simulated: as many more of them are.
-SMALL, THOROUGH = 64, 40_000
+SMALL, THOROUGH, STARTS = 64, 40_000, 6
 # Of more devices, the better half is planned for first.
 MANY = 10
 # So many devices that are left out, of different kinds, are tried once more.
@@ -94,13 +94,18 @@ class _Space:
 
     Attributes:
         costs: with links as they are; and as codecs make them, where codecs pay.
-        steps: how many program steps polishing may simulate.
+        is_small: whether plans are soon simulated.
     """
 
     reach: Reach
     costs: tuple[Costs, ...]
     dresses: tuple[Dress, ...]
-    steps: int
+    is_small: bool
+
+    @property
+    def steps(self) -> int:
+        """How many program steps polishing may simulate."""
+        return THOROUGH if self.is_small else POLISH_STEPS
 
     @classmethod
     def of(cls, model: Model, profile: Profile, objective: Objective) -> _Space:
@@ -110,8 +115,8 @@ class _Space:
         if any(dress.codecs for dress in dressed):
             packed = effective(model, profile, objective.lossy)
             costs.append(costs[0].with_links(packed))
-        steps = THOROUGH if len(model.layers) * len(profile.names) <= SMALL else POLISH_STEPS
-        return cls(reach, tuple(costs), tuple(dressed), steps)
+        is_small = len(model.layers) * len(profile.names) <= SMALL
+        return cls(reach, tuple(costs), tuple(dressed), is_small)
 
 
 def _explore(evaluator: Evaluator, space: _Space, known: Sequence[Judged], steps: int) -> None:
@@ -125,13 +130,28 @@ def _explore(evaluator: Evaluator, space: _Space, known: Sequence[Judged], steps
     drawn = drawn[: 1 if _strips(drawn[0]) > LARGE else 2 if _strips(drawn[0]) > LARGISH else REFINED]
     refined = [refine(evaluator, space.reach, judged) for judged in drawn]
     dressed = [evaluator.judge(dress(judged.plan.stages)) for judged in refined for dress in space.dresses[1:]]
-    starts = _distinct([*found, *refined, *dressed], objective)[:REFINED]
+    if space.is_small:
+        dressed += [
+            evaluator.judge(dress(_layer_by_layer(one.plan.stages))) for one in refined for dress in space.dresses
+        ]
+    starts = _distinct([*found, *refined, *dressed], objective)[: STARTS if space.is_small else REFINED]
     # Half of the steps from the best, and so on: what one does not need is left for the next.
     limit = evaluator.steps + steps
     for index, judged in enumerate(starts):
         left = limit - evaluator.steps
         polish(evaluator, judged, space.costs[0].layouts, left if index == len(starts) - 1 else left // 2)
-    polish_dress(evaluator, evaluator.best(), space.dresses, steps // 4)
+    best = polish_dress(evaluator, evaluator.best(), space.dresses, steps // 4)
+    if space.is_small:
+        polish(evaluator, best, space.costs[0].layouts, steps // 4)
+
+
+def _layer_by_layer(stages: Sequence[Stage]) -> list[Stage]:
+    """Every layer a stage of its own, where it was."""
+    return [
+        Stage(first=layer, last=layer, regions=stage.regions)
+        for stage in stages
+        for layer in range(stage.first, stage.last + 1)
+    ]
 
 
 def _try_others(evaluator: Evaluator, space: _Space) -> None:
