@@ -26,7 +26,7 @@ from orchestrator.planner import make_plan
 
 WITHIN = 1.03
 # Partial plans to continue; where that was not enough, the bound stands for the best.
-MOST = 8_000
+MOST = 60_000
 QUICK = 12
 
 

@@ -106,18 +106,18 @@ def test_auto_is_never_worse_than_a_scheme(data: st.DataObject) -> None:
 @given(data=st.data())
 @examples(5)
 def test_a_faster_link_or_one_more_device_costs_no_time(data: st.DataObject) -> None:
-    """But for what a search by small steps may miss: 1 % is meant, and kept in nearly all cases."""
+    """But for what a search by small steps may miss: 1 %."""
     seed = data.draw(st.integers(0, 10_000))
     model = chain(seed % 20, layers=4, rows=12)
     profile = small_profile(seed, model, 3)
     now = cost(make_plan(model, profile, Objective()), Objective())
     fewer = profile.without(["d2"])
-    assert now <= 1.05 * cost(make_plan(model, fewer, Objective()), Objective())
+    assert now <= 1.01 * cost(make_plan(model, fewer, Objective()), Objective())
     chosen = data.draw(st.integers(0, len(profile.links) - 1))
     links = list(profile.links)
     links[chosen] = links[chosen].model_copy(update={"bytes_per_second": 2 * links[chosen].bytes_per_second})
     faster = profile.model_copy(update={"links": tuple(links)})
-    assert cost(make_plan(model, faster, Objective()), Objective()) <= 1.05 * now
+    assert cost(make_plan(model, faster, Objective()), Objective()) <= 1.01 * now
 
 
 @given(data=st.data())
