@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+import zlib
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -192,7 +194,7 @@ class Timeline:
         return critical_path(self.spans, frame, self.answered[frame][0], self.measured)
 
     def save(self, path: str | Path) -> None:
-        """Writes Chrome's trace format, which https://ui.perfetto.dev opens."""
+        """Writes Chrome's trace format, which https://ui.perfetto.dev opens; packed where the name ends in .gz."""
         other = {
             "measured": self.measured,
             "clock_uncertainty_seconds": self.clock_uncertainty_seconds,
@@ -200,7 +202,9 @@ class Timeline:
             "answered": [[frame, *times] for frame, times in self.answered.items()],
         }
         text = json.dumps({"traceEvents": to_events(self.spans), "otherData": other})
-        Path(path).write_text(text, encoding="utf-8")
+        data = text.encode()
+        # No time stamp inside: the same timeline is the same file.
+        Path(path).write_bytes(gzip.compress(data, mtime=0) if Path(path).suffix == ".gz" else data)
 
     @classmethod
     def load(cls, path: str | Path) -> Timeline:
@@ -210,7 +214,8 @@ class Timeline:
             PlanError: the file cannot be read, or holds something else.
         """
         try:
-            trace = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = Path(path).read_bytes()
+            trace = json.loads(gzip.decompress(data) if Path(path).suffix == ".gz" else data)
             other = trace["otherData"]
             return cls(
                 spans=to_spans(trace["traceEvents"]),
@@ -220,8 +225,8 @@ class Timeline:
                 clock_offsets=other["clock_offsets"],
             )
         except OSError as error:
-            raise PlanError(f"cannot read the timeline {path}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PlanError(f"cannot read the timeline {path}: {error.strerror or error}") from error
+        except (ValueError, EOFError, zlib.error, KeyError, TypeError, AttributeError) as error:
             raise PlanError(
                 f"{path} is not a timeline that coedge saved ({error!r}); write one with Timeline.save"
             ) from error

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from coedge.config import ClusterConfig, load_config
 from coedge.dealing import dealing
-from coedge.errors import ClusterError, CoEdgeError, ConfigError, DeviceLost, InfeasibleError
+from coedge.errors import ClusterError, CoEdgeError, ConfigError, DeviceLost, InfeasibleError, PlanError
 from coedge.model import Model
 from coedge.objective import Objective
 from coedge.plan import Plan
@@ -29,7 +29,7 @@ from orchestrator.dispatcher import Dispatcher
 from orchestrator.job import Job
 from orchestrator.loaded_plan import LoadedPlan
 from orchestrator.loader import Loader
-from orchestrator.measure import measure_model
+from orchestrator.measure import Member, measure_model
 from orchestrator.members import join
 from orchestrator.mixture import Mixture
 from orchestrator.planner import AUTO, check_scheme, make_plan, make_stream
@@ -136,6 +136,21 @@ class Cluster:
             )
             for name, member in members.by_name.items()
         ]
+
+    def member(self, name: str) -> Member:
+        """A device that is there.
+
+        Raises:
+            DeviceLost: it is not there any more.
+            PlanError: there never was one of this name.
+        """
+        self._check_open()
+        members = self._members
+        if name not in members.by_name:
+            raise PlanError(f"there is no device {name!r} in this cluster; devices are {', '.join(members.by_name)}")
+        if name in members.lost:
+            raise DeviceLost(f"{name} is lost: {members.lost[name]}. Connect again")
+        return members.by_name[name]
 
     def profile(self, model: Model) -> Profile:
         """The devices that are there, as measured on a model; measured once, and kept on disk.

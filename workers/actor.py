@@ -9,6 +9,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from coedge.model import Model
 from coedge.profile import CodecSpeed
 from coedge.program import Program
@@ -20,6 +23,7 @@ from workers.paced_transport import LinkSpec
 from workers.rehearsal import Played
 from workers.spec import MeteredPower, ProbeTimes, WorkerFacts, WorkerSpec, WorkerStatus
 from workers.transport import Endpoint
+from workers.whole import Whole
 from workers.worker import Worker
 
 REST_SECONDS = 0.003
@@ -32,6 +36,7 @@ class WorkerActor:
         _tune_process(emulated=spec.speed is not None or spec.link is not None)
         self._worker = Worker(spec)
         self._play: LayerPlay | None = None
+        self._whole: Whole | None = None
 
     def facts(self) -> WorkerFacts:
         return self._worker.facts()
@@ -107,6 +112,21 @@ class WorkerActor:
             return None
         busy = convolution(self._worker.threads, self._worker.spec.providers)
         return MeteredPower(*measure_power(meter, busy, seconds), meter.source)
+
+    def prepare_whole(self, proto: NDArray[np.uint8]) -> None:
+        """Makes ready what `run_whole` runs: a network in one session, as a file of ONNX has it."""
+        spec = self._worker.spec
+        self._whole = Whole(proto.tobytes(), self._worker.threads, spec.speed, spec.providers)
+
+    def run_whole(self, arrays: Sequence[NDArray[Any]]) -> tuple[float, list[NDArray[Any]]]:
+        """As `Whole.run`."""
+        if self._whole is None:
+            raise RuntimeError("there is no network to run: prepare_whole comes first")
+        return self._whole.run(arrays)
+
+    def forget_whole(self) -> None:
+        self._whole = None
+        _return_memory()
 
     def stop(self) -> None:
         self._worker.stop()

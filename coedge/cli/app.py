@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from coedge.cli.bench import bench
 from coedge.cli.demo import demo
 from coedge.cli.devices import devices
 from coedge.cli.pareto import pareto
@@ -28,7 +29,7 @@ app = typer.Typer(
 # Typer stands on click, which newer versions carry inside: the base of its errors is found from Typer's own.
 ClickError: Any = typer.BadParameter.__bases__[0].__bases__[0]
 
-for command in (demo, devices, plan, simulate, pareto, run):
+for command in (demo, devices, plan, simulate, pareto, run, bench):
     app.command()(command)
 
 

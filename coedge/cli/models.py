@@ -20,6 +20,7 @@ from coedge.model import Model
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
+FILES = (".onnx", ".pt2")
 MODEL_HELP = "A zoo name (such as resnet18), a .onnx or .pt2 file, or package.module:factory."
 
 
@@ -36,14 +37,27 @@ def load_model(spec: str, size: int = 224) -> Model:
     Raises:
         CaptureError: there is no such model, or it does not export.
     """
-    if spec.endswith((".onnx", ".pt2")):
+    if spec.endswith(FILES):
         return _load_file(spec, size)
+    import torch
+
+    module = load_module(spec, size)
+    name = spec.rsplit(":", 1)[-1]
+    return capture(module, torch.zeros(1, 3, size, size, dtype=torch.uint8), name=name)
+
+
+def load_module(spec: str, size: int = 224) -> Any:
+    """The torch module that the user means, with normalisation in front.
+
+    Raises:
+        CaptureError: there is no such module.
+    """
     if ":" in spec:
-        module, name = _from_factory(spec), spec.rsplit(":", 1)[1]
+        module = _from_factory(spec)
     elif spec in zoo.NAMES:
         options: dict[str, Any] = {"image_size": size} if spec in ("alexnet", "vgg_f", "vgg16") else {}
         try:
-            module, name = zoo.build(spec, **options), spec
+            module = zoo.build(spec, **options)
         except ValueError as error:
             raise CaptureError(f"{spec}: {error}; give a larger --size") from None
     elif Path(spec).suffix in (".pt", ".pth", ".ckpt", ".safetensors"):
@@ -57,12 +71,9 @@ def load_model(spec: str, size: int = 224) -> Model:
         except ValueError as error:
             raise CaptureError(f"{error}; or give a .onnx / .pt2 file, or package.module:factory") from None
         raise CaptureError(f"there is no model {spec!r}")
-    import torch
-
     from coedge.normalise import with_normalisation
 
-    example = torch.zeros(1, 3, size, size, dtype=torch.uint8)
-    return capture(with_normalisation(module, MEAN, STD), example, name=name)
+    return with_normalisation(module, MEAN, STD)
 
 
 def _load_file(spec: str, size: int) -> Model:

@@ -1,0 +1,93 @@
+"""Comparisons as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from orchestrator.bench.comparison import Comparison
+    from orchestrator.bench.table import Mean, Row
+
+
+def model_table(rows: Sequence[Row], comparison: Comparison) -> Table:
+    """One model: a row per scheme."""
+    bound = rows[0].case.bound_seconds
+    apart = max((row.difference for row in rows if row.difference is not None), default=None)
+    captions = [f"divisible-load bound {bound * 1e3:.1f} ms"] if bound else []
+    captions.append(f"J {escape(comparison.energy_source)}")
+    if apart is not None:
+        captions.append(f"largest difference to the unsplit output {apart:.1e}")
+    table = Table(
+        title=f"{rows[0].case.model} on {escape(comparison.cluster)}, {comparison.frames} frames each, in turns",
+        caption="; ".join(captions), title_justify="left", caption_justify="left", header_style="bold",
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    table.add_column("scheme", no_wrap=True)
+    table.add_column("on", no_wrap=True)
+    for column in (
+        "p50\nms", "p95\nms", "pred.\nms", "error", "J", "pred.\nJ", "sent\nKB", "x\nbound", "x\nauto",
+    ):  # fmt: skip
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        case = row.case
+        name = f"{case.scheme} [red]*[/]" if case.problem else case.scheme
+        devices = case.devices[0] if len(case.devices) == 1 else str(len(case.devices))
+        table.add_row(
+            name, devices,
+            _number(row.median_seconds, 1e3, "{:.1f}"), _number(row.p95_seconds, 1e3, "{:.1f}"),
+            _number(case.predicted_seconds, 1e3, "{:.1f}"), _number(row.error, 1, "{:+.1%}"),
+            _number(row.median_joules, 1, "{:.3f}"), _number(case.predicted_joules, 1, "{:.3f}"),
+            _number(row.total_nbytes, 1e-3, "{:.1f}"), _number(row.to_bound, 1, "{:.2f}"),
+            _number(row.to_auto, 1, "{:.2f}"), style="bold" if case.scheme == "auto" else None,
+        )  # fmt: skip
+    return table
+
+
+def links_table(rows: Sequence[Row]) -> Table:
+    """One model: KB of a frame on each link, by scheme."""
+    shown = [row for row in rows if row.sent_nbytes]
+    table = Table(
+        title=f"{rows[0].case.model}: KB of a frame on each link", title_justify="left", header_style="bold",
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    table.add_column("link", no_wrap=True)
+    for row in shown:
+        table.add_column(row.case.scheme, justify="right", no_wrap=True)
+    for link in sorted({link for row in shown for link in row.sent_nbytes or {}}):
+        table.add_row(link, *(_number((row.sent_nbytes or {}).get(link), 1e-3, "{:.1f}") for row in shown))
+    return table
+
+
+def means_table(means: Sequence[Mean], to_bound: float | None) -> Table:
+    """A row per scheme, over all models."""
+    table = Table(
+        title="what each takes, over what auto takes: geometric means over the models", title_justify="left",
+        caption="" if to_bound is None else f"auto over the divisible-load bound: {to_bound:.2f}",
+        caption_justify="left", header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    table.add_column("scheme", no_wrap=True)
+    for column in ("models", "latency", "joules", "least"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("on")
+    for mean in means:
+        table.add_row(
+            mean.scheme, str(mean.models), f"{mean.latency:.2f}", _number(mean.joules, 1, "{:.2f}"),
+            f"{mean.least:.2f}", mean.least_model,
+        )  # fmt: skip
+    return table
+
+
+def losses_line(losses: Sequence[Row]) -> str:
+    if not losses:
+        return "auto is nowhere slower than another by more than 3 %"
+    words = ", ".join(f"{row.case.scheme} on {row.case.model} ({1 / (row.to_auto or 1) - 1:.1%})" for row in losses)
+    return f"auto is slower than {words}"
+
+
+def _number(value: float | None, factor: float, form: str) -> str:
+    return "-" if value is None else form.format(value * factor)

@@ -1,0 +1,1 @@
+"""Schemes side by side on one cluster: turns, raw samples, and the rows that follow from them."""

@@ -1,0 +1,94 @@
+"""Who takes part in a comparison: plans, and the whole network on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coedge.model import Model
+from coedge.plan import Plan
+from coedge.profile import Profile
+from coedge.program import Work
+from coedge.span import Span
+from coedge.timeline import Timeline
+from orchestrator import ray_control
+from orchestrator.bench.turns import Ran
+from orchestrator.measure import Member
+
+if TYPE_CHECKING:
+    from orchestrator.cluster import Cluster
+
+PREPARE_SECONDS, RUN_SECONDS = 300.0, 120.0
+
+Array = NDArray[Any]
+
+
+class Planned:
+    """A plan on the cluster."""
+
+    def __init__(self, cluster: Cluster, model: Model, arrays: Sequence[Array], plan: Plan, profile: Profile) -> None:
+        self._cluster, self._model, self._arrays = cluster, model, tuple(arrays)
+        self._plan, self._profile = plan, profile
+
+    def run(self) -> Any:
+        return self._cluster.submit(self._model, self._arrays, plan=self._plan).result()
+
+    def measure(self) -> Ran:
+        job = self._cluster.submit(self._model, self._arrays, plan=self._plan)
+        output, timeline = job.result(), job.timeline
+        if set(timeline.devices) != set(job.loaded.devices):
+            return Ran(job.latency_seconds, output)  # somebody did not tell: what it did is not known
+        sent = {f"{sender}>{receiver}": nbytes for (sender, receiver), nbytes in timeline.sent_nbytes().items()}
+        return Ran(job.latency_seconds, output, timeline.energy_joules(self._profile), sent, timeline)
+
+
+class OneSession:
+    """The network as its author exported it, in one ONNX Runtime session on one device, which has the input.
+
+    The device's emulated speed applies, as to the kernels of a plan; no link does.
+    """
+
+    def __init__(self, member: Member, model: Model, arrays: Sequence[Array], profile: Profile) -> None:
+        import ray
+
+        self._member, self._arrays, self._profile = member, list(arrays), profile
+        proto = ray.put(np.frombuffer(model.reference, np.uint8))
+        self._ask(member.actor.prepare_whole.remote(proto), PREPARE_SECONDS, f"prepare all of {model.name}")
+
+    def run(self) -> list[Array]:
+        return self._run()[1]
+
+    def measure(self) -> Ran:
+        seconds, outputs = self._run()
+        return alone(self._profile, self._member.name, seconds, outputs)
+
+    def close(self) -> None:
+        """Lets the device forget the network."""
+        self._ask(self._member.actor.forget_whole.remote(), PREPARE_SECONDS, "let go of a network")
+
+    def _run(self) -> tuple[float, list[Array]]:
+        found: tuple[float, list[Array]] = self._ask(
+            self._member.actor.run_whole.remote(self._arrays), RUN_SECONDS, "run the whole network"
+        )
+        return found
+
+    def _ask(self, reference: Any, seconds: float, what: str) -> Any:
+        return ray_control.gather({self._member.name: reference}, seconds, what)[self._member.name]
+
+
+def alone(profile: Profile, device: str, seconds: float, output: Any) -> Ran:
+    """A frame that one device computed for so long, and nothing else happened."""
+    span = Span(device, 0, "compute", "the whole network", 0.0, seconds, stage=0)
+    timeline = Timeline((span,), {0: (0.0, seconds)}, True)
+    return Ran(seconds, output, timeline.energy_joules(profile), {}, timeline)
+
+
+def best_single(model: Model, profile: Profile) -> tuple[str, float]:
+    """The device that is predicted to run the whole network fastest, were the input there; and its seconds."""
+    work = [Work(layer.index, layer.rows) for layer in model.layers]
+    seconds = {device.name: device.compute_seconds(work) for device in profile.devices}
+    name = min(seconds, key=lambda name: seconds[name])
+    return name, seconds[name]
