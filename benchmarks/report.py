@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import time
@@ -12,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from orchestrator.bench.environment import environment as of_machine
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -84,25 +85,13 @@ class Report:
 
 def environment() -> dict[str, Any]:
     """Machine, library versions and commit."""
-    import numpy
-    import onnxruntime
-    import psutil
-
     try:
         commit = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "cores": psutil.cpu_count(),
-        "python": platform.python_version(),
-        "numpy": numpy.__version__,
-        "onnxruntime": onnxruntime.__version__,
-        "commit": commit,
-        "load": psutil.getloadavg()[0],
-    }
+    return {**of_machine(), "commit": commit}
 
 
 def arguments(description: str | None, **counts: int) -> argparse.Namespace:

@@ -23,7 +23,7 @@ from coedge.plan import Plan
 from coedge.profile import Profile
 from coedge.version import VERSION
 
-COMMANDS = ("demo", "devices", "plan", "simulate", "pareto", "run", "version")
+COMMANDS = ("demo", "devices", "plan", "simulate", "pareto", "run", "bench", "version")
 MODEL, SIZE = "squeezenet", "64"
 
 CLUSTER = """
@@ -93,6 +93,10 @@ def test_version(cli) -> None:
         (["run", MODEL, "--budget", "soon"], ["--budget", "'soon' is not a duration"]),
         (["plan", MODEL, "--profile", "bed.yaml", "--budget", "5s"], ["--budget is for measuring a cluster"]),
         (["run", MODEL, "--goal", "speed"], ["--goal is latency, energy or throughput", "'speed'"]),
+        (["bench", "--frames", "0"], ["--frames"]),
+        (["bench", "--models", ","], ["--models names nothing"]),
+        (["bench", "--against", "tflite"], ["--against is onnxruntime, torch", "'tflite'"]),
+        (["bench", "--out", "no/such"], ["no/such", "no folder"]),
         (["plan", MODEL, "--save", "no/such/plan.json"], ["no/such/plan.json", "no folder"]),
         (["plan", MODEL, "--save-profile", "no/p.json"], ["no/p.json", "no folder"]),
         (["plan", MODEL, "--save", "."], ["is a folder"]),

@@ -104,7 +104,7 @@ def _panels(
 def _prediction(rows: Sequence[Row], where: str) -> Any:
     """Predicted against measured latency; schemes with the same plan are one dot."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     figure = Figure(figsize=(6.4, 4.8), dpi=120, layout="constrained")
     axes = figure.add_subplot()
@@ -123,7 +123,9 @@ def _prediction(rows: Sequence[Row], where: str) -> Any:
         axes.set_xscale("log")
         axes.set_yscale("log")
         for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
             axis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
+            axis.set_minor_formatter(FuncFormatter(lambda number, _: ""))
     axes.set_xlabel("measured, ms (median)", color=_INK)
     axes.set_ylabel("predicted, ms", color=_INK)
     axes.set_title(f"latency of a frame ({where})", loc="left", fontsize=9, color=_INK)
