@@ -30,10 +30,11 @@ from orchestrator.job import Job
 from orchestrator.loaded_plan import LoadedPlan
 from orchestrator.loader import Loader
 from orchestrator.measure import Member, measure_model
-from orchestrator.members import join
+from orchestrator.members import join, measure_links, set_link
 from orchestrator.mixture import Mixture
 from orchestrator.planner import AUTO, check_scheme, make_plan, make_stream
 from orchestrator.stream import in_order
+from workers.paced_transport import LinkSpec
 
 STATUS_SECONDS = 1.0
 
@@ -151,6 +152,34 @@ class Cluster:
         if name in members.lost:
             raise DeviceLost(f"{name} is lost: {members.lost[name]}. Connect again")
         return members.by_name[name]
+
+    def set_link(self, name: str, mbps: float, latency_ms: float = 0.0) -> None:
+        """Gives a device another emulated link, for what is sent from now on. `measure_links` is what plans know it by.
+
+        Raises:
+            ClusterError: no link of this cluster is emulated.
+            ConfigError: no rate that a link can have.
+            DeviceLost, PlanError: there is no such device.
+        """
+        self.member(name)
+        try:
+            link = LinkSpec(mbps * 1e6 / 8, latency_ms / 1e3)
+        except ValueError as error:
+            raise ConfigError(f"the link of {name}: {error}") from None
+        set_link(self._members, name, link)
+
+    def measure_links(self) -> None:
+        """Measures the links again, between frames: profiles and plans that are made from now on count with them.
+
+        Raises:
+            ClusterError: two devices cannot talk to each other.
+        """
+        self._check_open()
+        with self._lock:
+            measure_links(self.config, self._members)
+            self._profiles.clear()
+            self._plans.clear()
+            self._mixtures.clear()
 
     def profile(self, model: Model) -> Profile:
         """The devices that are there, as measured on a model; measured once, and kept on disk.

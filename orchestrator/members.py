@@ -28,6 +28,7 @@ from workers.zmq_transport import ZmqTransport
 
 CLOCK_ROUND_TRIPS = 5
 POWER_SECONDS, POWER_TIMEOUT_SECONDS = 1.0, 30.0
+SET_LINK_SECONDS = 10.0
 CLIENT_PROBES, CLIENT_NBYTES, CLIENT_SECONDS = 6, 600_000, 20.0
 
 
@@ -82,6 +83,29 @@ class Members:
             with contextlib.suppress(Exception):
                 found[references[reference]] = ray.get(reference)
         return found
+
+
+def measure_links(config: ClusterConfig, members: Members) -> None:
+    """Measures the links between those that are there again; between frames, or frames and probes take turns.
+
+    Raises:
+        ClusterError: two of them cannot talk to each other.
+    """
+    there = {name: member for name, member in members.by_name.items() if name not in members.lost}
+    network = _measure_network(config, there)
+    links = [link for link in members.links if {link.sender, link.receiver} & set(members.lost)]
+    members.network = replace(network, links=(*network.links, *links), client=members.network.client)
+
+
+def set_link(members: Members, name: str, link: LinkSpec) -> None:
+    """Gives a device another emulated link.
+
+    Raises:
+        ClusterError: links are not emulated, or somebody does not answer.
+    """
+    index = members.index_of[name]
+    calls = {n: a.set_link.remote(index, link) for n, a in members.actors.items() if n not in members.lost}
+    ray_control.gather(calls, SET_LINK_SECONDS, f"set the link of {name}")
 
 
 def join(config: ClusterConfig) -> Members:

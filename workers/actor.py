@@ -44,6 +44,9 @@ class WorkerActor:
     def connect(self, peers: Iterable[Endpoint], links: Mapping[int, LinkSpec]) -> None:
         self._worker.connect(peers, links)
 
+    def set_link(self, index: int, link: LinkSpec) -> None:
+        self._worker.set_link(index, link)
+
     def serve(self) -> None:
         self._worker.serve()
 

@@ -95,6 +95,14 @@ class PacedTransport:
         self._same_clock.update({peer.index: own is not None and peer.clock == own for peer in peers})
         self._inner.connect(peers)
 
+    def set_link(self, index: int, link: LinkSpec) -> None:
+        """Gives this device, or a peer, another link: for what is handed over from now on."""
+        if index == self.endpoint.index:
+            self._own = link
+            self._up.bytes_per_second = self._down.bytes_per_second = link.bytes_per_second
+        else:
+            self._links[index] = link
+
     def send(self, peer_index: int, message: Message) -> None:
         """Send the message, or hold it if its peer is on another host.
 

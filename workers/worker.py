@@ -96,6 +96,16 @@ class Worker:
             self._transport = PacedTransport(self._transport, own, others, ready=self.pace.now)
         self._transport.connect(peers)
 
+    def set_link(self, index: int, link: LinkSpec) -> None:
+        """Gives this device, or a peer, another emulated link; from now on.
+
+        Raises:
+            RuntimeError: links are not emulated here.
+        """
+        if not isinstance(self._transport, PacedTransport):
+            raise RuntimeError(f"{self.spec.name} has a real link, with nothing to set")
+        self._transport.set_link(index, link)
+
     def load(self, epoch: int, program: Program, skeleton: bytes | None, weights: Mapping[str, Array]) -> None:
         """Makes a program ready: builds its sessions.
 

@@ -1,0 +1,123 @@
+"""The paper's devices as a cluster: emulated on this machine, or the lab's; and how the rates of its links are set."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.paper_points import Value, median_value
+from benchmarks.paper_trials import Trial
+from coedge.cli.models import difference, load_image, photograph, unsplit
+from coedge.config import ClusterConfig
+from coedge.errors import ClusterError, CoEdgeError
+from coedge.model import Model
+from coedge.progress import progress
+from coedge.testbed import Testbed, speed_on
+from orchestrator.bench.contenders import Planned
+from orchestrator.bench.side_by_side import TOLERANCE
+from orchestrator.bench.turns import Contender, take_turns
+from orchestrator.cluster import Cluster
+
+LAB_SECONDS = 30.0
+
+
+def emulated(bed: Testbed) -> dict[str, Any]:
+    """A cluster on this machine like a test bed: its devices at their mean speed, on links of their rates.
+
+    All of them on one machine: their speeds should not add up to more than its cores.
+    """
+    devices = [
+        {
+            "name": device.name,
+            "speed": min(round(speed_on(device, None), 3), 1.0),
+            "link": {"mbps": device.link.mbps, "latency_ms": device.link.latency_ms},
+            "power": device.power.model_dump(),
+        }
+        for device in bed.devices
+    ]
+    return {"devices": devices, "source": bed.source, "joules": bed.joules, "frame_timeout_seconds": 120.0}
+
+
+def set_rates(cluster: Cluster, config: ClusterConfig, bed: Testbed, factor: float) -> None:
+    """Gives every device so many times the rate that it has in the test bed, and measures the links.
+
+    Links that are emulated are set in the workers. Others are those of a lab, where `coedge lab rate` sets them.
+
+    Raises:
+        ClusterError: the links are real.
+    """
+    for device in bed.devices:
+        given = next(one for one in config.devices if one.name == device.name)
+        mbps = device.link.mbps * factor
+        if given.link.mbps is not None:
+            cluster.set_link(device.name, mbps, given.link.latency_ms)
+        else:
+            _set_in_lab(device.name, mbps)
+    cluster.measure_links()
+
+
+def _set_in_lab(name: str, mbps: float) -> None:
+    command = [sys.executable, "-m", "coedge", "lab", "rate", name, f"{mbps:g}Mbit/s"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LAB_SECONDS, check=False)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines() or ["it failed"]
+        raise ClusterError(
+            f"the link of {name} is not emulated, and `coedge lab rate` cannot set it: {said[-1]}. "
+            "Give a cluster with emulated links, or run inside of a lab"
+        )
+
+
+def check_devices(config: ClusterConfig, bed: Testbed) -> None:
+    """Raises ClusterError where somebody of the test bed is not in the cluster."""
+    names = {device.name for device in config.devices}
+    missing = [device.name for device in bed.devices if device.name not in names]
+    if missing:
+        raise ClusterError(f"the figures need devices {', '.join(missing)}, which the cluster's file does not name")
+
+
+def measure(
+    cluster: Cluster,
+    config: ClusterConfig,
+    bed: Testbed,
+    models: Mapping[str, Model],
+    trials: Sequence[Trial],
+    frames: int,
+) -> dict[int, Value]:
+    """What each trial takes, by its place in the list. Plans are made from what was measured at its rates."""
+    found: dict[int, Value] = {}
+    for factor in dict.fromkeys(trial.factor for trial in trials):
+        set_rates(cluster, config, bed, factor)
+        for network, model in models.items():
+            here = [(i, t) for i, t in enumerate(trials) if t.factor == factor and t.network == network]
+            if here:
+                found |= _measured(cluster, model, here, frames, f"{network}, {factor:g} x the rates")
+    return found
+
+
+def _measured(
+    cluster: Cluster, model: Model, trials: Sequence[tuple[int, Trial]], frames: int, what: str
+) -> dict[int, Value]:
+    profile, array = cluster.profile(model), load_image(photograph(), model)
+    expected = unsplit(model, array)
+    plans = {}
+    with progress(f"planning {what}", len(trials)) as done:
+        for index, trial in trials:
+            plans[index] = trial.make(model, profile)
+            done()
+    distinct = {plan.digest: plan for plan in plans.values()}
+    contenders: dict[str, Contender] = {
+        digest: Planned(cluster, model, [array], plan, profile) for digest, plan in distinct.items()
+    }
+    with progress(f"running {what}", frames * len(distinct)) as done:
+        outcomes = take_turns(contenders, frames, lambda output: difference(output, expected), TOLERANCE, done)
+    values = {}
+    for index, plan in plans.items():
+        outcome = outcomes[plan.digest]
+        if outcome.problem and not outcome.ran:
+            raise CoEdgeError(f"{what}, {plan.scheme}: {outcome.problem}")
+        joules = [ran.joules for ran in outcome.ran if ran.joules is not None]
+        problem = outcome.problem or ("" if plan.feasible else plan.reason)
+        values[index] = median_value([ran.seconds * 1e3 for ran in outcome.ran], joules, problem)
+    return values
