@@ -80,9 +80,8 @@ def make(quick: bool, predicted_only: bool, cluster: str | None = None, frames: 
     """
     bed = load_testbed(BED)
     networks = (SWEPT,) if quick else NETWORKS
-    config = load_config(cluster or paper_cluster.emulated(bed))
-    if not predicted_only:
-        paper_cluster.check_devices(config, bed)
+    if cluster and not predicted_only:
+        paper_cluster.check_devices(load_config(cluster), bed)
     models = {}
     with progress("capturing networks", len(networks)) as done:
         for name in networks:
@@ -94,10 +93,12 @@ def make(quick: bool, predicted_only: bool, cluster: str | None = None, frames: 
         all_trials = [(s, t) for s, t in all_trials if "auto" not in t.series or t.figure == "10"]
     points = predict(bed, models, all_trials)
     if not predicted_only:
-        with connect(config) as joined:
-            values = paper_cluster.measure(
-                joined, config, bed, models, [trial for _, trial in all_trials], 2 if quick else frames
-            )
+        values: dict[int, Value] = {}
+        for name, model in models.items():
+            config = load_config(cluster or paper_cluster.emulated(bed, name))
+            of_network = {i: trial for i, (_, trial) in enumerate(all_trials) if trial.network == name}
+            with connect(config) as joined:
+                values |= paper_cluster.measure(joined, config, bed, model, of_network, 2 if quick else frames)
         points = [Point(**{**vars(point), "measured": values[index]}) for index, point in enumerate(points)]
     found.points = points
     return found

@@ -23,15 +23,15 @@ from orchestrator.cluster import Cluster
 LAB_SECONDS = 30.0
 
 
-def emulated(bed: Testbed) -> dict[str, Any]:
-    """A cluster on this machine like a test bed: its devices at their mean speed, on links of their rates.
+def emulated(bed: Testbed, network: str) -> dict[str, Any]:
+    """A cluster on this machine like a test bed: its devices at their speed on a network, on links of their rates.
 
     All of them on one machine: their speeds should not add up to more than its cores.
     """
     devices = [
         {
             "name": device.name,
-            "speed": min(round(speed_on(device, None), 3), 1.0),
+            "speed": min(round(speed_on(device, network), 3), 1.0),
             "link": {"mbps": device.link.mbps, "latency_ms": device.link.latency_ms},
             "power": device.power.model_dump(),
         }
@@ -78,21 +78,14 @@ def check_devices(config: ClusterConfig, bed: Testbed) -> None:
 
 
 def measure(
-    cluster: Cluster,
-    config: ClusterConfig,
-    bed: Testbed,
-    models: Mapping[str, Model],
-    trials: Sequence[Trial],
-    frames: int,
+    cluster: Cluster, config: ClusterConfig, bed: Testbed, model: Model, trials: Mapping[int, Trial], frames: int
 ) -> dict[int, Value]:
-    """What each trial takes, by its place in the list. Plans are made from what was measured at its rates."""
+    """What each trial of a network takes. Plans are made from what was measured at its rates."""
     found: dict[int, Value] = {}
-    for factor in dict.fromkeys(trial.factor for trial in trials):
+    for factor, moment in dict.fromkeys((trial.factor, trial.moment) for trial in trials.values()):
         set_rates(cluster, config, bed, factor)
-        for network, model in models.items():
-            here = [(i, t) for i, t in enumerate(trials) if t.factor == factor and t.network == network]
-            if here:
-                found |= _measured(cluster, model, here, frames, f"{network}, {factor:g} x the rates")
+        here = [(i, trial) for i, trial in trials.items() if (trial.factor, trial.moment) == (factor, moment)]
+        found |= _measured(cluster, model, here, frames, f"{model.name}, {factor:g} x the rates")
     return found
 
 

@@ -62,7 +62,7 @@ def _bars(points: Sequence[Point]) -> Any:
                 axes.set_ylabel(_UNIT[quantity], fontsize=8, color=_INK)
             _plain(axes)
     _title(figure, points[0], "10 and 11")
-    figure.get_axes()[0].legend(frameon=False, fontsize=7, labelcolor=_INK)
+    _legend(figure)
     return figure
 
 
@@ -71,7 +71,7 @@ def _lines(points: Sequence[Point]) -> Any:
     from matplotlib.figure import Figure
 
     xs = list(dict.fromkeys(point.x for point in points))
-    figure = Figure(figsize=(9.6, 3.8), dpi=120, layout="constrained")
+    figure = Figure(figsize=(10.8, 3.8), dpi=120, layout="constrained")
     for index, quantity in enumerate(("ms", "joules")):
         axes = figure.add_subplot(1, 2, index + 1)
         for colour, series in zip(_COLOURS, dict.fromkeys(point.series for point in points)):
@@ -96,10 +96,17 @@ def _lines(points: Sequence[Point]) -> Any:
         axes.set_ylabel(_UNIT[quantity], fontsize=8, color=_INK)
         _plain(axes)
     _title(figure, points[0], points[0].figure)
-    figure.get_axes()[0 if points[0].figure != "12" else 1].legend(
-        loc="best", frameon=False, fontsize=6.5, labelcolor=_INK
-    )
+    _legend(figure)
     return figure
+
+
+def _legend(figure: Any) -> None:
+    """What any panel shows, once, beside them."""
+    found = {}
+    for axes in figure.get_axes():
+        for handle, label in zip(*axes.get_legend_handles_labels()):
+            found.setdefault(label, handle)
+    figure.legend(found.values(), found.keys(), loc="outside right upper", frameon=False, fontsize=7)
 
 
 def _title(figure: Any, point: Point, number: str) -> None:

@@ -41,6 +41,7 @@ class Trial:
         series, x: where it is in its figure.
         make: the plan, given the profile of all devices with links as they are in this trial.
         factor: of the rate of all links, 1 being as in the test bed.
+        moment: trials of different moments are apart, though their links be alike: rates are set, and measured, anew.
         deadline_ms: that it is to meet; None: none.
         paper_ms, paper_joules: None: the paper has no such value.
     """
@@ -51,6 +52,7 @@ class Trial:
     network: str
     make: Maker
     factor: float = 1.0
+    moment: int = 0
     deadline_ms: float | None = None
     paper_ms: float | None = None
     paper_joules: float | None = None
@@ -125,7 +127,7 @@ def _figure_14() -> list[Trial]:
             found.append(
                 Trial(
                     "14", scheme, f"{step + 1}: {rate} KB/s", SWEPT, _by_scheme(scheme, deadline),
-                    factor=rate / rates[0], deadline_ms=deadline,
+                    factor=rate / rates[0], moment=step + 1, deadline_ms=deadline,
                     paper_ms=PAPERS["figure_14_ms"][step] if scheme == "coedge" else None,
                 )
             )  # fmt: skip

@@ -52,3 +52,32 @@ def test_a_stream_is_exact_in_fewer_bytes(cluster: Cluster, name: str) -> None:
         timeline = jobs[-1].timeline
         assert 0 < sum(timeline.sent_nbytes().values()) < 0.9 * raw
         assert {span.kind for span in timeline.spans} == {"compute", "send", "receive", "answer"}
+
+
+def test_links_that_are_set_and_measured_again_are_what_plans_know(cluster: Cluster) -> None:
+    module, x = zoo.build("squeezenet", width=0.25, num_classes=7), zoo.example("squeezenet", image_size=64)
+    model = coedge.capture(module, x, name="squeezenet")
+
+    def rate(sender: str, receiver: str) -> float:
+        return cluster.profile(model).link(sender, receiver).bytes_per_second * 8 / 1e6
+
+    before = {pair: rate(*pair) for pair in (("home", "mid"), ("home", "low"), ("low", "mid"))}
+    cluster.set_link("low", 10, 1.0)
+    assert rate("home", "low") == before["home", "low"], "nobody has measured it yet"
+    cluster.measure_links()
+    try:
+        assert rate("home", "low") < 20 and rate("low", "mid") < 20
+        assert rate("home", "mid") > 50
+        answer = cluster.submit(model, x, scheme="modnn").result()
+        assert difference(answer.numpy(), unsplit(model, [x.numpy()])[0]) <= 1e-5
+    finally:
+        cluster.set_link("low", 200, 0.2)
+        cluster.measure_links()
+    assert rate("home", "low") > 50
+
+
+def test_links_that_cannot_be_are_refused(cluster: Cluster) -> None:
+    with pytest.raises(coedge.ConfigError, match=r"the link of low: a link of -125000\.0 bytes/s"):
+        cluster.set_link("low", -1)
+    with pytest.raises(coedge.PlanError, match="no device 'lo' in this cluster; devices are home, mid, low"):
+        cluster.set_link("lo", 10)

@@ -509,6 +509,20 @@ class TestStamps:
         ]
         assert wire.now == 7.0
 
+    def test_a_link_that_was_set_counts_from_then_on(self) -> None:
+        wire = VirtualWire()
+        a = PacedTransport(wire, LinkSpec(100.0), {1: LinkSpec()}, wire.clock)
+        message = data(np.zeros(100, np.uint8))
+        a.send(1, message)
+        a.set_link(wire.endpoint.index, LinkSpec(50.0, 0.5))
+        a.send(1, message)
+        a.set_link(1, LinkSpec(latency_seconds=2.0))
+        a.send(1, message)
+        first, second, third = (sent.due for _, sent in wire.sent)
+        assert first == pytest.approx(message.nbytes / 100)
+        assert second == pytest.approx(first + message.nbytes / 50 + 0.5)
+        assert third == pytest.approx(second + message.nbytes / 50 + 2.0)
+
     def test_what_is_sent_is_ready_when_its_sender_says(self) -> None:
         wire = VirtualWire(now=7.0)
         a = PacedTransport(wire, LinkSpec(None, 0.5), {1: LinkSpec()}, wire.clock, ready=lambda: 6.0)
