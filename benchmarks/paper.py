@@ -160,7 +160,7 @@ def _show_claims(console: Console, points: Sequence[Point]) -> None:
             claim.figure, f"{claim.scale:g}", claim.what, _word(claim.paper),
             _verdict(claim, claim.predicted), _verdict(claim, claim.measured),
         )  # fmt: skip
-    reasons = {(c.figure, c.what): c.why for c in claims_of(points) if not c.reproduced and c.why}
+    reasons = {(c.figure, c.what): c.why for c in claims_of(points) if not c.reproduced}
     for scale in dict.fromkeys(point.scale for point in points):
         of_figure = [point for point in points if point.figure == "10" and point.scale == scale]
         for figure, quantity in (("10", "ms"), ("11", "joules")):
@@ -173,7 +173,7 @@ def _show_claims(console: Console, points: Sequence[Point]) -> None:
             table.add_row(figure, f"{scale:g}", "pairs of schemes in the paper's order", "", *cells)
     console.print(table)
     for (figure, what), why in reasons.items():
-        console.print(f"figure {figure}, {what}: {why}", highlight=False)
+        console.print(f"figure {figure}, {what}: {why or 'not explained'}", highlight=False)
 
 
 def _word(shown: bool | None) -> str:

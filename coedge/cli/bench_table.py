@@ -30,7 +30,7 @@ def model_table(rows: Sequence[Row], comparison: Comparison) -> Table:
     table.add_column("scheme", no_wrap=True)
     table.add_column("on", no_wrap=True)
     for column in (
-        "p50\nms", "p95\nms", "pred.\nms", "error", "J", "pred.\nJ", "sent\nKB", "x\nbound", "x\nauto",
+        "p50\nms", "p95\nms", "pred.\nms", "error", "J", "pred.\nJ", "sent\nMB", "x\nbound", "x\nauto",
     ):  # fmt: skip
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
@@ -39,11 +39,10 @@ def model_table(rows: Sequence[Row], comparison: Comparison) -> Table:
         devices = case.devices[0] if len(case.devices) == 1 else str(len(case.devices))
         table.add_row(
             name, devices,
-            _number(row.median_seconds, 1e3, "{:.1f}"), _number(row.p95_seconds, 1e3, "{:.1f}"),
-            _number(case.predicted_seconds, 1e3, "{:.1f}"), _number(row.error, 1, "{:+.1%}"),
-            _number(row.median_joules, 1, "{:.3f}"), _number(case.predicted_joules, 1, "{:.3f}"),
-            _number(row.total_nbytes, 1e-3, "{:.1f}"), _number(row.to_bound, 1, "{:.2f}"),
-            _number(row.to_auto, 1, "{:.2f}"), style="bold" if case.scheme == "auto" else None,
+            _short(row.median_seconds, 1e3), _short(row.p95_seconds, 1e3), _short(case.predicted_seconds, 1e3),
+            _number(row.error, 1, "{:+.0%}"), _short(row.median_joules), _short(case.predicted_joules),
+            _short(row.total_nbytes, 1e-6), _number(row.to_bound, 1, "{:.2f}"), _number(row.to_auto, 1, "{:.2f}"),
+            style="bold" if case.scheme == "auto" else None,
         )  # fmt: skip
     return table
 
@@ -87,6 +86,13 @@ def losses_line(losses: Sequence[Row]) -> str:
         return "auto is nowhere slower than another by more than 3 %"
     words = ", ".join(f"{row.case.scheme} on {row.case.model} ({1 / (row.to_auto or 1) - 1:.1%})" for row in losses)
     return f"auto is slower than {words}"
+
+
+def _short(value: float | None, factor: float = 1.0) -> str:
+    """Three digits, or all before the point."""
+    if value is None:
+        return "-"
+    return f"{value * factor:.0f}" if value * factor >= 100 else f"{value * factor:.3g}"
 
 
 def _number(value: float | None, factor: float, form: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coedge.errors import ClusterError
 from coedge.model import Model
 from coedge.plan import Plan
 from coedge.profile import Profile
@@ -66,8 +68,9 @@ class OneSession:
         return alone(self._profile, self._member.name, seconds, outputs)
 
     def close(self) -> None:
-        """Lets the device forget the network."""
-        self._ask(self._member.actor.forget_whole.remote(), PREPARE_SECONDS, "let go of a network")
+        """Lets the device forget the network, if it is still there."""
+        with contextlib.suppress(ClusterError):
+            self._ask(self._member.actor.forget_whole.remote(), PREPARE_SECONDS, "let go of a network")
 
     def _run(self) -> tuple[float, list[Array]]:
         found: tuple[float, list[Array]] = self._ask(
