@@ -84,11 +84,14 @@ class Figures:
     points: list[Point] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), separators=(",", ":")).replace('{"figure"', '\n{"figure"'), "utf-8")
+        """As JSON, a point a line, with what follows from them beside it for others to show."""
+        kept = {**asdict(self), "claims": [asdict(claim) for claim in claims_of(self.points)]}
+        path.write_text(json.dumps(kept, separators=(",", ":")).replace('{"figure"', '\n{"figure"'), "utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Figures:
         kept = json.loads(path.read_text(encoding="utf-8"))
+        del kept["claims"]
         points = [
             Point(**{**point, **_values(point), "devices": tuple(point["devices"])}) for point in kept.pop("points")
         ]

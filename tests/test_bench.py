@@ -309,7 +309,7 @@ def test_two_schemes_on_two_devices(tmp_path: Path, cli: Any) -> None:
         assert row["difference"] <= 1e-5 and row["bound_seconds"] > 0
     assert rows["local"]["sent_nbytes"] == rows["onnxruntime"]["sent_nbytes"] == {}
     assert set(rows["modnn"]["sent_nbytes"]) == {"big>small", "small>big"}
-    assert rows["onnxruntime"]["devices"] == ["big"]
+    assert rows["onnxruntime"]["devices"] == ["big"] and "emulated, x 0.5" in rows["onnxruntime"]["note"]
     out = tmp_path / "out"
     with (out / "samples.csv").open() as file:
         counts: dict[str, int] = {}

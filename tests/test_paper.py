@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -11,13 +12,14 @@ from nets import examples
 from test_algorithm_1 import chain, synthetic_profile
 
 from benchmarks.paper import BED, make
-from benchmarks.paper_cluster import check_devices, emulated
+from benchmarks.paper_cluster import check_devices, emulated, set_rates
 from benchmarks.paper_plots import draw
 from benchmarks.paper_points import Figures, Point, Value, claims_of, median_value, orderings
 from benchmarks.paper_trials import NETWORKS, PAPERS, trials, with_rates
 from coedge.config import load_config
 from coedge.errors import ClusterError
 from coedge.testbed import load_testbed
+from orchestrator.cluster import Cluster
 from orchestrator.planner import make_plan
 
 
@@ -115,6 +117,14 @@ def test_rates_scale_what_is_sent_and_nothing_else(factor: float) -> None:
     plans = [make_plan(chain(), p, scheme="modnn").predicted for p in (profile, faster)]
     assert plans[0] and plans[1]
     assert (plans[1].latency_seconds <= plans[0].latency_seconds * (1 + 1e-9)) == (factor >= 1)
+
+
+def test_links_that_nobody_can_set_are_said() -> None:
+    bed = load_testbed(BED, ["devices.pi-1.name=nobody-here", "source=nobody-here"])
+    given = emulated(bed, "alexnet")
+    given["devices"][0]["link"] = {}
+    with pytest.raises(ClusterError, match="the link of nobody-here is not emulated"):
+        set_rates(cast(Cluster, None), load_config(given), bed, 1.0)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

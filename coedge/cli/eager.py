@@ -58,8 +58,8 @@ def eager_guest(cluster: Cluster, spec: str, size: int, model: Model, array: np.
     from orchestrator.bound import bound_seconds
 
     device, _ = best_single(model, profile)
-    case = alone_case(model, profile, TORCH, device, None, bound_seconds(model, profile))
     member = cluster.member(device)
+    case = alone_case(model, profile, TORCH, member, None, bound_seconds(model, profile))
     speed, problem = member.config.speed, ""
     if spec.endswith(FILES):
         problem = f"{spec} is no torch module"

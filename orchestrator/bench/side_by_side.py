@@ -20,6 +20,7 @@ from orchestrator.bench.contenders import OneSession, Planned, best_single
 from orchestrator.bench.turns import Contender, Outcome, take_turns
 from orchestrator.bound import bound_seconds
 from orchestrator.cluster import Cluster
+from orchestrator.measure import Member
 
 ONE_SESSION = "onnxruntime"
 # Sums of float32 in another order.
@@ -85,9 +86,10 @@ def side_by_side(
     with ExitStack() as closing:
         if one_session:
             device, seconds = best_single(model, profile)
-            case = alone_case(model, profile, ONE_SESSION, device, seconds, bound)
+            member = cluster.member(device)
+            case = alone_case(model, profile, ONE_SESSION, member, seconds, bound)
             try:
-                session = OneSession(cluster.member(device), model, arrays, profile)
+                session = OneSession(member, model, arrays, profile)
                 closing.callback(session.close)
                 contenders[ONE_SESSION] = session
             except CoEdgeError as error:
@@ -108,14 +110,16 @@ def side_by_side(
     return ran
 
 
-def alone_case(model: Model, profile: Profile, name: str, device: str, seconds: float | None, bound: float) -> Case:
+def alone_case(model: Model, profile: Profile, name: str, member: Member, seconds: float | None, bound: float) -> Case:
     """The whole network on one device, which has the input."""
+    device, speed = member.name, member.config.speed
     power = profile.by_name[device].power
     watts = power.compute_watts + (power.idle_watts if profile.joules == "total" else 0.0)
     return Case(
         model=model.name, scheme=name, devices=(device,), predicted_seconds=seconds,
         predicted_joules=None if seconds is None else watts * seconds, bound_seconds=bound,
-        note=f"all of it on {device} alone, where the input is already",
+        note=f"all of it in one piece on {device}, the fastest, where the input is already"
+        + ("" if speed is None else f"; emulated, x {speed:g} of the real speed, as for plans"),
     )  # fmt: skip
 
 
