@@ -1,4 +1,4 @@
-"""The command line: `coedge demo | devices | plan | simulate | pareto | run | bench`."""
+"""The command line: `coedge demo | devices | plan | simulate | pareto | run | bench | lab`."""
 
 from __future__ import annotations
 

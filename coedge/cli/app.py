@@ -11,6 +11,7 @@ import typer
 from coedge.cli.bench import bench
 from coedge.cli.demo import demo
 from coedge.cli.devices import devices
+from coedge.cli.lab import lab
 from coedge.cli.pareto import pareto
 from coedge.cli.plan import plan
 from coedge.cli.run import run
@@ -31,6 +32,7 @@ ClickError: Any = typer.BadParameter.__bases__[0].__bases__[0]
 
 for command in (demo, devices, plan, simulate, pareto, run, bench):
     app.command()(command)
+app.add_typer(lab, name="lab")
 
 
 @app.command()
