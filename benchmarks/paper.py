@@ -13,7 +13,9 @@ deadlines. The watts are chosen so that a device alone takes the joules of the p
 
 `python -m benchmarks.paper [--cluster FILE] [--quick | --predicted-only] [--out FOLDER] [--show FOLDER]`, about a
 quarter of an hour (one minute; half a minute). In a lab:
-`coedge lab run -- python -m benchmarks.paper --cluster configs/lab/paper.yaml`.
+`coedge lab up configs/lab/paper.yaml --fast-weights`, then
+`coedge lab run -- python -m benchmarks.paper --cluster configs/lab/paper.yaml`; rates are set by `coedge lab rate`.
+Emulated devices have their speed on the network at hand, as the paper's milliseconds imply it.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ def main() -> int:
             figures = Figures.load(Path(options.show) / KEPT)
             folder = Path(options.show)
         else:
-            figures = make(options.quick, options.predicted_only, options.cluster, options.frames)
+            figures = make(options.quick, options.predicted_only, options.cluster, options.frames, options.lab)
             # What is worth keeping is not written over by less.
             less = options.quick or options.predicted_only
             folder = Path(options.out or (RESULTS / "paper" if less else ROOT / "docs" / "results"))
@@ -70,13 +72,14 @@ def main() -> int:
     return 0
 
 
-def make(quick: bool, predicted_only: bool, cluster: str | None = None, frames: int = 6) -> Figures:
+def make(quick: bool, predicted_only: bool, cluster: str | None = None, frames: int = 6, lab: str = "lab") -> Figures:
     """The points of all figures.
 
     Args:
         quick: one network, one scale, few frames.
         cluster: the file of a cluster that has the devices of the test bed. None: it is emulated here.
         frames: of each plan.
+        lab: the name of the lab that the cluster is in, if its links are not emulated.
     """
     bed = load_testbed(BED)
     networks = (SWEPT,) if quick else NETWORKS
@@ -95,10 +98,11 @@ def make(quick: bool, predicted_only: bool, cluster: str | None = None, frames: 
     if not predicted_only:
         values: dict[int, Value] = {}
         for name, model in models.items():
-            config = load_config(cluster or paper_cluster.emulated(bed, name))
+            given = cluster or paper_cluster.emulated(bed, name)
+            config = load_config(given, paper_cluster.speeds(load_config(given), bed, name))
             of_network = {i: trial for i, (_, trial) in enumerate(all_trials) if trial.network == name}
             with connect(config) as joined:
-                values |= paper_cluster.measure(joined, config, bed, model, of_network, 2 if quick else frames)
+                values |= paper_cluster.measure(joined, config, bed, model, of_network, 2 if quick else frames, lab)
         points = [Point(**{**vars(point), "measured": values[index]}) for index, point in enumerate(points)]
     found.points = points
     return found
@@ -195,6 +199,7 @@ def _number(value: float | None) -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cluster", help="its file; by default the test bed is emulated on this machine")
+    parser.add_argument("--lab", default="lab", help="name of the lab that this runs in")
     parser.add_argument("--quick", action="store_true", help="one network, 8 MB/s, few frames: does it run?")
     parser.add_argument("--predicted-only", action="store_true", help="no cluster")
     parser.add_argument("--frames", type=int, default=6, help="of each plan; 6 by default")

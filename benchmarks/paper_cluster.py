@@ -40,7 +40,17 @@ def emulated(bed: Testbed, network: str) -> dict[str, Any]:
     return {"devices": devices, "source": bed.source, "joules": bed.joules, "frame_timeout_seconds": 120.0}
 
 
-def set_rates(cluster: Cluster, config: ClusterConfig, bed: Testbed, factor: float) -> None:
+def speeds(config: ClusterConfig, bed: Testbed, network: str) -> list[str]:
+    """Overrides that give devices whose speed is emulated their speed on a network."""
+    emulated_here = {device.name for device in config.devices if device.speed is not None}
+    return [
+        f"devices.{device.name}.speed={min(round(speed_on(device, network), 3), 1.0)}"
+        for device in bed.devices
+        if device.name in emulated_here
+    ]
+
+
+def set_rates(cluster: Cluster, config: ClusterConfig, bed: Testbed, factor: float, lab: str = "lab") -> None:
     """Gives every device so many times the rate that it has in the test bed, and measures the links.
 
     Links that are emulated are set in the workers. Others are those of a lab, where `coedge lab rate` sets them.
@@ -54,12 +64,12 @@ def set_rates(cluster: Cluster, config: ClusterConfig, bed: Testbed, factor: flo
         if given.link.mbps is not None:
             cluster.set_link(device.name, mbps, given.link.latency_ms)
         else:
-            _set_in_lab(device.name, mbps)
+            _set_in_lab(lab, device.name, mbps)
     cluster.measure_links()
 
 
-def _set_in_lab(name: str, mbps: float) -> None:
-    command = [sys.executable, "-m", "coedge", "lab", "rate", name, f"{mbps:g}Mbit/s"]
+def _set_in_lab(lab: str, name: str, mbps: float) -> None:
+    command = [sys.executable, "-m", "coedge", "lab", "rate", "--lab", lab, name, f"{mbps:g}Mbit/s"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LAB_SECONDS, check=False)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines() or ["it failed"]
@@ -78,12 +88,18 @@ def check_devices(config: ClusterConfig, bed: Testbed) -> None:
 
 
 def measure(
-    cluster: Cluster, config: ClusterConfig, bed: Testbed, model: Model, trials: Mapping[int, Trial], frames: int
+    cluster: Cluster,
+    config: ClusterConfig,
+    bed: Testbed,
+    model: Model,
+    trials: Mapping[int, Trial],
+    frames: int,
+    lab: str,
 ) -> dict[int, Value]:
     """What each trial of a network takes. Plans are made from what was measured at its rates."""
     found: dict[int, Value] = {}
     for factor, moment in dict.fromkeys((trial.factor, trial.moment) for trial in trials.values()):
-        set_rates(cluster, config, bed, factor)
+        set_rates(cluster, config, bed, factor, lab)
         here = [(i, trial) for i, trial in trials.items() if (trial.factor, trial.moment) == (factor, moment)]
         found |= _measured(cluster, model, here, frames, f"{model.name}, {factor:g} x the rates")
     return found

@@ -181,6 +181,14 @@ def test_schemes_with_one_plan_share_its_frames() -> None:
     assert first.to_auto == second.to_auto == 1.0
 
 
+def test_a_device_that_has_the_input_beats_nobody() -> None:
+    """It has no link to cross, so it is no loss of `auto`; the means have it."""
+    cases = [Case(model="a", scheme="auto"), Case(model="a", scheme="onnxruntime", alone=True)]
+    samples = [Sample("a", "auto", 0, 0.5, 1.0, 0.0, {}), Sample("a", "onnxruntime", 0, 0.1, 1.0, 0.0, {})]
+    rows = rows_of(cases, samples)
+    assert losses_of(rows) == [] and [mean.scheme for mean in means_of(rows)] == ["onnxruntime"]
+
+
 def test_without_auto_nothing_is_set_against_it() -> None:
     rows = rows_of([Case(model="a", scheme="local")], [Sample("a", "local", 0, 0.5, None, 0.0, None)])
     assert rows[0].to_auto is None and means_of(rows) == [] and mean_to_bound(rows) is None
@@ -309,7 +317,11 @@ def test_two_schemes_on_two_devices(tmp_path: Path, cli: Any) -> None:
         assert row["difference"] <= 1e-5 and row["bound_seconds"] > 0
     assert rows["local"]["sent_nbytes"] == rows["onnxruntime"]["sent_nbytes"] == {}
     assert set(rows["modnn"]["sent_nbytes"]) == {"big>small", "small>big"}
-    assert rows["onnxruntime"]["devices"] == ["big"] and "emulated, x 0.5" in rows["onnxruntime"]["note"]
+    assert (
+        rows["onnxruntime"]["devices"] == ["big"]
+        and rows["onnxruntime"]["alone"]
+        and "emulated, x 0.5" in rows["onnxruntime"]["note"]
+    )
     out = tmp_path / "out"
     with (out / "samples.csv").open() as file:
         counts: dict[str, int] = {}

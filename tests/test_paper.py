@@ -12,7 +12,7 @@ from nets import examples
 from test_algorithm_1 import chain, synthetic_profile
 
 from benchmarks.paper import BED, make
-from benchmarks.paper_cluster import check_devices, emulated, set_rates
+from benchmarks.paper_cluster import check_devices, emulated, set_rates, speeds
 from benchmarks.paper_plots import draw
 from benchmarks.paper_points import Figures, Point, Value, claims_of, median_value, orderings
 from benchmarks.paper_trials import NETWORKS, PAPERS, trials, with_rates
@@ -135,6 +135,11 @@ def test_the_emulated_test_bed_has_its_devices_and_fits_two_cores(network: str) 
     assert [device.name for device in config.devices] == [device.name for device in bed.devices]
     assert sum(device.speed or 0.0 for device in config.devices) <= 2.0
     assert {device.link.mbps for device in config.devices} == {8.0}
+    assert load_config(config, speeds(config, bed, network)) == config
+    slower = load_config(config, [f"devices.{device.name}.speed=0.05" for device in bed.devices])
+    assert load_config(slower, speeds(slower, bed, network)) == config
+    real = load_config(config, ["devices.pc.speed=null"])
+    assert load_config(real, speeds(real, bed, network)).devices[5].speed is None
     with pytest.raises(ClusterError, match="tx2"):
         check_devices(config.model_copy(update={"devices": config.devices[:4]}), bed)
 

@@ -169,6 +169,9 @@ def _present(comparison: Comparison, samples: list[Sample], folder: Path, links:
             console.print(links_table(of_model))
     if means:
         console.print(means_table(means, bound))
+        alone = list(dict.fromkeys(row.case.scheme for row in rows if row.case.alone))
+        if alone:
+            say(f"{', '.join(alone)}: on the fastest device, as if the input were there; no link counts")
         say(losses_line(losses))
     say(f"in {folder}: samples, plans, profiles, timelines (they open in Perfetto){_and(pictures)}")
 

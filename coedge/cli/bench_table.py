@@ -83,7 +83,7 @@ def means_table(means: Sequence[Mean], to_bound: float | None) -> Table:
 
 def losses_line(losses: Sequence[Row]) -> str:
     if not losses:
-        return "auto is nowhere slower than another by more than 3 %"
+        return "auto is nowhere slower than another scheme by more than 3 %"
     words = ", ".join(f"{row.case.scheme} on {row.case.model} ({1 / (row.to_auto or 1) - 1:.1%})" for row in losses)
     return f"auto is slower than {words}"
 

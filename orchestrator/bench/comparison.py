@@ -49,6 +49,7 @@ class Case(BaseModel):
     Attributes:
         devices: that take part.
         predicted_seconds, predicted_joules, bound_seconds: of one frame; None: not known.
+        alone: the whole model on one device, which has the input: no link counts.
         same_as: the scheme with the same plan that has the samples; "": it has its own.
         problem: why there are no samples, or no more of them; "": all is well.
         note: what somebody who reads the row must know.
@@ -62,6 +63,7 @@ class Case(BaseModel):
     predicted_seconds: float | None = None
     predicted_joules: float | None = None
     bound_seconds: float | None = None
+    alone: bool = False
     same_as: str = ""
     problem: str = ""
     note: str = ""

@@ -117,7 +117,7 @@ def alone_case(model: Model, profile: Profile, name: str, member: Member, second
     watts = power.compute_watts + (power.idle_watts if profile.joules == "total" else 0.0)
     return Case(
         model=model.name, scheme=name, devices=(device,), predicted_seconds=seconds,
-        predicted_joules=None if seconds is None else watts * seconds, bound_seconds=bound,
+        predicted_joules=None if seconds is None else watts * seconds, bound_seconds=bound, alone=True,
         note=f"all of it in one piece on {device}, the fastest, where the input is already"
         + ("" if speed is None else f"; emulated, x {speed:g} of the real speed, as for plans"),
     )  # fmt: skip

@@ -105,8 +105,9 @@ def mean_to_bound(rows: Iterable[Row]) -> float | None:
 
 
 def losses_of(rows: Iterable[Row], share: float = LOSS) -> list[Row]:
-    """Where `auto` is slower by more than this share, the worst first."""
-    lost = [(row.to_auto, row) for row in rows if row.to_auto is not None and 1 / row.to_auto > 1 + share]
+    """Where `auto` is slower than another scheme by more than this share, the worst first."""
+    plans = [row for row in rows if not row.case.alone]
+    lost = [(row.to_auto, row) for row in plans if row.to_auto is not None and 1 / row.to_auto > 1 + share]
     return [row for _, row in sorted(lost, key=lambda item: item[0])]
 
 
