@@ -1,0 +1,180 @@
+"""The documentation: it builds without a warning, lists everything that there is, and what it shows runs."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import typing
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import typer.main
+from command_line import Result
+from pages import LANGUAGES, ROOT, Page, blocks, commands, small_network
+
+import coedge
+import coedge.errors
+import coedge.testbed
+from coedge.cli.models import photograph
+from coedge.config import ClusterConfig, describe_keys, load_config
+
+DOCS = ROOT / "docs"
+PAGES = [page for page in sorted(DOCS.rglob("*.md")) if blocks(page)]
+# How many blocks of each page nobody but a person can run: boards, the superuser, an installation.
+BY_HAND_BLOCKS = {
+    "how-to/energy-meters.md": 1,
+    "how-to/ports.md": 3,
+    "tutorial/boards.md": 3,
+    "tutorial/laptop.md": 1,
+}
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(DOCS).as_posix()
+
+
+# ---------------------------------------------------------------- the site
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The documentation as HTML, built with warnings as errors."""
+    pytest.importorskip("sphinx")
+    out = tmp_path_factory.mktemp("site")
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-q",
+        "-W",
+        "--keep-going",
+        "-d",
+        str(out / "trees"),
+        str(DOCS),
+        str(out),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def text_of(page: Path) -> str:
+    return re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8"))
+
+
+def test_every_page_is_built(site: Path) -> None:
+    pages = [page for page in DOCS.rglob("*.md") if "_build" not in page.parts]
+    assert [page.name for page in pages if not (site / page.relative_to(DOCS)).with_suffix(".html").is_file()] == []
+
+
+def test_every_public_name_is_described(site: Path) -> None:
+    page = (site / "reference/api.html").read_text(encoding="utf-8")
+    names = [name for name in coedge.__all__ if name != "zoo"]
+    assert [name for name in names if f'id="coedge.{name}"' not in page] == []
+    assert 'id="coedge.zoo.build"' in page
+
+
+def test_every_command_and_option_is_listed(site: Path) -> None:
+    from coedge.cli.app import app
+
+    text = text_of(site / "reference/command-line.html")
+    group = typing.cast(typing.Any, typer.main.get_command(app))
+    for name, command in group.commands.items():
+        assert f"coedge {name}" in text
+        assert [o for p in command.params for o in p.opts if p.name != "help" and o.upper() not in text.upper()] == []
+
+
+@pytest.mark.parametrize("kind", [ClusterConfig, coedge.testbed.Testbed])
+def test_every_key_is_listed(site: Path, kind: type) -> None:
+    text = text_of(site / "reference/configuration.html")
+    assert [row["key"] for row in describe_keys(kind) if row["key"] not in text] == []
+
+
+def test_every_error_says_what_to_do() -> None:
+    page = (DOCS / "reference/errors.md").read_text(encoding="utf-8")
+    kinds = [name for name, kind in vars(coedge.errors).items() if isinstance(kind, type) and name != "CoEdgeError"]
+    assert [name for name in kinds if f"\n| `{name}` |" not in page] == []
+
+
+# ---------------------------------------------------------------- what the pages show
+
+
+def test_blocks_are_in_a_known_language() -> None:
+    found = {(name_of(page), block.line, block.language) for page in PAGES for block in blocks(page)}
+    assert [place for place in found if place[2] not in LANGUAGES] == []
+
+
+def test_so_many_blocks_are_for_people_alone() -> None:
+    counted = Counter(name_of(page) for page in PAGES for block in blocks(page) if block.by_hand)
+    assert {page: count for page, count in counted.items() if page in BY_HAND_BLOCKS} == BY_HAND_BLOCKS
+    # Pages about real hosts may have more of them; the tutorial and the how-to have those above.
+    assert [page for page in counted if page not in BY_HAND_BLOCKS and page.startswith(("tutorial/", "how-to/"))] == []
+
+
+def test_what_people_type_by_hand_is_a_command_that_there_is() -> None:
+    """Of `coedge` at least, and with options that there are."""
+    from coedge.cli.app import app
+
+    group = typing.cast(typing.Any, typer.main.get_command(app))
+    typed = [
+        words
+        for page in PAGES
+        for block in blocks(page)
+        if block.by_hand and block.language == "sh"
+        for words in commands(block)
+        if words[0] == "coedge"
+    ]
+    assert typed
+    for words in typed:
+        known = {option for parameter in group.commands[words[1]].params for option in parameter.opts}
+        assert [word for word in words if word.startswith("-") and word not in known] == []
+
+
+@pytest.fixture(scope="module")
+def one_ray() -> Iterator[None]:
+    """All clusters of the pages on one Ray: `connect` uses the one that this process has joined."""
+    from orchestrator import ray_control
+
+    ray_control.enter(load_config({}))
+    yield
+    ray_control.leave()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def rules_as_they_were() -> Iterator[None]:
+    from coedge.rules.rule import FUNCTIONS
+
+    before = dict(FUNCTIONS)
+    yield
+    FUNCTIONS.clear()
+    FUNCTIONS.update(before)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_page_runs(
+    page: Path,
+    cli: Callable[..., Result],
+    one_ray: None,
+    cache: Path,
+    rules_as_they_were: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setenv("COEDGE_SET", "profile_budget_seconds=1")
+    monkeypatch.setattr("coedge.zoo.build", small_network)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    shutil.copy(photograph(), tmp_path / "photo.jpg")
+    running = Page(page, cli)
+    for block in blocks(page):
+        running.run(block)
