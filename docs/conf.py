@@ -14,7 +14,8 @@ project = "CoEdge"
 release = version = VERSION
 copyright = "the CoEdge authors, Apache-2.0"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "reference_pages"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+extensions += ["reference_pages", "saved_results"]
 exclude_patterns = ["_build", "extensions"]
 myst_enable_extensions = ["dollarmath", "attrs_block"]
 myst_heading_anchors = 3

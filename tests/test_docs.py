@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 import shutil
 import subprocess
 import sys
+import types
 import typing
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -98,6 +101,56 @@ def test_every_error_says_what_to_do() -> None:
     page = (DOCS / "reference/errors.md").read_text(encoding="utf-8")
     kinds = [name for name, kind in vars(coedge.errors).items() if isinstance(kind, type) and name != "CoEdgeError"]
     assert [name for name in kinds if f"\n| `{name}` |" not in page] == []
+
+
+# ---------------------------------------------------------------- results from saved samples
+
+
+@pytest.fixture
+def saved_results(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    pytest.importorskip("sphinx")
+    monkeypatch.syspath_prepend(str(DOCS / "extensions"))
+    return importlib.import_module("saved_results")
+
+
+def test_figures_become_tables_and_pictures(saved_results: types.ModuleType, tmp_path: Path) -> None:
+    point = {
+        "figure": "10", "scale": 8.0, "series": "coedge", "x": "alexnet", "paper": {"ms": 64.6, "joules": 0.541},
+        "predicted": {"ms": 89.3, "joules": 0.495}, "measured": {"ms": None, "joules": None},
+    }  # fmt: skip
+    kept = {"cluster": "paper.yaml", "frames": 0, "points": [point]}
+    (tmp_path / "paper.json").write_text(json.dumps(kept), encoding="utf-8")
+    (tmp_path / "paper-10.svg").touch()
+    text = saved_results.paper_text(tmp_path / "paper.json")
+    assert "| coedge | alexnet | 64.6 | 89.3 |  | 0.541 | 0.495 |  |" in text
+    assert "**Figure 10 and 11**, links of 8 MB/s" in text
+    assert text.endswith("![paper-10](paper-10.svg)")
+
+
+def test_a_comparison_becomes_tables_and_pictures(saved_results: types.ModuleType, tmp_path: Path) -> None:
+    kept = pytest.importorskip("orchestrator.bench.comparison")
+    cases = [
+        kept.Case(model="net", scheme="local", devices=("pi",), predicted_seconds=0.2, bound_seconds=0.05),
+        kept.Case(model="net", scheme="auto", devices=("pi", "pc"), predicted_seconds=0.1, bound_seconds=0.05),
+        kept.Case(model="net", scheme="coedge", problem="infeasible: too late"),
+    ]
+    samples = [
+        kept.Sample("net", scheme, frame, seconds, 0.5, 0.0, {"pi>pc": 2000})
+        for scheme, seconds in (("local", 0.3), ("auto", 0.1))
+        for frame in range(3)
+    ]
+    comparison = kept.Comparison(
+        cluster="mine.yaml", config={}, environment={"cores": 2}, begun="today", frames=3, size=64, cases=tuple(cases)
+    )
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    kept.save(comparison, samples, folder)
+    (folder / "latency.svg").touch()
+    text = saved_results.comparison_text(folder, "mine")
+    assert "| `local` | pi | 300.0 | 300.0 | 200.0 | 0.500 |  | 2.0 | 6.00 | 3.00 |" in text
+    assert "* `coedge`: infeasible: too late" in text
+    assert "| `local` | 1 | 3.00 | 1.00 | 3.00 | net |" in text
+    assert text.endswith("![latency](mine/latency.svg)")
 
 
 # ---------------------------------------------------------------- what the pages show
