@@ -12,7 +12,9 @@ import yaml
 from command_line import Result
 
 from coedge import zoo
+from coedge.capturing import capture
 from coedge.config import load_config
+from coedge.model import Model
 
 ROOT = Path(__file__).resolve().parent.parent
 # Blocks that need boards, the superuser or an installation: read, not run.
@@ -71,6 +73,19 @@ def small_network(name: str, **options: Any) -> Any:
         convolutions = nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU()
         net = nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
     return net.eval().requires_grad_(False)
+
+
+_captured: dict[tuple[str, ...], Model] = {}
+
+
+def capture_once(model: Any, *example: Any, **named: Any) -> Model:
+    """Stands for `capture` where a command is given a name of the zoo: always the same network for the same shape."""
+    if isinstance(model, str):
+        return capture(model, *example)
+    key = (named["name"], *map(str, example[0].shape))
+    if key not in _captured:
+        _captured[key] = capture(model, *example, **named)
+    return _captured[key]
 
 
 class Page:

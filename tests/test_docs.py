@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import typer.main
 from command_line import Result
-from pages import LANGUAGES, ROOT, Page, blocks, commands, small_network
+from pages import LANGUAGES, ROOT, Page, blocks, capture_once, commands, small_network
 
 import coedge
 import coedge.errors
@@ -212,20 +212,27 @@ def rules_as_they_were() -> Iterator[None]:
     FUNCTIONS.update(before)
 
 
+@pytest.fixture
+def small_and_quick(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks are small, each is captured once, and neither measuring nor searching is thorough."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setenv("COEDGE_SET", "profile_budget_seconds=1")
+    monkeypatch.setattr("coedge.zoo.build", small_network)
+    monkeypatch.setattr("coedge.cli.models.capture", capture_once)
+    for effort in ("THOROUGH", "POLISH_STEPS"):
+        monkeypatch.setattr(f"orchestrator.search.auto.{effort}", 500)
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_a_page_runs(
     page: Path,
     cli: Callable[..., Result],
     one_ray: None,
-    cache: Path,
+    small_and_quick: None,
     rules_as_they_were: None,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    monkeypatch.setenv("COEDGE_SET", "profile_budget_seconds=1")
-    monkeypatch.setattr("coedge.zoo.build", small_network)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     shutil.copy(photograph(), tmp_path / "photo.jpg")
     running = Page(page, cli)
