@@ -44,6 +44,14 @@ class Judged:
         return (excess, cost if not excess else self.latency_seconds)
 
 
+def distinct(found: Sequence[Judged], objective: Objective) -> list[Judged]:
+    """Best first; of those that differ in their dress alone, the best."""
+    unique: dict[Key, Judged] = {}
+    for judged in sorted(found, key=lambda judged: judged.rank(objective)):
+        unique.setdefault(tuple((s.first, s.last, tuple(s.regions.items())) for s in judged.plan.stages), judged)
+    return list(unique.values())
+
+
 class Evaluator:
     """Of one model on one profile, for one objective.
 

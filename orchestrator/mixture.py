@@ -31,10 +31,10 @@ from coedge.profile import Profile
 from coedge.simulator import credits_of, simulate_mixture
 from coedge.timeline import Timeline
 from orchestrator.evaluator import Evaluator, Judged
-from orchestrator.search.auto import stages_of_path
 from orchestrator.search.costs import Costs
 from orchestrator.search.layout import candidates
 from orchestrator.search.reach import Reach
+from orchestrator.search.rounding import stages_of_path
 from orchestrator.search.shortest_path import Prices, shortest_path
 
 ROUNDS = 40

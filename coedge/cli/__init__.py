@@ -1,4 +1,4 @@
-"""The command line: `coedge demo | devices | plan | simulate | pareto | run`."""
+"""The command line: `coedge demo | devices | plan | simulate | pareto | run | lab`."""
 
 from __future__ import annotations
 

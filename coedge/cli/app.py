@@ -10,6 +10,7 @@ import typer
 
 from coedge.cli.demo import demo
 from coedge.cli.devices import devices
+from coedge.cli.lab import lab
 from coedge.cli.pareto import pareto
 from coedge.cli.plan import plan
 from coedge.cli.run import run
@@ -30,6 +31,7 @@ ClickError: Any = typer.BadParameter.__bases__[0].__bases__[0]
 
 for command in (demo, devices, plan, simulate, pareto, run):
     app.command()(command)
+app.add_typer(lab, name="lab")
 
 
 @app.command()

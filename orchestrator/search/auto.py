@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,22 +18,21 @@ from coedge.model import Model
 from coedge.objective import Objective
 from coedge.plan import Plan, Stage
 from coedge.profile import Profile
-from orchestrator.evaluator import Evaluator, Judged
+from orchestrator.evaluator import Evaluator, Judged, distinct
 from orchestrator.search.boundaries import FULL, Programme
 from orchestrator.search.costs import Costs
-from orchestrator.search.draft import DraftStage, as_draft, as_stages
-from orchestrator.search.dress import Dress, dresses, effective
+from orchestrator.search.draft import as_draft, as_stages
 from orchestrator.search.joining import PARTS, ROW_CHANGES, Joining, unused
-from orchestrator.search.layout import candidates, nearest_devices
+from orchestrator.search.layout import nearest_devices
 from orchestrator.search.polish import better, polish, polish_dress
 from orchestrator.search.reach import Reach
-from orchestrator.search.rounding import fair, nearest
+from orchestrator.search.rounding import fair, nearest, stages_of_path
 from orchestrator.search.shortest_path import Path, Prices, pareto_paths, shortest_path
+from orchestrator.search.space import Space
+from orchestrator.search.thorough import more_drafts, thoroughly
 
-# How many drafts go through the convex core, how often each, and how many program steps polishing may simulate.
-REFINED, ROUNDS, POLISH_STEPS = 3, 2, 12_000
-# With at most so many layers times devices, plans are soon simulated: as many more of them are.
-SMALL, THOROUGH, STARTS = 64, 40_000, 6
+# How many drafts go through the convex core, and how often each.
+REFINED, ROUNDS = 3, 2
 # Of more devices, the better half is planned for first.
 MANY = 10
 # So many devices that are left out, of different kinds, are tried once more.
@@ -73,7 +72,7 @@ def explored(model: Model, profile: Profile, objective: Objective, known: Iterab
         half = set(nearest_devices(model, profile, len(profile.names) // 2))
         fewer = search(model, profile.without(set(profile.names) - half), objective)
         named.append(evaluator.judge(fewer.stages))
-    space = _Space.of(model, profile, objective)
+    space = Space.of(model, profile, objective)
     if objective.energy_weight or objective.goal == "energy" or objective.deadline_seconds is not None:
         named += [evaluator.judge(stages) for stages in _front(space)]
     if objective.goal == "energy" or objective.deadline_seconds is not None:
@@ -88,73 +87,33 @@ def explored(model: Model, profile: Profile, objective: Objective, known: Iterab
     return evaluator
 
 
-@dataclass(frozen=True)
-class _Space:
-    """Where drafts come from.
-
-    Attributes:
-        costs: with links as they are; and as codecs make them, where codecs pay.
-        is_small: whether plans are soon simulated.
-    """
-
-    reach: Reach
-    costs: tuple[Costs, ...]
-    dresses: tuple[Dress, ...]
-    is_small: bool
-
-    @property
-    def steps(self) -> int:
-        """How many program steps polishing may simulate."""
-        return THOROUGH if self.is_small else POLISH_STEPS
-
-    @classmethod
-    def of(cls, model: Model, profile: Profile, objective: Objective) -> _Space:
-        reach, layouts = Reach(model), candidates(model, profile)
-        dressed = dresses(model, profile, objective)
-        costs = [Costs(model, profile, reach, layouts, objective.keep_local)]
-        if any(dress.codecs for dress in dressed):
-            packed = effective(model, profile, objective.lossy)
-            costs.append(costs[0].with_links(packed))
-        is_small = len(model.layers) * len(profile.names) <= SMALL
-        return cls(reach, tuple(costs), tuple(dressed), is_small)
-
-
-def _explore(evaluator: Evaluator, space: _Space, known: Sequence[Judged], steps: int) -> None:
+def _explore(evaluator: Evaluator, space: Space, known: Sequence[Judged], steps: int) -> None:
     """Drafts, boundaries, dress and polish for one objective; everything that is judged stays with the evaluator."""
     objective = evaluator.objective
     found = list(known)
     for number, costs in enumerate(space.costs):
         paths = drafts(costs, objective, TRANSFERS[: len(TRANSFERS) - number])
         found += [evaluator.judge(stages_of_path(path, costs)) for path in paths]
-    drawn = _distinct(found, objective)
+    if space.is_small:
+        found += more_drafts(evaluator, space, TRANSFERS)
+    drawn = distinct(found, objective)
     drawn = drawn[: 1 if _strips(drawn[0]) > LARGE else 2 if _strips(drawn[0]) > LARGISH else REFINED]
     refined = [refine(evaluator, space.reach, judged) for judged in drawn]
     dressed = [evaluator.judge(dress(judged.plan.stages)) for judged in refined for dress in space.dresses[1:]]
+    starts = distinct([*found, *refined, *dressed], objective)
     if space.is_small:
-        dressed += [
-            evaluator.judge(dress(_layer_by_layer(one.plan.stages))) for one in refined for dress in space.dresses
-        ]
-    starts = _distinct([*found, *refined, *dressed], objective)[: STARTS if space.is_small else REFINED]
+        thoroughly(evaluator, space, starts, steps)
+        return
+    starts = starts[:REFINED]
     # Half of the steps from the best, and so on: what one does not need is left for the next.
     limit = evaluator.steps + steps
     for index, judged in enumerate(starts):
         left = limit - evaluator.steps
-        polish(evaluator, judged, space.costs[0].layouts, left if index == len(starts) - 1 else left // 2)
-    best = polish_dress(evaluator, evaluator.best(), space.dresses, steps // 4)
-    if space.is_small:
-        polish(evaluator, best, space.costs[0].layouts, steps // 4)
+        polish(evaluator, judged, space.layouts, left if index == len(starts) - 1 else left // 2)
+    polish_dress(evaluator, evaluator.best(), space.dresses, steps // 4)
 
 
-def _layer_by_layer(stages: Sequence[Stage]) -> list[Stage]:
-    """Every layer a stage of its own, where it was."""
-    return [
-        Stage(first=layer, last=layer, regions=stage.regions)
-        for stage in stages
-        for layer in range(stage.first, stage.last + 1)
-    ]
-
-
-def _try_others(evaluator: Evaluator, space: _Space) -> None:
+def _try_others(evaluator: Evaluator, space: Space) -> None:
     """Devices that the best plan leaves out join many of its stages at once, which no small change does."""
     objective, profile, best = evaluator.objective, evaluator.profile, evaluator.best()
     stages = best.plan.stages
@@ -168,7 +127,7 @@ def _try_others(evaluator: Evaluator, space: _Space) -> None:
             continue
         joined = joining.refined(evaluator, nearest, name, changes)
         if better(joined, best, objective):
-            polish(evaluator, joined, space.costs[0].layouts, space.steps // 4)
+            polish(evaluator, joined, space.layouts, space.steps // 4)
 
 
 def _is_hopeless(found: Judged, best: Judged, objective: Objective) -> bool:
@@ -176,7 +135,7 @@ def _is_hopeless(found: Judged, best: Judged, objective: Objective) -> bool:
     return excess > HOPELESS * best_excess or cost > HOPELESS * best_cost
 
 
-def _front(space: _Space) -> Iterator[tuple[Stage, ...]]:
+def _front(space: Space) -> Iterator[tuple[Stage, ...]]:
     """Drafts from the quickest to the least joules, those that no price of a joule leads to among them."""
     for costs in space.costs:
         width = min(FRONT, FRONT_EDGES // (costs.count * len(costs.layouts)) ** 2)
@@ -185,7 +144,7 @@ def _front(space: _Space) -> Iterator[tuple[Stage, ...]]:
                 yield stages_of_path(path, costs)
 
 
-def _meet_deadline(evaluator: Evaluator, space: _Space) -> None:
+def _meet_deadline(evaluator: Evaluator, space: Space) -> None:
     """Polish under the deadline itself, from the best that meet it and from the best that meet tighter ones."""
     objective = evaluator.objective
     if objective.deadline_ms is None:
@@ -193,7 +152,7 @@ def _meet_deadline(evaluator: Evaluator, space: _Space) -> None:
     for part in TIGHTER:
         tighter = objective.model_copy(update={"deadline_ms": objective.deadline_ms * part})
         start = evaluator.best(tighter)
-        polish(evaluator, start, space.costs[0].layouts, space.steps // len(TIGHTER))
+        polish(evaluator, start, space.layouts, space.steps // len(TIGHTER))
 
 
 def weighted(costs: Costs, objective: Objective) -> list[Objective]:
@@ -235,11 +194,6 @@ def _within_memory(costs: Costs, prices: Prices) -> list[Path]:
     return paths
 
 
-def stages_of_path(path: Path, costs: Costs) -> tuple[Stage, ...]:
-    stages = tuple(DraftStage(first, stop, costs.layouts[layout]) for first, stop, layout in path)
-    return as_stages(nearest(costs.model, stages))
-
-
 def refine(evaluator: Evaluator, reach: Reach, judged: Judged, profile: Profile | None = None) -> Judged:
     """The convex core on the plan's cuts and device sets, again while it helps.
 
@@ -279,16 +233,6 @@ def _as_before(stages: Sequence[Stage], before: Sequence[Stage]) -> tuple[Stage,
         stage.model_copy(update={"codecs": old.codecs, "borders_first": old.borders_first})
         for stage, old in zip(stages, before)
     )
-
-
-def _distinct(found: Sequence[Judged], objective: Objective) -> list[Judged]:
-    """Best first; of those that differ in their dress alone, the best."""
-    ranked = sorted(found, key=lambda judged: judged.rank(objective))
-    unique: dict[tuple[object, ...], Judged] = {}
-    for judged in ranked:
-        key = tuple((s.first, s.last, tuple(s.regions.items())) for s in judged.plan.stages)
-        unique.setdefault(key, judged)
-    return list(unique.values())
 
 
 def _seconds_per_joule(costs: Costs) -> float:

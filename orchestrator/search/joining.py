@@ -191,17 +191,13 @@ class Joining:
             if layout is None or name not in layout.devices or len(layout.devices) < 2:
                 continue
             rows = min(self.model.layers[s.last].rows for s in run)
-            at, edges = layout.devices.index(name), [round(edge * rows) for edge in layout.edges]
+            at = layout.devices.index(name)
             for other in range(len(layout.devices)):
                 for giver, taker in ((at, other), (other, at)) if other != at else ():
-                    if edges[giver + 1] - edges[giver] < 2:
-                        continue
-                    moved = list(edges)
-                    for index in range(min(giver, taker) + 1, max(giver, taker) + 1):
-                        moved[index] += 1 if taker < giver else -1
-                    regions = Layout(layout.devices, tuple(edge / rows for edge in moved)).regions
-                    changed = (stage.model_copy(update={"regions": regions}) for stage in run)
-                    yield (*stages[:start], *changed, *stages[stop:])
+                    moved = layout.handed(giver, taker, rows)
+                    if moved is not None:
+                        changed = (stage.model_copy(update={"regions": moved.regions}) for stage in run)
+                        yield (*stages[:start], *changed, *stages[stop:])
 
 
 def _with(

@@ -38,6 +38,18 @@ class Layout:
     def stage(self, first: int, last: int) -> Stage:
         return Stage(first=first, last=last, regions=self.regions)
 
+    def handed(self, giver: int, taker: int, rows: int) -> Layout | None:
+        """A row of so many handed from one device to another; what lies between them moves by a row.
+
+        None: it is the giver's last one.
+        """
+        edges = [round(edge * rows) for edge in self.edges]
+        if edges[giver + 1] - edges[giver] <= 1:
+            return None
+        for index in range(min(giver, taker) + 1, max(giver, taker) + 1):
+            edges[index] += 1 if taker < giver else -1
+        return Layout(self.devices, tuple(edge / rows for edge in edges))
+
 
 def layout_of(stage: Stage) -> Layout | None:
     """The strips of a stage; None where it is a grid."""

@@ -6,7 +6,8 @@ less there may pay. Changes are made to a stage, or to a run of stages on the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from coedge.model import Model
 from coedge.objective import Objective
@@ -24,17 +25,23 @@ FEW_ROWS = 8
 SHORT = 12
 
 
-def polish(evaluator: Evaluator, start: Judged, layouts: Sequence[Layout], steps: int) -> Judged:
+Kind = Callable[[Evaluator, Sequence[Stage], int, int], Iterator[tuple[Stage, ...]]]
+
+
+def polish(
+    evaluator: Evaluator, start: Judged, layouts: Sequence[Layout], steps: int, kinds: Sequence[Kind] = ()
+) -> Judged:
     """The best plan found by single changes until none helps, or so many program steps have been simulated.
 
     Args:
         layouts: to try on stages in place of theirs.
+        kinds: of change, besides; all by default.
     """
     best, limit = start, evaluator.steps + steps
     improved = True
     while improved and evaluator.steps < limit:
         improved = False
-        for stages in neighbours(evaluator, best.plan.stages, layouts):
+        for stages in neighbours(evaluator, best.plan.stages, layouts, kinds or KINDS):
             if evaluator.steps >= limit:
                 break
             found = evaluator.judge(stages)
@@ -67,19 +74,19 @@ def better(found: Judged, best: Judged, objective: Objective) -> bool:
 
 
 def neighbours(
-    evaluator: Evaluator, stages: Sequence[Stage], candidates: Sequence[Layout]
+    evaluator: Evaluator, stages: Sequence[Stage], candidates: Sequence[Layout], kinds: Sequence[Kind]
 ) -> Iterator[tuple[Stage, ...]]:
     """Plans that differ by one change: rows, cuts, devices, then other layouts; where most time goes first."""
     model, runs = evaluator.model, _runs(stages)
     order = sorted(runs, key=lambda run: -sum(_weight(evaluator, stage) for stage in stages[run[0] : run[1]]))
-    for kind in (_rows, _cuts, _devices, _grids):
+    for kind in kinds:
         for start, stop in order:
             yield from kind(evaluator, stages, start, stop)
     for start, stop in order:
         for layout in candidates:
             if layout != layout_of(stages[start]) and _may(model, layout, stages[start:stop]):
                 yield _on(stages, start, stop, layout)
-    for start, stop in order:
+    for start, stop in order if candidates else ():
         for at in range(start, stop):
             yield from _windows(model, stages, at, candidates)
 
@@ -118,6 +125,27 @@ def _rows(evaluator: Evaluator, stages: Sequence[Stage], start: int, stop: int) 
         for at in range(start, stop):
             for moved in _shifted(layout, rows[at - start]):
                 yield _on(stages, at, at + 1, moved)
+
+
+def _bands(evaluator: Evaluator, stages: Sequence[Stage], start: int, stop: int) -> Iterator[tuple[Stage, ...]]:
+    """A row from each device to each other, in a stage and those behind it on the same devices whatever their
+    shares: in one of them alone it may cost transfers on both sides."""
+    layers = evaluator.model.layers
+    for at in range(start, stop):
+        together: list[list[Layout | None]] = []
+        for stage in stages[at : at + SHORT]:
+            own, first = layout_of(stage), layout_of(stages[at])
+            if own is None or first is None or own.devices != first.devices or len(own.devices) < 2:
+                break
+            rows = layers[stage.last].rows
+            pairs = itertools.permutations(range(len(own.devices)), 2)
+            together.append([own.handed(giver, taker, rows) for giver, taker in pairs])
+            for moved in zip(*together) if len(together) > 1 else ():
+                changed = list(stages)
+                for index, layout in enumerate(moved, start=at):
+                    if layout is not None:
+                        changed[index] = stages[index].model_copy(update={"regions": layout.regions})
+                yield tuple(changed)
 
 
 def _cuts(evaluator: Evaluator, stages: Sequence[Stage], start: int, stop: int) -> Iterator[tuple[Stage, ...]]:
@@ -231,16 +259,11 @@ def without(layout: Layout, gone: int) -> Layout:
 
 
 def _shifted(layout: Layout, rows: int) -> Iterator[Layout]:
-    """A row handed from each device to each other; what lies between them moves by a row."""
-    edges = [round(edge * rows) for edge in layout.edges]
-    for giver in range(len(layout.devices)):
-        for taker in range(len(layout.devices)):
-            if giver == taker or edges[giver + 1] - edges[giver] <= 1:
-                continue
-            moved = list(edges)
-            for index in range(min(giver, taker) + 1, max(giver, taker) + 1):
-                moved[index] += 1 if taker < giver else -1
-            yield Layout(layout.devices, tuple(edge / rows for edge in moved))
+    """A row handed from each device to each other."""
+    for giver, taker in itertools.permutations(range(len(layout.devices)), 2):
+        moved = layout.handed(giver, taker, rows)
+        if moved is not None:
+            yield moved
 
 
 def _may(model: Model, layout: Layout, stages: Sequence[Stage]) -> bool:
@@ -284,3 +307,7 @@ def _replaced(stages: Sequence[Stage], start: int, stop: int, instead: Sequence[
     old = stages[start]
     dressed = (s.model_copy(update={"codecs": old.codecs, "borders_first": old.borders_first}) for s in instead)
     return (*stages[:start], *dressed, *stages[stop:])
+
+
+KINDS: tuple[Kind, ...] = (_rows, _bands, _cuts, _devices, _grids)
+NEAR: tuple[Kind, ...] = (_rows, _bands, _cuts)

@@ -10,10 +10,13 @@ import heapq
 from collections.abc import Sequence
 
 from coedge.model import Model
+from coedge.plan import Stage
 from coedge.profile import Profile
-from orchestrator.search.draft import DraftStage
+from orchestrator.search.costs import Costs
+from orchestrator.search.draft import DraftStage, as_stages
 from orchestrator.search.layout import Layout
 from orchestrator.search.reach import Reach
+from orchestrator.search.shortest_path import Path
 
 
 def stage_rows(model: Model, stage: DraftStage) -> int:
@@ -68,3 +71,9 @@ def _with(stage: DraftStage, edges: Sequence[int], rows: int) -> DraftStage:
         return stage
     values = (0.0, *(b / rows for _, _, b in kept[:-1]), 1.0)
     return DraftStage(stage.first, stage.stop, Layout(tuple(name for name, _, _ in kept), values))
+
+
+def stages_of_path(path: Path, costs: Costs) -> tuple[Stage, ...]:
+    """A shortest path as stages whose edges lie on rows."""
+    stages = tuple(DraftStage(first, stop, costs.layouts[layout]) for first, stop, layout in path)
+    return as_stages(nearest(costs.model, stages))

@@ -44,33 +44,74 @@ class Prices:
 
 def shortest_path(costs: Costs, prices: Prices) -> Path | None:
     """The cheapest path from the input at the source to the answer there; None: no layout is allowed."""
-    count, sets = costs.count, len(costs.layouts)
     edges = _Edges(costs, prices)
-    source = _alone(costs, costs.profile.source)
-    # [cut, layout]: the cheapest way to a cut, by what is on that layout before it; from there on to what comes
-    # behind the cut, with the layout before that it is cheapest from; and the cut where the stage before began.
-    best, moved = np.full((count + 1, sets), np.inf), np.full((count, sets), np.inf)
-    came, begun = np.zeros((count, sets), int), np.zeros((count + 1, sets), int)
-    best[0, source] = 0.0
-    everywhere = np.arange(sets)
-    for stop in range(1, count + 1):
-        ways = best[stop - 1][:, None] + edges.moves(stop - 1)
-        came[stop - 1] = ways.argmin(axis=0)
-        moved[stop - 1] = ways[came[stop - 1], everywhere]
-        total = moved[:stop] + edges.stages(stop)
-        begun[stop] = total.argmin(axis=0)
-        best[stop] = total[begun[stop], everywhere]
-    final = best[count] + edges.answer
+    ways = _Ways(costs, edges)
+    final = ways.best[costs.count] + edges.answer
     layout = int(final.argmin())
-    if not np.isfinite(final[layout]):
-        return None
-    stages: list[tuple[int, int, int]] = []
-    stop = count
-    while stop > 0:
-        first = int(begun[stop, layout])
-        stages.append((first, stop, layout))
-        stop, layout = first, int(came[first, layout])
-    return tuple(reversed(stages))
+    return ways.back(costs.count, layout) if np.isfinite(final[layout]) else None
+
+
+def shortest_paths(costs: Costs, prices: Prices, most: int) -> list[Path]:
+    """Up to so many paths, cheapest first: each is the cheapest with a stage that ends at some cut on some layout."""
+    edges = _Edges(costs, prices)
+    ways, sets = _Ways(costs, edges), len(costs.layouts)
+    # The other way round: what is cheapest from a cut on, by the layout before it.
+    rest = np.full((costs.count + 1, sets), np.inf)
+    rest[costs.count] = edges.answer
+    stages = [edges.stages(stop) for stop in range(1, costs.count + 1)]
+    ends, behind = np.zeros((costs.count, sets), int), np.zeros((costs.count, sets), int)
+    for first in range(costs.count - 1, -1, -1):
+        total = np.stack([stages[stop - 1][first] + rest[stop] for stop in range(first + 1, costs.count + 1)])
+        ends[first] = total.argmin(axis=0) + first + 1
+        moved = edges.moves(first) + total.min(axis=0)
+        behind[first] = moved.argmin(axis=1)
+        rest[first] = moved.min(axis=1)
+    through = ways.best[1:] + rest[1:]
+    paths: dict[Path, None] = {}
+    for at in through.ravel().argsort(kind="stable"):
+        stop, layout = divmod(int(at), sets)
+        if len(paths) == most or not np.isfinite(through[stop, layout]):
+            break
+        path, stop = list(ways.back(stop + 1, layout)), stop + 1
+        while stop < costs.count:
+            layout = int(behind[stop, layout])
+            first, stop = stop, int(ends[stop, layout])
+            path.append((first, stop, layout))
+        paths[tuple(path)] = None
+    return list(paths)
+
+
+class _Ways:
+    """The cheapest ways from the source.
+
+    Attributes:
+        best: [cut, layout], to a cut, by the layout of the stage before it.
+    """
+
+    def __init__(self, costs: Costs, edges: _Edges) -> None:
+        count, sets = costs.count, len(costs.layouts)
+        # From a cut on to what comes behind it, with the layout before that it is cheapest from; and the cut where
+        # the stage before began.
+        self.best, moved = np.full((count + 1, sets), np.inf), np.full((count, sets), np.inf)
+        self._came, self._begun = np.zeros((count, sets), int), np.zeros((count + 1, sets), int)
+        self.best[0, _alone(costs, costs.profile.source)] = 0.0
+        everywhere = np.arange(sets)
+        for stop in range(1, count + 1):
+            ways = self.best[stop - 1][:, None] + edges.moves(stop - 1)
+            self._came[stop - 1] = ways.argmin(axis=0)
+            moved[stop - 1] = ways[self._came[stop - 1], everywhere]
+            total = moved[:stop] + edges.stages(stop)
+            self._begun[stop] = total.argmin(axis=0)
+            self.best[stop] = total[self._begun[stop], everywhere]
+
+    def back(self, stop: int, layout: int) -> Path:
+        """The cheapest way to a cut on a layout."""
+        stages: list[tuple[int, int, int]] = []
+        while stop > 0:
+            first = int(self._begun[stop, layout])
+            stages.append((first, stop, layout))
+            stop, layout = first, int(self._came[first, layout])
+        return tuple(reversed(stages))
 
 
 class _Edges:
