@@ -9,10 +9,10 @@ import shutil
 import subprocess
 import sys
 import types
-import typing
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -30,6 +30,7 @@ PAGES = [page for page in sorted(DOCS.rglob("*.md")) if blocks(page)]
 # How many blocks of each page nobody but a person can run: boards, the superuser, an installation.
 BY_HAND_BLOCKS = {
     "how-to/energy-meters.md": 1,
+    "how-to/lab.md": 2,
     "how-to/ports.md": 3,
     "tutorial/boards.md": 3,
     "tutorial/laptop.md": 1,
@@ -81,14 +82,24 @@ def test_every_public_name_is_described(site: Path) -> None:
     assert 'id="coedge.zoo.build"' in page
 
 
-def test_every_command_and_option_is_listed(site: Path) -> None:
+def the_commands() -> Any:
     from coedge.cli.app import app
 
+    return typer.main.get_command(app)
+
+
+def test_every_command_and_option_is_listed(site: Path) -> None:
     text = text_of(site / "reference/command-line.html")
-    group = typing.cast(typing.Any, typer.main.get_command(app))
-    for name, command in group.commands.items():
-        assert f"coedge {name}" in text
-        assert [o for p in command.params for o in p.opts if p.name != "help" and o.upper() not in text.upper()] == []
+
+    def look(command: Any, path: str) -> None:
+        assert path in text
+        options = [option for parameter in command.params for option in parameter.opts]
+        assert [option for option in options if option.upper() not in text.upper()] == []
+        for name, inner in getattr(command, "commands", {}).items():
+            look(inner, f"{path} {name}")
+
+    for name, command in the_commands().commands.items():
+        look(command, f"coedge {name}")
 
 
 @pytest.mark.parametrize("kind", [ClusterConfig, coedge.testbed.Testbed])
@@ -163,28 +174,23 @@ def test_blocks_are_in_a_known_language() -> None:
 
 def test_so_many_blocks_are_for_people_alone() -> None:
     counted = Counter(name_of(page) for page in PAGES for block in blocks(page) if block.by_hand)
-    assert {page: count for page, count in counted.items() if page in BY_HAND_BLOCKS} == BY_HAND_BLOCKS
-    # Pages about real hosts may have more of them; the tutorial and the how-to have those above.
-    assert [page for page in counted if page not in BY_HAND_BLOCKS and page.startswith(("tutorial/", "how-to/"))] == []
+    assert counted == BY_HAND_BLOCKS
 
 
 def test_what_people_type_by_hand_is_a_command_that_there_is() -> None:
     """Of `coedge` at least, and with options that there are."""
-    from coedge.cli.app import app
-
-    group = typing.cast(typing.Any, typer.main.get_command(app))
-    typed = [
-        words
-        for page in PAGES
-        for block in blocks(page)
-        if block.by_hand and block.language == "sh"
-        for words in commands(block)
-        if words[0] == "coedge"
-    ]
+    by_hand = [block for page in PAGES for block in blocks(page) if block.by_hand and block.language == "sh"]
+    lines = [[word for word in words if word != "sudo"] for block in by_hand for words in commands(block)]
+    typed = [words[1:] for words in lines if words[0] == "coedge"]
     assert typed
     for words in typed:
-        known = {option for parameter in group.commands[words[1]].params for option in parameter.opts}
-        assert [word for word in words if word.startswith("-") and word not in known] == []
+        command = the_commands()
+        while hasattr(command, "commands"):
+            assert words[0] in command.commands, words
+            command, words = command.commands[words[0]], words[1:]
+        known = {option for parameter in command.params for option in parameter.opts}
+        own = words[: words.index("--")] if "--" in words else words
+        assert [word for word in own if word.startswith("-") and word not in known] == []
 
 
 @pytest.fixture(scope="module")
@@ -219,8 +225,8 @@ def small_and_quick(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COEDGE_SET", "profile_budget_seconds=1")
     monkeypatch.setattr("coedge.zoo.build", small_network)
     monkeypatch.setattr("coedge.cli.models.capture", capture_once)
-    for effort in ("THOROUGH", "POLISH_STEPS"):
-        monkeypatch.setattr(f"orchestrator.search.auto.{effort}", 500)
+    for effort in ("THOROUGH_STEPS", "POLISH_STEPS"):
+        monkeypatch.setattr(f"orchestrator.search.space.{effort}", 500)
 
 
 @pytest.mark.ray
