@@ -14,7 +14,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # What takes the place of the cell that is tagged `parameters`, and what a notebook says in the end.
 SMALL = {
     "first-cluster": ('network, size = "squeezenet", 64', "largest difference"),
-    "energy-against-latency": ('network, size, points, testbeds = "squeezenet", 64, 3, ["paper"]', "J predicted"),
+    "energy-against-latency": ('network, size, points, testbeds = "squeezenet", 64, 3, ["device-edge"]', "J predicted"),
     "paper-figures": ('networks, size = ["mobilenet_v1"], 64', "mobilenet_v1  auto"),
     "reading-a-timeline": ('network, size = "squeezenet", 64', "largest difference"),
 }
