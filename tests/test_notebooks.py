@@ -18,12 +18,15 @@ SMALL = {
     "paper-figures": ('networks, size = ["mobilenet_v1"], 64', "mobilenet_v1  auto"),
     "reading-a-timeline": ('network, size = "squeezenet", 64', "largest difference"),
 }
-# Names of the notebook before are gone; Ray stays, and `connect` uses the one that its process has joined.
+# Names of the notebook before are gone; Ray stays, and `connect` uses the one that its process has joined. Searches are
+# short.
 BEFORE = """%reset -f
 from coedge.config import load_config
 from orchestrator import ray_control
+from orchestrator.search import space
 ray_control.enter(load_config())
-del load_config, ray_control"""
+space.THOROUGH_STEPS = space.POLISH_STEPS = 500
+del load_config, ray_control, space"""
 
 
 @pytest.fixture(scope="module")
