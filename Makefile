@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types install clean
+.PHONY: demo test lint types docs install clean
 
 install: $(VENV)/.installed
 
@@ -27,5 +27,8 @@ types: install
 test: lint types
 	$(BIN)/pytest
 
+docs: install
+	$(BIN)/python -m sphinx -q -W docs docs/_build
+
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache

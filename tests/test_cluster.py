@@ -268,12 +268,13 @@ def test_joining_the_nodes_of_a_running_ray(tmp_path: Path) -> None:
 
 
 DRIVER = """
-    import json, sys
+    import faulthandler, json, signal, sys
     import numpy as np
     import psutil
     import coedge
 
     def main():
+        faulthandler.register(signal.SIGUSR1, all_threads=True)
         folder, config = sys.argv[1], json.loads(sys.argv[2])
         model = coedge.capture(folder + "/heavy.onnx")
         with coedge.connect(config) as cluster:
@@ -322,7 +323,13 @@ def test_the_end_of_the_asking_process_is_the_end_of_all_of_its_processes(tmp_pa
             os.killpg(process.pid, end)
         else:
             os.kill(process.pid, end)
-        _, errors = process.communicate(timeout=ENDING_SECONDS)
+        try:
+            _, errors = process.communicate(timeout=ENDING_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGUSR1)  # it says where it hangs
+            time.sleep(1.0)
+            process.kill()
+            pytest.fail(f"it does not end: {process.communicate()[1]}")
         assert process.returncode != 0
         assert end != signal.SIGINT or "KeyboardInterrupt" in errors
         wait_until(lambda: all(ended(pid) for pid in pids - slow), "its processes end")

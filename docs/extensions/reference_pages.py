@@ -1,0 +1,153 @@
+"""Pages that follow from the code, as MyST directives.
+
+```{config-keys} coedge.config:ClusterConfig      a table of every key of a pydantic model
+```{command-line}                                 a section for each command, with its arguments and options
+```{error-table}                                  every deliberate error
+```{public-api}                                   autodoc of the names of `coedge` that it holds
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Rows of Markdown text; what would end a cell is escaped."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+class Generated(SphinxDirective):
+    """A directive whose content is Markdown that `text` makes."""
+
+    def run(self) -> list[nodes.Node]:
+        return self.parse_text_to_nodes(self.text(), allow_section_headings=True)
+
+    def text(self) -> str:
+        raise NotImplementedError
+
+
+class ConfigKeys(Generated):
+    required_arguments = 1
+
+    def text(self) -> str:
+        from coedge.config import describe_keys
+
+        module, _, name = self.arguments[0].partition(":")
+        rows = describe_keys(getattr(importlib.import_module(module), name))
+        return markdown_table(
+            ("key", "takes", "default", "what it is"),
+            [(f"`{row['key']}`", row["type"], _as_code(row["default"]), row["description"]) for row in rows],
+        )
+
+
+def _as_code(default: str) -> str:
+    return default if default == "required" else f"`{default}`"
+
+
+class CommandLine(Generated):
+    def text(self) -> str:
+        import typer.main
+
+        from coedge.cli.app import app
+
+        commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+        return "\n\n".join(part for name in commands for part in command_parts(commands[name], f"coedge {name}"))
+
+
+def command_parts(command: Any, path: str, level: int = 2) -> Iterator[str]:
+    """The section of a command, and of those below it."""
+    yield f"{'#' * level} {path}"
+    yield re.sub(r"^Example: (.+)$", r"Example: `\1`", inspect.cleandoc(command.help or ""), flags=re.MULTILINE)
+    rows = [(_names(one), one.help or "", _default(one)) for one in command.params if one.name != "help"]
+    if rows:
+        yield markdown_table(("", "what it does", "default"), rows)
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from command_parts(inner, f"{path} {name}", level + 1)
+
+
+def _names(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return f"`{parameter.name.upper()}`" + ("" if parameter.required else ", may be left out")
+    return ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
+
+
+def _default(parameter: Any) -> str:
+    value = parameter.default
+    return "" if value in (None, False, ()) or callable(value) else f"`{value}`"
+
+
+class ErrorTable(Generated):
+    def text(self) -> str:
+        import coedge.errors
+
+        kinds = [kind for kind in vars(coedge.errors).values() if inspect.isclass(kind)]
+        rows = []
+        for kind in kinds:
+            bases = ", ".join(f"`{base.__name__}`" for base in kind.__bases__)
+            rows.append((f"`{kind.__name__}`", bases, inspect.getdoc(kind) or ""))
+        return markdown_table(("error", "is a", "what it says"), rows)
+
+
+class PublicApi(Generated):
+    has_content = True
+
+    def text(self) -> str:
+        import coedge
+
+        lines = []
+        for name in " ".join(self.content).split():
+            kind = "class" if inspect.isclass(getattr(coedge, name)) else "function"
+            lines.append(f".. auto{kind}:: coedge.{name}\n")
+        return "\n".join(["```{eval-rst}", *lines, "```"])
+
+
+def keep_drawings(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings are for reading in an editor: what is indented after a blank line is a drawing or code, so it
+    becomes a literal block."""
+    if what == "property":
+        lines.insert(0, "")  # napoleon takes the words before a colon in the first line for a type
+    out: list[str] = []
+    for index, line in enumerate(lines):
+        begins = line.startswith("    ") and index > 0 and not lines[index - 1].strip()
+        before = next((text for text in reversed(out) if text.strip()), "")
+        if begins and not before.startswith((" ", ":", "..")) and not before.endswith("::"):
+            out += ["::", ""]
+        out.append(line)
+    lines[:] = out
+
+
+def short_signature(
+    app: Sphinx, what: str, name: str, value: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None] | None:
+    """Of pydantic models the keys and their defaults: what they take stands in the tables."""
+    from pydantic import BaseModel
+
+    if not (inspect.isclass(value) and issubclass(value, BaseModel)):
+        return None
+    shown = []
+    for key, field in value.model_fields.items():
+        default = "..." if isinstance(field.default, BaseModel) else repr(field.default)
+        shown.append(key if field.is_required() else f"{key}={default}")
+    return f"(*, {', '.join(shown)})", None
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    for name, directive in (
+        ("config-keys", ConfigKeys),
+        ("command-line", CommandLine),
+        ("error-table", ErrorTable),
+        ("public-api", PublicApi),
+    ):
+        app.add_directive(name, directive)
+    app.connect("autodoc-process-docstring", keep_drawings, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", short_signature)
+    return {"parallel_read_safe": True}

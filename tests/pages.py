@@ -1,0 +1,128 @@
+"""Code blocks of the documentation, and how they are run: a page in a folder of its own, from top to bottom."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from command_line import Result
+
+from coedge import zoo
+from coedge.capturing import capture
+from coedge.config import load_config
+from coedge.model import Model
+
+ROOT = Path(__file__).resolve().parent.parent
+# Blocks that need boards, the superuser or an installation: read, not run.
+BY_HAND = "by-hand"
+# What blocks may be in. `text` is what something printed.
+LANGUAGES = {"python", "sh", "yaml", "pycon", "text"}
+
+_FENCE = re.compile(r"^```(?:\{code-block\} )?(\w+)\n((?::[^\n]*\n)*)(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, the options under the fence (`:caption: file.yaml`), the text."""
+
+    language: str
+    options: dict[str, str]
+    text: str
+    line: int
+
+    @property
+    def by_hand(self) -> bool:
+        return self.options.get("class") == BY_HAND
+
+
+def blocks(page: Path) -> list[Block]:
+    """Of a Markdown page, in order; directives (```{name}) are none, but for `{code-block}`."""
+    source = page.read_text(encoding="utf-8")
+    found = []
+    for match in _FENCE.finditer(source):
+        options = dict(line[1:].split(": ", 1) for line in match[2].splitlines())
+        found.append(Block(match[1], options, match[3].lstrip("\n"), source[: match.start()].count("\n") + 1))
+    return found
+
+
+def commands(block: Block) -> list[list[str]]:
+    """The words of each command; comments are gone, and a backslash joins lines."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def arguments(words: list[str]) -> list[str]:
+    """What follows `coedge`; images are small where it does not say how large, and `run` runs twice."""
+    more = ["--repeat", "2"] if words[1] == "run" and "--repeat" not in words else []
+    if words[1] in ("demo", "run") and "--size" not in words:
+        more += ["--size", "64"]
+    return [*words[1:], *more]
+
+
+def small_network(name: str, **options: Any) -> Any:
+    """Stands for `zoo.build`: whatever people read of, this is what runs."""
+    import torch
+    from torch import nn
+
+    assert name in zoo.NAMES
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        convolutions = nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU()
+        net = nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+    return net.eval().requires_grad_(False)
+
+
+_captured: dict[tuple[str, ...], Model] = {}
+
+
+def capture_once(model: Any, *example: Any, **named: Any) -> Model:
+    """Stands for `capture` where a command is given a name of the zoo: always the same network for the same shape."""
+    if isinstance(model, str):
+        return capture(model, *example)
+    key = (named["name"], *map(str, example[0].shape))
+    if key not in _captured:
+        _captured[key] = capture(model, *example, **named)
+    return _captured[key]
+
+
+class Page:
+    """Runs the blocks of a page in the current folder.
+
+    Args:
+        cli: runs a command of `coedge`.
+    """
+
+    def __init__(self, path: Path, cli: Callable[..., Result]) -> None:
+        self.path, self._cli = path, cli
+        self._scope: dict[str, Any] = {"__name__": "page"}
+
+    def run(self, block: Block) -> None:
+        if "caption" in block.options:
+            Path(block.options["caption"]).write_text(block.text, encoding="utf-8")
+        if block.language == "yaml":
+            load_config(yaml.safe_load(block.text))
+        if block.by_hand:
+            return
+        if block.language == "python":
+            # Lines are counted as in the page.
+            exec(compile("\n" * block.line + block.text, str(self.path), "exec"), self._scope)
+        elif block.language == "pycon":
+            self._doctest(block)
+        elif block.language == "sh":
+            for words in commands(block):
+                assert words[0] == "coedge", f"{self.path.name}:{block.line}: {words[0]} is not run; mark it {BY_HAND}"
+                result = self._cli(*arguments(words))
+                assert result.code == 0, f"{self.path.name}:{block.line}: {' '.join(words)}\n{result.err}"
+
+    def _doctest(self, block: Block) -> None:
+        import doctest
+
+        test = doctest.DocTestParser().get_doctest(block.text, self._scope, self.path.name, str(self.path), block.line)
+        runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+        said: list[str] = []
+        runner.run(test, out=said.append, clear_globs=False)
+        self._scope.update(test.globs)
+        assert not runner.failures, "".join(said)
