@@ -8,12 +8,13 @@ from typing import Any
 
 from benchmarks.report import Report
 from coedge.model import Model
+from coedge.picture import INK, frame, logarithmic
 
 # Plans a network for so many devices: seconds.
 Timed = Callable[[Model, int], float]
 Points = Sequence[tuple[int, float, str]]
 
-_INK, _PALE, _LINE = "#222222", "#D5D5DA", "#0072B2"
+_LINE = "#0072B2"
 
 
 def growth(report: Report, models: Mapping[str, Model], counts: Sequence[int], devices: int, timed: Timed) -> None:
@@ -54,28 +55,18 @@ def draw(by_devices: Points, by_layers: Points, name: str, devices: int, path: s
 
 
 def _panel(axes: Any, points: Points, label: str, title: str, style: str) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator
 
     axes.plot([at for at, _, _ in points], [seconds for _, seconds, _ in points], style, color=_LINE, markersize=5)
     for index, (at, seconds, name) in enumerate(points):
         # Above and below in turn: networks of as many layers lie close together.
         axes.annotate(
             name, (at, seconds), xytext=(0, 6 if index % 2 else -12), textcoords="offset points", fontsize=7,
-            color=_INK, ha="center",
+            color=INK, ha="center",
         )  # fmt: skip
-    for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
-        scale("log")
-        axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    for which in "xy":
+        logarithmic(axes, which)
     axes.margins(0.12)
-    axes.set_xlabel(label, color=_INK)
-    axes.set_ylabel("time to plan, s", color=_INK)
-    axes.set_title(title, loc="left", color=_INK, fontsize=11)
-    axes.grid(color=_PALE, linewidth=0.5)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, color=_PALE, which="both")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("bottom", "left"):
-        axes.spines[side].set_color(_PALE)
+    axes.set_xlabel(label, color=INK)
+    axes.set_ylabel("time to plan, s", color=INK)
+    axes.set_title(title, loc="left", color=INK, fontsize=11)
+    frame(axes)

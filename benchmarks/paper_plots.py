@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paper_points import SOURCES, Figures, Point
+from coedge.picture import INK, frame
 
-_INK, _PALE = "#222222", "#D5D5DA"
 _OF_SOURCE = {"paper": "#222222", "predicted": "#D55E00", "measured": "#0072B2"}
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
 _LINE = {"paper": (0, (1, 1.5)), "predicted": (0, (5, 2)), "measured": "-"}
@@ -55,12 +55,12 @@ def _bars(points: Sequence[Point]) -> Any:
                     0.25, color=_OF_SOURCE[source], label=source,
                 )  # fmt: skip
             if quantity == "ms" and here[0].deadline_ms:
-                axes.axhline(here[0].deadline_ms, color=_INK, linewidth=0.8, linestyle=(0, (2, 3)))
+                axes.axhline(here[0].deadline_ms, color=INK, linewidth=0.8, linestyle=(0, (2, 3)))
             axes.set_xticks(range(len(here)), [point.series.replace("_", "\n") for point in here])
-            axes.set_title(network, loc="left", fontsize=9, color=_INK)
+            axes.set_title(network, loc="left", fontsize=9, color=INK)
             if column == 0:
-                axes.set_ylabel(_UNIT[quantity], fontsize=8, color=_INK)
-            _plain(axes)
+                axes.set_ylabel(_UNIT[quantity], fontsize=8, color=INK)
+            frame(axes, "y", 7)
     _title(figure, points[0], "10 and 11")
     _legend(figure)
     return figure
@@ -92,9 +92,9 @@ def _lines(points: Sequence[Point]) -> Any:
                     )  # fmt: skip
         axes.set_xticks(range(len(xs)), [x.replace(": ", "\n").replace(" KB/s", "") for x in xs])
         axes.set_ylim(bottom=0)
-        axes.set_xlabel(_X[points[0].figure], fontsize=8, color=_INK)
-        axes.set_ylabel(_UNIT[quantity], fontsize=8, color=_INK)
-        _plain(axes)
+        axes.set_xlabel(_X[points[0].figure], fontsize=8, color=INK)
+        axes.set_ylabel(_UNIT[quantity], fontsize=8, color=INK)
+        frame(axes, "y", 7)
     _title(figure, points[0], points[0].figure)
     _legend(figure)
     return figure
@@ -111,14 +111,4 @@ def _legend(figure: Any) -> None:
 
 def _title(figure: Any, point: Point, number: str) -> None:
     text = f"figure {number} of the CoEdge paper again, links of {point.scale:g} MB/s"
-    figure.suptitle(text, x=0.01, ha="left", fontsize=9, color=_INK)
-
-
-def _plain(axes: Any) -> None:
-    axes.grid(color=_PALE, linewidth=0.5, axis="y")
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, color=_PALE, which="both", labelsize=7)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("bottom", "left"):
-        axes.spines[side].set_color(_PALE)
+    figure.suptitle(text, x=0.01, ha="left", fontsize=9, color=INK)

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from coedge.errors import CoEdgeError, ConfigError
+from coedge.picture import INK, PALE
 from coedge.timeline import Span, Timeline
 
 SUFFIXES = (".png", ".svg")
 
 # Okabe and Ito's colours, which the colour-blind tell apart; every other frame of a stream has the lighter one.
 _COLOURS = {"compute": ("#0072B2", "#56A5D8"), "send": ("#D55E00", "#EE9A5B"), "receive": ("#009E73", "#5CC4A5")}
-_WAIT, _INK, _PALE = "#E9E9EC", "#222222", "#D5D5DA"
+_WAIT = "#E9E9EC"
 # Of a lane of height 1, counted downwards: (middle, height).
 _STRIPS = {"send": (-0.27, 0.11), "compute": (0.0, 0.36), "receive": (0.27, 0.11)}
 _WIDTH_INCHES, _DOTS_PER_INCH = 10.5, 160
@@ -176,7 +177,7 @@ def _critical_path(axes: Any, timeline: Timeline, window: _Window, lanes: Mappin
         height = lanes[span.device] + _STRIPS.get(span.kind, _STRIPS["compute"])[0]
         across += [span.start_seconds * 1e3, span.stop_seconds * 1e3]
         down += [height, height]
-    axes.plot(across, down, color=_INK, linewidth=0.9, solid_joinstyle="round", zorder=3)
+    axes.plot(across, down, color=INK, linewidth=0.9, solid_joinstyle="round", zorder=3)
 
 
 def _frame(axes: Any, timeline: Timeline, window: _Window, devices: tuple[str, ...]) -> None:
@@ -185,23 +186,23 @@ def _frame(axes: Any, timeline: Timeline, window: _Window, devices: tuple[str, .
 
     axes.set_xlim(window.first * 1e3, window.last * 1e3)
     axes.set_ylim(len(devices) - 0.45, -0.55)
-    axes.set_yticks(range(len(devices)), devices, color=_INK)
+    axes.set_yticks(range(len(devices)), devices, color=INK)
     axes.tick_params(axis="y", length=0, pad=6)
-    axes.tick_params(axis="x", colors=_INK, color=_PALE)
-    axes.set_xlabel("ms", color=_INK, loc="right", labelpad=1)
-    axes.grid(axis="x", color=_PALE, linewidth=0.5)
+    axes.tick_params(axis="x", colors=INK, color=PALE)
+    axes.set_xlabel("ms", color=INK, loc="right", labelpad=1)
+    axes.grid(axis="x", color=PALE, linewidth=0.5)
     axes.set_axisbelow(True)
     for side in ("left", "top", "right"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_PALE)
-    axes.set_title(_title(timeline), loc="left", color=_INK, fontsize=11)
+    axes.spines["bottom"].set_color(PALE)
+    axes.set_title(_title(timeline), loc="left", color=INK, fontsize=11)
     handles: list[Any] = [Patch(color=colours[0], label=kind) for kind, colours in _COLOURS.items()]
     handles.append(Patch(color=_WAIT, label="wait"))
     if len(timeline.answered) == 1:
-        handles.append(Line2D([], [], color=_INK, linewidth=0.9, label="critical path"))
+        handles.append(Line2D([], [], color=INK, linewidth=0.9, label="critical path"))
     axes.legend(
         handles=handles, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(handles), frameon=False,
-        fontsize=9, handlelength=1.2, handleheight=0.8, columnspacing=1.4, labelcolor=_INK, borderaxespad=0.3,
+        fontsize=9, handlelength=1.2, handleheight=0.8, columnspacing=1.4, labelcolor=INK, borderaxespad=0.3,
     )  # fmt: skip
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coedge.errors import CoEdgeError
+from coedge.picture import INK, frame, logarithmic
 
 if TYPE_CHECKING:
     from orchestrator.bench.comparison import Comparison
     from orchestrator.bench.table import Row
 
-_INK, _PALE, _BAR, _AUTO, _DOT = "#222222", "#D5D5DA", "#8DB4D2", "#0072B2", "#D55E00"
+_BAR, _AUTO, _DOT = "#8DB4D2", "#0072B2", "#D55E00"
 # Panels beside each other; where the largest is so many times the smallest, an axis is logarithmic.
 _WIDE, _SPREAD = 4, 20.0
 
@@ -50,10 +51,10 @@ def _latency(rows: Sequence[Row], where: str) -> Any:
     def mark(axes: Any, here: Sequence[Row], places: Sequence[int]) -> None:
         for row, place in zip(here, places):
             assert row.median_seconds is not None and row.p95_seconds is not None
-            axes.plot([row.median_seconds * 1e3, row.p95_seconds * 1e3], [place, place], color=_INK, linewidth=1.0)
+            axes.plot([row.median_seconds * 1e3, row.p95_seconds * 1e3], [place, place], color=INK, linewidth=1.0)
         bound = here[0].case.bound_seconds
         if bound:
-            axes.axvline(bound * 1e3, color=_INK, linewidth=0.9, linestyle=(0, (2, 3)))
+            axes.axvline(bound * 1e3, color=INK, linewidth=0.9, linestyle=(0, (2, 3)))
 
     return _panels(
         rows, f"latency of a frame, ms ({where}): bar median, line to p95, dot predicted, dotted the bound",
@@ -84,7 +85,7 @@ def _panels(
     most = max(sum(row.case.model == model for row in rows) for model in models)
     # Of fewer panels, the title needs some width.
     figure = Figure(figsize=(max(3.4 * wide, 7.0), (0.6 + 0.24 * most) * high + 0.4), dpi=120, layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=9, color=_INK)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9, color=INK)
     for index, model in enumerate(models):
         axes = figure.add_subplot(high, wide, index + 1)
         here = [row for row in rows if row.case.model == model]
@@ -96,15 +97,14 @@ def _panels(
         mark(axes, here, places)
         axes.set_yticks(places, [row.case.scheme for row in here])
         axes.set_xlim(left=0)
-        axes.set_title(model, loc="left", fontsize=9, color=_INK)
-        _plain(axes)
+        axes.set_title(model, loc="left", fontsize=9, color=INK)
+        frame(axes, size=8)
     return figure
 
 
 def _prediction(rows: Sequence[Row], where: str) -> Any:
     """Predicted against measured latency; schemes with the same plan are one dot."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator
 
     figure = Figure(figsize=(6.4, 4.8), dpi=120, layout="constrained")
     axes = figure.add_subplot()
@@ -118,30 +118,16 @@ def _prediction(rows: Sequence[Row], where: str) -> Any:
         places += dots
         axes.plot([x for x, _ in dots], [y for _, y in dots], "o", markersize=4.5, alpha=0.8, label=model)
     ends = [min(_flat(places)), max(_flat(places))]
-    axes.plot(ends, ends, color=_INK, linewidth=0.8, linestyle=(0, (2, 3)), label="as measured")
+    axes.plot(ends, ends, color=INK, linewidth=0.8, linestyle=(0, (2, 3)), label="as measured")
     if ends[1] > _SPREAD * ends[0] > 0:
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
-            axis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
-            axis.set_minor_formatter(FuncFormatter(lambda number, _: ""))
-    axes.set_xlabel("measured, ms (median)", color=_INK)
-    axes.set_ylabel("predicted, ms", color=_INK)
-    axes.set_title(f"latency of a frame ({where})", loc="left", fontsize=9, color=_INK)
-    _plain(axes)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=8, labelcolor=_INK)
+        for which in "xy":
+            logarithmic(axes, which)
+    axes.set_xlabel("measured, ms (median)", color=INK)
+    axes.set_ylabel("predicted, ms", color=INK)
+    axes.set_title(f"latency of a frame ({where})", loc="left", fontsize=9, color=INK)
+    frame(axes, size=8)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=8, labelcolor=INK)
     return figure
-
-
-def _plain(axes: Any) -> None:
-    axes.grid(color=_PALE, linewidth=0.5)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, color=_PALE, which="both", labelsize=8)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("bottom", "left"):
-        axes.spines[side].set_color(_PALE)
 
 
 def _scaled(seconds: float | None) -> float | None:

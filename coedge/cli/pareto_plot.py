@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from coedge.errors import CoEdgeError
+from coedge.picture import INK, frame, logarithmic
 from coedge.plan import Plan
 
 # Okabe and Ito's colours, which the colour-blind tell apart; shapes tell schemes apart without any.
 _COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#8C8C00", "#000000")
 _SHAPES = ("s", "^", "D", "v", "P", "X", "<", ">")
-_INK, _PALE, _FRONT = "#222222", "#D5D5DA", "#0072B2"
+_FRONT = "#0072B2"
 # Where the largest is so many times the smallest, an axis is logarithmic.
 _WIDE = 4.0
 
@@ -69,31 +70,17 @@ def _frontier(axes: Any, plans: Sequence[Plan]) -> None:
     axes.plot(milliseconds, joules, "o", color=_FRONT, markersize=5, label="best found", zorder=5)
     bound = plans[0].predicted.bound_seconds if plans[0].predicted else None
     if bound:
-        axes.axvline(bound * 1e3, color=_INK, linewidth=0.9, linestyle=(0, (2, 3)), label="divisible-load bound")
+        axes.axvline(bound * 1e3, color=INK, linewidth=0.9, linestyle=(0, (2, 3)), label="divisible-load bound")
 
 
 def _frame(axes: Any, everything: Sequence[Plan], name: str, energy_source: str) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator
-
     milliseconds, joules = _places(everything)
-    for axis, values, scale in (
-        (axes.xaxis, milliseconds, axes.set_xscale),
-        (axes.yaxis, joules, axes.set_yscale),
-    ):
+    for which, values in (("x", milliseconds), ("y", joules)):
         if min(values) > 0 and max(values) / min(values) > _WIDE:
-            scale("log")
-            axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
-            axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel("latency of a frame, ms", color=_INK)
-    axes.set_ylabel("energy of a frame, J", color=_INK)
-    axes.set_title(f"{name}: energy against latency, predicted", loc="left", color=_INK, fontsize=11)
-    axes.text(0.0, -0.16, f"joules {energy_source}", transform=axes.transAxes, fontsize=7.5, color=_INK, va="top")
-    axes.grid(color=_PALE, linewidth=0.5)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, color=_PALE, which="both")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("bottom", "left"):
-        axes.spines[side].set_color(_PALE)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=9, labelcolor=_INK)
+            logarithmic(axes, which)
+    axes.set_xlabel("latency of a frame, ms", color=INK)
+    axes.set_ylabel("energy of a frame, J", color=INK)
+    axes.set_title(f"{name}: energy against latency, predicted", loc="left", color=INK, fontsize=11)
+    axes.text(0.0, -0.16, f"joules {energy_source}", transform=axes.transAxes, fontsize=7.5, color=INK, va="top")
+    frame(axes)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=9, labelcolor=INK)
