@@ -25,7 +25,7 @@ types: install
 	$(BIN)/mypy
 
 test: lint types
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 docs: install
 	$(BIN)/python -m sphinx -q -W docs docs/_build

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import Result
@@ -15,6 +16,17 @@ from nets import EFFORT, TALLY
 _QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 settings.register_profile("coedge", deadline=None, derandomize=EFFORT == 1, database=None, suppress_health_check=_QUIET)
 settings.load_profile("coedge")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Where tests run in several processes: what one of them has counted."""
+    TALLY.join(*node.workeroutput.get("tally", (0, 0, 0.0)))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["tally"] = (TALLY.cases, TALLY.identical, TALLY.largest)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -52,6 +52,12 @@ class Tally:
         self.identical += identical
         self.largest = max(self.largest, difference)
 
+    def join(self, cases: int, identical: int, largest: float) -> None:
+        """Those of another process."""
+        self.cases, self.identical, self.largest = (
+            self.cases + cases, self.identical + identical, max(self.largest, largest)
+        )  # fmt: skip
+
     def __str__(self) -> str:
         share = self.identical / max(self.cases, 1)
         return (
