@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from coedge.values import output, restore
 from orchestrator.loaded_plan import LoadedPlan
 
 TRACE_SECONDS = 2.0
+SIGNAL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +75,12 @@ class Job:
         """Whether there is an answer, or a reason for none."""
         return self._future.done()
 
-    def wait(self) -> None:
-        """Until it is done, which the frame's deadline sees to."""
-        wait([self._future])
+    def wait(self, timeout: float | None = None) -> None:
+        """Until it is done, which the frame's deadline sees to, or so many seconds."""
+        # In short waits: a signal that the system gives to another thread is handled only between them.
+        ends = math.inf if timeout is None else time.monotonic() + timeout
+        while not self._future.done() and (left := ends - time.monotonic()) > 0:
+            wait([self._future], min(left, SIGNAL_SECONDS))
 
     def result(self, timeout: float | None = None) -> Any:
         """The output, in the structure and dtype that the module returns.
@@ -87,12 +92,10 @@ class Job:
             FrameTimeout: not answered in time.
             DeviceLost, StepFailed, Cancelled: why there is no answer.
         """
-        try:
-            outputs = self._future.result(timeout)
-        except TimeoutError as error:
-            if isinstance(error, FrameTimeout):
-                raise
-            raise FrameTimeout(f"frame {self.frame} was not answered within {timeout} s; it goes on") from None
+        self.wait(timeout)
+        if not self._future.done():
+            raise FrameTimeout(f"frame {self.frame} was not answered within {timeout} s; it goes on")
+        outputs = self._future.result()
         return restore(self.model.structure, [output(np.array(o), self._as_tensors) for o in outputs])
 
     def cancel(self) -> bool:
@@ -105,6 +108,7 @@ class Job:
     @property
     def latency_seconds(self) -> float:
         """From asked to answered, at the client. Raises what `result` raises where there is no answer."""
+        self.wait()
         self._future.result()
         assert self.answered_seconds is not None
         return self.answered_seconds - self.asked_seconds
@@ -112,6 +116,7 @@ class Job:
     @property
     def timeline(self) -> Timeline:
         """What every device did for this frame, as measured. Waits for the answer and the devices' reports."""
+        self.wait()
         self._future.result()
         assert self.answered_seconds is not None
         self._traced.wait(TRACE_SECONDS)

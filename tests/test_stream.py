@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import itertools
+import signal
 import threading
 import tracemalloc
 from collections.abc import Iterator, Mapping
@@ -300,3 +301,18 @@ def test_ten_thousand_frames_leave_nothing_behind() -> None:
     assert entries[0] > 4 * 4096, "what the workers remember is seen"
     assert entries[1] - entries[0] < 200
     assert nbytes / watched < 500  # a job that is not forgotten takes more than 2 kB
+
+
+def test_ctrl_c_is_heard_also_where_another_thread_gets_the_signal() -> None:
+    """The system may give it to any thread, and the wait of the first thread then goes on."""
+    job = Job(0, _loaded(), False)
+    thread = threading.Timer(0.1, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            job.wait(timeout=60.0)
+    finally:
+        thread.join()
+        signal.signal(signal.SIGINT, before)
+    assert not job.done()
