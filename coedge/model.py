@@ -338,7 +338,7 @@ def _skeleton(model: Model) -> onnx.ModelProto:
         return helper.make_tensor_value_info(name, kind, tensor.shape)
 
     made = helper.make_graph(
-        [node.proto for node in graph.nodes],
+        [_bare(node.proto) for node in graph.nodes],
         model.name,
         [info(n) for n in graph.inputs],
         [info(n) for n in graph.outputs],
@@ -347,3 +347,14 @@ def _skeleton(model: Model) -> onnx.ModelProto:
     )
     imports = [helper.make_operatorsetid(domain, version) for domain, version in model.opset_imports]
     return helper.make_model(made, opset_imports=imports, ir_version=model.ir_version)
+
+
+def _bare(node: onnx.NodeProto) -> onnx.NodeProto:
+    """Without what exporters note for people, such as the lines of source, with paths, that a node comes from: the
+    same network has the same hash wherever it was captured."""
+    bare = onnx.NodeProto()
+    bare.CopyFrom(node)
+    for inner in (bare, *(n for attribute in bare.attribute for n in attribute.g.node)):
+        inner.ClearField("metadata_props")
+        inner.ClearField("doc_string")
+    return bare

@@ -233,6 +233,20 @@ def test_hash_tells_weights_and_graphs_apart(small: tuple[Small, Model]) -> None
     assert len(hashes) == 2, "weights that the skeleton leaves out count as well"
 
 
+def test_the_hash_does_not_tell_where_a_model_was_captured() -> None:
+    """Exporters note the lines of source, with their paths: a plan is to be good for the same model elsewhere."""
+    hashes = set()
+    for folder in ("/home/one", "/home/two"):
+        net = Net()
+        net.input((1, 3, 8, 8))
+        proto = net.proto(net.op("Relu", "x"))
+        entry = proto.graph.node[0].metadata_props.add()
+        entry.key, entry.value = "pkg.torch.onnx.stack_trace", f'File "{folder}/net.py", line 3'
+        proto.graph.node[0].doc_string = folder
+        hashes.add(capture(proto).hash)
+    assert len(hashes) == 1
+
+
 @pytest.mark.parametrize("name", ["mobilenet_v3", "shufflenet_v2", "ssd", "googlenet", "densenet"])
 def test_skeleton_and_weights_make_the_model_again(name: str) -> None:
     model = zoo_model(name)
