@@ -28,7 +28,7 @@ from orchestrator.search.polish import better, polish, polish_dress
 from orchestrator.search.reach import Reach
 from orchestrator.search.rounding import fair, nearest, stages_of_path
 from orchestrator.search.shortest_path import Path, Prices, pareto_paths, shortest_path
-from orchestrator.search.space import Space
+from orchestrator.search.space import Space, is_small
 from orchestrator.search.thorough import more_drafts, thoroughly
 
 # How many drafts go through the convex core, and how often each.
@@ -84,6 +84,7 @@ def explored(model: Model, profile: Profile, objective: Objective, known: Iterab
     else:
         _explore(evaluator, space, named, space.steps)
     _try_others(evaluator, space)
+    _try_alone(evaluator)
     return evaluator
 
 
@@ -128,6 +129,16 @@ def _try_others(evaluator: Evaluator, space: Space) -> None:
         joined = joining.refined(evaluator, nearest, name, changes)
         if better(joined, best, objective):
             polish(evaluator, joined, space.layouts, space.steps // 4)
+
+
+def _try_alone(evaluator: Evaluator) -> None:
+    """The devices that the best plan uses are planned for alone, where so few of them are soon planned for thoroughly:
+    more devices then hardly ever make a worse plan."""
+    profile = evaluator.profile
+    used = {profile.source, *evaluator.best().plan.used_devices}
+    if len(used) < len(profile.names) and is_small(evaluator.model, len(used)):
+        fewer = search(evaluator.model, profile.without(set(profile.names) - used), evaluator.objective)
+        evaluator.judge(fewer.stages)
 
 
 def _is_hopeless(found: Judged, best: Judged, objective: Objective) -> bool:

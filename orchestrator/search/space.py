@@ -50,5 +50,9 @@ class Space:
         if any(dress.codecs for dress in dressed):
             packed = effective(model, profile, objective.lossy)
             costs.append(costs[0].with_links(packed))
-        is_small = len(model.layers) * len(profile.names) <= SMALL
-        return cls(reach, tuple(costs), tuple(dressed), is_small)
+        return cls(reach, tuple(costs), tuple(dressed), is_small(model, len(profile.names)))
+
+
+def is_small(model: Model, devices: int) -> bool:
+    """Whether plans of the model on so many devices are soon simulated."""
+    return len(model.layers) * devices <= SMALL
