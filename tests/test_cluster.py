@@ -274,6 +274,7 @@ DRIVER = """
     import coedge
 
     def main():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # as at a terminal: a shell's `&` has it ignored
         faulthandler.register(signal.SIGUSR1, all_threads=True)
         folder, config = sys.argv[1], json.loads(sys.argv[2])
         model = coedge.capture(folder + "/heavy.onnx")
