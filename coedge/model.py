@@ -354,7 +354,12 @@ def _bare(node: onnx.NodeProto) -> onnx.NodeProto:
     same network has the same hash wherever it was captured."""
     bare = onnx.NodeProto()
     bare.CopyFrom(node)
-    for inner in (bare, *(n for attribute in bare.attribute for n in attribute.g.node)):
-        inner.ClearField("metadata_props")
-        inner.ClearField("doc_string")
+    bare.ClearField("metadata_props")
+    bare.ClearField("doc_string")
+    for attribute in bare.attribute:
+        for inner in (attribute.g, *attribute.graphs):
+            kept = [_bare(one) for one in inner.node]
+            if kept:  # to look at an attribute's graph does not make one, to write to it does
+                del inner.node[:]
+                inner.node.extend(kept)
     return bare

@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 from nets import Net, difference, image, unsplit, zoo_model
+from onnx import helper
 from torch import nn
 
 import coedge
@@ -244,6 +245,23 @@ def test_the_hash_does_not_tell_where_a_model_was_captured() -> None:
         entry.key, entry.value = "pkg.torch.onnx.stack_trace", f'File "{folder}/net.py", line 3'
         proto.graph.node[0].doc_string = folder
         hashes.add(capture(proto).hash)
+    assert len(hashes) == 1
+
+
+def test_nor_do_notes_on_branches() -> None:
+    hashes = set()
+    for folder in ("/home/one", "/home/two"):
+        net = Net()
+        net.input((1, 3, 8, 8))
+        net.nodes.append(helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0))
+        net.nodes.append(helper.make_node("Greater", ["most", net.const(np.float32(0.5))], ["bright"]))
+        branches = {}
+        for branch, op in (("then_branch", "Relu"), ("else_branch", "Neg")):
+            node = helper.make_node(op, ["x"], [branch], doc_string=folder)
+            made = helper.make_tensor_value_info(branch, 1, [1, 3, 8, 8])
+            branches[branch] = helper.make_graph([node], branch, [], [made])
+        net.nodes.append(helper.make_node("If", ["bright"], ["y"], **branches))
+        hashes.add(capture(net.proto("y")).hash)
     assert len(hashes) == 1
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -129,10 +129,11 @@ def _row(case: Case, frames: Sequence[Sample]) -> Row:
 def _beside(row: Row, auto: Row | None) -> Row:
     if auto is None:
         return row
-    return Row(
-        row.case, row.frames, row.median_seconds, row.p95_seconds, row.median_joules, row.sent_nbytes, row.difference,
-        _ratio(row.median_seconds, auto.median_seconds), _ratio(row.median_joules, auto.median_joules),
-    )  # fmt: skip
+    return replace(
+        row,
+        to_auto=_ratio(row.median_seconds, auto.median_seconds),
+        joules_to_auto=_ratio(row.median_joules, auto.median_joules),
+    )
 
 
 def _ratio(value: float | None, other: float | None) -> float | None:

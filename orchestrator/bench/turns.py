@@ -7,7 +7,7 @@ does not count.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from coedge.errors import CoEdgeError
@@ -90,7 +90,7 @@ def take_turns(
                     ran = contender.measure()
                     apart = difference(ran.output)
                     _check(apart, tolerance)
-                    outcome.ran.append(_noted(ran, apart))
+                    outcome.ran.append(replace(ran, output=None, difference=apart))
                     done()
             except CoEdgeError as error:
                 outcome.problem = str(error)
@@ -107,7 +107,3 @@ def _check(difference: float, tolerance: float | None) -> None:
             f"its output differs from the unsplit one by {difference:.1e} of the largest value ({tolerance:.0e} is "
             "allowed), so its times do not count"
         )
-
-
-def _noted(ran: Ran, difference: float) -> Ran:
-    return Ran(ran.seconds, None, ran.joules, ran.sent_nbytes, ran.timeline, difference)

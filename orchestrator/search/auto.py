@@ -5,6 +5,7 @@
 3  dress       borders first, and codecs where they pay
 4  polish      small changes, judged by simulation
 5  joining     the best plan with each device that it leaves out
+6  alone       the devices that the best plan uses, and no others
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from orchestrator.search.layout import nearest_devices
 from orchestrator.search.polish import better, polish, polish_dress
 from orchestrator.search.reach import Reach
 from orchestrator.search.rounding import fair, nearest, stages_of_path
-from orchestrator.search.shortest_path import Path, Prices, pareto_paths, shortest_path
+from orchestrator.search.shortest_path import Path, Prices, pareto_paths, prices_of, shortest_path
 from orchestrator.search.space import Space, is_small
 from orchestrator.search.thorough import more_drafts, thoroughly
 
@@ -181,9 +182,7 @@ def weighted(costs: Costs, objective: Objective) -> list[Objective]:
 
 def drafts(costs: Costs, objective: Objective, transfers: Sequence[float] = TRANSFERS) -> list[Path]:
     """Shortest paths under the prices that the objective may mean."""
-    second, joule = (0.0, 1.0) if objective.goal == "energy" else (1.0, objective.energy_weight)
-    prices = [Prices(second=second, joule=joule, transfer=transfer) for transfer in transfers]
-    paths = [path for price in (prices if second else prices[:1]) for path in _within_memory(costs, price)]
+    paths = [path for prices in prices_of(objective, transfers) for path in _within_memory(costs, prices)]
     return list(dict.fromkeys(paths))
 
 

@@ -24,7 +24,7 @@ from orchestrator.search.dress import Dress, dresses, effective
 from orchestrator.search.layout import Layout, in_proportion, layout_of
 from orchestrator.search.reach import Reach
 from orchestrator.search.rounding import nearest
-from orchestrator.search.shortest_path import Prices, shortest_path
+from orchestrator.search.shortest_path import prices_of, shortest_path
 
 # Of the share that its speed suggests, what the device is given to begin with: all, some, and a row of every stage.
 PARTS = (1.0, 0.3, 0.0)
@@ -136,8 +136,7 @@ class Joining:
         may_be_alone = part == 0 or not heaviest.splittable
         barred = [name not in x.devices or (x.devices == (name,) and not may_be_alone) for x in layouts]
         costs.allowed[: heaviest.index + 1, heaviest.index + 1 :, np.array(barred)] = False
-        second, joule = (0.0, 1.0) if self.objective.goal == "energy" else (1.0, self.objective.energy_weight)
-        path = shortest_path(costs, Prices(second=second, joule=joule))
+        path = shortest_path(costs, prices_of(self.objective)[0])
         if path is None:
             return
         stages = []

@@ -8,12 +8,14 @@ stages, which the real schedule does not have: so the path is a draft, to be ref
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coedge.objective import Objective
 from orchestrator.search.costs import Costs
 
 Array = NDArray[np.float64]
@@ -40,6 +42,13 @@ class Prices:
     link: Array | None = None
     transfer: float = 1.0
     memory: Array | None = None
+
+
+def prices_of(objective: Objective, transfers: Sequence[float] = (1.0,)) -> list[Prices]:
+    """What an objective may mean: for each of what transfers may count; just once where time is worth nothing."""
+    if objective.goal == "energy":
+        return [Prices(second=0.0, joule=1.0)]
+    return [Prices(joule=objective.energy_weight, transfer=transfer) for transfer in transfers]
 
 
 def shortest_path(costs: Costs, prices: Prices) -> Path | None:

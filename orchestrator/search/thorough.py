@@ -15,7 +15,7 @@ from coedge.plan import Stage
 from orchestrator.evaluator import Evaluator, Judged
 from orchestrator.search.polish import NEAR, better, polish, polish_dress
 from orchestrator.search.rounding import stages_of_path
-from orchestrator.search.shortest_path import Prices, shortest_paths
+from orchestrator.search.shortest_path import prices_of, shortest_paths
 from orchestrator.search.space import Space
 
 # Paths for every price of a transfer.
@@ -27,11 +27,9 @@ BEST = 3
 
 
 def more_drafts(evaluator: Evaluator, space: Space, transfers: Sequence[float]) -> Iterator[Judged]:
-    objective = evaluator.objective
-    second, joule = (0.0, 1.0) if objective.goal == "energy" else (1.0, objective.energy_weight)
+    """The cheapest paths through every stage end, for each of what transfers may count, in every dress."""
     for costs in space.costs:
-        for transfer in transfers if second else transfers[:1]:
-            prices = Prices(second=second, joule=joule, transfer=transfer)
+        for prices in prices_of(evaluator.objective, transfers):
             for path in shortest_paths(costs, prices, PATHS):
                 stages = stages_of_path(path, costs)
                 yield from (evaluator.judge(dress(stages)) for dress in space.dresses)
