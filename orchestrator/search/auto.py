@@ -97,7 +97,7 @@ def _explore(evaluator: Evaluator, space: Space, known: Sequence[Judged], steps:
         paths = drafts(costs, objective, TRANSFERS[: len(TRANSFERS) - number])
         found += [evaluator.judge(stages_of_path(path, costs)) for path in paths]
     if space.is_small:
-        found += more_drafts(evaluator, space, TRANSFERS)
+        found += more_drafts(evaluator, space, TRANSFERS, steps)
     drawn = distinct(found, objective)
     drawn = drawn[: 1 if _strips(drawn[0]) > LARGE else 2 if _strips(drawn[0]) > LARGISH else REFINED]
     refined = [refine(evaluator, space.reach, judged) for judged in drawn]

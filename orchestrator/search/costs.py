@@ -68,6 +68,7 @@ class Costs:
         self, model: Model, profile: Profile, reach: Reach, layouts: Sequence[Layout], keep_local: int = 0
     ) -> None:
         self.model, self.profile, self.layouts = model, profile, tuple(layouts)
+        self.reach, self.keep_local = reach, keep_local
         self.names = profile.names
         self.count = len(model.layers)
         position = {name: index for index, name in enumerate(self.names)}
@@ -79,7 +80,7 @@ class Costs:
                 self.share[row, position[name]] = share
                 self.start[row, position[name]] = start
         self.several = np.array([len(layout.devices) > 1 for layout in self.layouts])
-        self._stages(reach, keep_local)
+        self._stages()
         pairs = [[reach.weights(i, j) for j in range(self.count + 1)] for i in range(self.count)]
         self.weights, self.shared_weights = np.moveaxis(np.array(pairs), 2, 0)
         self.moves = self._moves()
@@ -92,7 +93,11 @@ class Costs:
         other.moves, other.halos = other._moves(), other._halos()
         return other
 
-    def _stages(self, reach: Reach, keep_local: int) -> None:
+    def on_layouts(self, layouts: Sequence[Layout]) -> Costs:
+        """The same on other layouts."""
+        return Costs(self.model, self.profile, self.reach, layouts, self.keep_local)
+
+    def _stages(self) -> None:
         layers, count = self.model.layers, self.count
         sets, devices = self.share.shape
         heights = np.array([float(layer.rows) for layer in layers])
@@ -114,7 +119,7 @@ class Costs:
         self.above, self.below, self.everybody, self.shares = (np.zeros(shape) for _ in range(4))
         self.body = np.zeros(count)
         for stop in range(1, count + 1):
-            end = reach.end(stop)
+            end = self.reach.end(stop)
             # In whole rows, as they will be: of few rows some devices get none.
             high = heights[:stop, None, None]
             own = np.floor((self.start + self.share)[None] * high + 0.5) - np.floor(self.start[None] * high + 0.5)
@@ -145,9 +150,9 @@ class Costs:
             # What is alive moves with the layout, though a later stage may be the one that needs it.
             alive = [self.model.graph.tensors[name] for name in cut.tensors]
             self.body[first] = sum(t.region_nbytes(t.whole) for t in alive if not t.partial_extent)
-        if keep_local:
+        if self.keep_local:
             alone = np.array([layout.devices == (self.profile.source,) for layout in self.layouts])
-            self.allowed[:keep_local] &= alone
+            self.allowed[: self.keep_local] &= alone
 
     def held_nbytes(self, path: Sequence[tuple[int, int, int]]) -> Array:
         """Bytes of constants on every device, for stages (first, stop, layout)."""
@@ -157,7 +162,7 @@ class Costs:
             held += self.weights[first, stop] * (share > 0) + self.shared_weights[first, stop] * share
         return held
 
-    def _per_byte(self) -> tuple[Array, Array]:
+    def per_byte(self) -> tuple[Array, Array]:
         """Seconds per byte, and latency, from each device to each other; 0 to itself."""
         count = len(self.names)
         seconds, latency = np.zeros((count, count)), np.zeros((count, count))
@@ -172,7 +177,7 @@ class Costs:
                     seconds[a, b], latency[a, b] = 1 / min(rates), message_seconds(self.profile, sender, receiver)
         return seconds, latency
 
-    def _watts(self) -> Array:
+    def watts(self) -> Array:
         """[sender, receiver] while a byte passes."""
         send = np.array([d.power.transmit_watts for d in self.profile.devices])
         receive = np.array([d.power.receive_watts for d in self.profile.devices])
@@ -180,14 +185,14 @@ class Costs:
         return watts
 
     def _moves(self) -> Moves:
-        per_byte, latency = self._per_byte()
+        per_byte, latency = self.per_byte()
         sets = len(self.layouts)
         seconds, joules, latencies = (np.zeros((sets, sets)) for _ in range(3))
         for before in range(sets):
             moved = self._moved(before)
             wire = moved * per_byte
             seconds[before] = np.maximum(wire.sum(axis=2).max(axis=1), wire.sum(axis=1).max(axis=1))
-            joules[before] = (wire * self._watts()).sum(axis=(1, 2))
+            joules[before] = (wire * self.watts()).sum(axis=(1, 2))
             latencies[before] = np.where(moved > 1e-9, latency, 0.0).max(axis=(1, 2))
         return Moves(seconds, joules, latencies)
 
@@ -203,12 +208,12 @@ class Costs:
 
     def priced_moves(self, price: Array) -> Array:
         """[A, B]: per byte alive at the cut, with a price on every second of a link, [sender, receiver]."""
-        per_byte, _ = self._per_byte()
+        per_byte, _ = self.per_byte()
         return np.stack([(self._moved(a) * per_byte * price).sum(axis=(1, 2)) for a in range(len(self.layouts))])
 
     def priced_halos(self, price: Array) -> tuple[Array, Array]:
         """Per layout and byte of halo above and below, likewise."""
-        per_byte, _ = self._per_byte()
+        per_byte, _ = self.per_byte()
         priced = per_byte * price
         position = {name: index for index, name in enumerate(self.names)}
         above, below = np.zeros(len(self.layouts)), np.zeros(len(self.layouts))
@@ -219,8 +224,8 @@ class Costs:
         return above, below
 
     def _halos(self) -> Halos:
-        per_byte, latency = self._per_byte()
-        watts = self._watts()
+        per_byte, latency = self.per_byte()
+        watts = self.watts()
         position = {name: index for index, name in enumerate(self.names)}
         columns: list[list[float]] = []
         for row, layout in enumerate(self.layouts):

@@ -18,6 +18,8 @@ ALL_SUBSETS = 4
 # strips on whole rows up to there.
 MOST_EDGES = 1_500_000
 MOST_ON_ROWS = 100
+# Of strips in every order, so many bands at most: of more there are too many, and polishing finds the rest.
+MOST_BANDS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,13 @@ class Layout:
         for index in range(min(giver, taker) + 1, max(giver, taker) + 1):
             edges[index] += 1 if taker < giver else -1
         return Layout(self.devices, tuple(edge / rows for edge in edges))
+
+    def shifted(self, rows: int) -> Iterator[Layout]:
+        """A row of so many handed from each device to each other."""
+        for giver, taker in itertools.permutations(range(len(self.devices)), 2):
+            moved = self.handed(giver, taker, rows)
+            if moved is not None:
+                yield moved
 
 
 def layout_of(stage: Stage) -> Layout | None:
@@ -88,7 +97,6 @@ def candidates(model: Model, profile: Profile) -> list[Layout]:
     """
     names = profile.names
     seconds = full_seconds(model, profile)
-    alone = [Layout((name,), (0.0, 1.0)) for name in names]
     sets: list[tuple[str, ...]] = []
     if len(names) <= ALL_SUBSETS:
         sets = [s for size in range(2, len(names) + 1) for s in itertools.combinations(names, size)]
@@ -101,11 +109,31 @@ def candidates(model: Model, profile: Profile) -> list[Layout]:
     if any(value is not None for value in room.values()):
         most = float(model.weight_nbytes)
         made += [in_proportion({n: min(room[n] or most, most) for n in chosen}) for chosen in unique]
-    room_left = int(math.sqrt(MOST_EDGES) / len(model.layers)) - len(alone) - len(made)
+    room_left = int(math.sqrt(MOST_EDGES) / len(model.layers)) - len(names) - len(made)
     if room_left > 0 and len(names) <= ALL_SUBSETS:
-        whole = itertools.chain.from_iterable(_on_rows(chosen, _fewest_rows(model)) for chosen in unique)
+        rows = _fewest_rows(model)
+        few = (chosen for chosen in unique if math.comb(rows - 1, len(chosen) - 1) <= MOST_ON_ROWS)
+        whole = itertools.chain.from_iterable(_on_rows(chosen, rows) for chosen in few)
         made += sorted(whole, key=lambda layout: _slowest(layout, seconds))[:room_left]
-    return list(dict.fromkeys([*alone, *made]))
+    return list(dict.fromkeys([*alone(profile), *made]))
+
+
+def in_every_order(model: Model, profile: Profile, most: int) -> list[Layout]:
+    """Every device alone, and strips of every set of them in every order, the most even so many.
+
+    For few devices: there are too many orders of more.
+    """
+    names, seconds = profile.names, full_seconds(model, profile)
+    bands = min(_fewest_rows(model), MOST_BANDS)
+    sets = (s for size in range(2, min(len(names), bands) + 1) for s in itertools.permutations(names, size))
+    strips = itertools.chain.from_iterable(_on_rows(chosen, bands) for chosen in sets)
+    nearest = sorted(strips, key=lambda layout: _slowest(layout, seconds))
+    return [*alone(profile), *nearest[:most]]
+
+
+def alone(profile: Profile) -> list[Layout]:
+    """Every device by itself."""
+    return [Layout((name,), (0.0, 1.0)) for name in profile.names]
 
 
 def _fewest_rows(model: Model) -> int:
@@ -114,8 +142,6 @@ def _fewest_rows(model: Model) -> int:
 
 def _on_rows(devices: tuple[str, ...], rows: int) -> Iterator[Layout]:
     """Every way in which all of these devices can share so many rows."""
-    if math.comb(rows - 1, len(devices) - 1) > MOST_ON_ROWS:
-        return
     for cut in itertools.combinations(range(1, rows), len(devices) - 1):
         yield Layout(devices, (0.0, *(row / rows for row in cut), 1.0))
 

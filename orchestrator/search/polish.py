@@ -119,11 +119,11 @@ def _rows(evaluator: Evaluator, stages: Sequence[Stage], start: int, stop: int) 
     if layout is None or len(layout.devices) < 2:
         return
     rows = [evaluator.model.layers[stage.last].rows for stage in stages[start:stop]]
-    for moved in _shifted(layout, min(rows)):
+    for moved in layout.shifted(min(rows)):
         yield _on(stages, start, stop, moved)
     if stop - start > 1:
         for at in range(start, stop):
-            for moved in _shifted(layout, rows[at - start]):
+            for moved in layout.shifted(rows[at - start]):
                 yield _on(stages, at, at + 1, moved)
 
 
@@ -256,14 +256,6 @@ def without(layout: Layout, gone: int) -> Layout:
     else:
         inner = (*edges[1:gone], (edges[gone] + edges[gone + 1]) / 2, *edges[gone + 2 : -1])
     return Layout(layout.devices[:gone] + layout.devices[gone + 1 :], (0.0, *inner, 1.0))
-
-
-def _shifted(layout: Layout, rows: int) -> Iterator[Layout]:
-    """A row handed from each device to each other."""
-    for giver, taker in itertools.permutations(range(len(layout.devices)), 2):
-        moved = layout.handed(giver, taker, rows)
-        if moved is not None:
-            yield moved
 
 
 def _may(model: Model, layout: Layout, stages: Sequence[Stage]) -> bool:

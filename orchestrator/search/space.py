@@ -10,13 +10,15 @@ from coedge.objective import Objective
 from coedge.profile import Profile
 from orchestrator.search.costs import Costs
 from orchestrator.search.dress import Dress, dresses, effective
-from orchestrator.search.layout import Layout, candidates
+from orchestrator.search.layout import ALL_SUBSETS, Layout, candidates, in_every_order
 from orchestrator.search.reach import Reach
 
 # How many program steps polishing may simulate.
 POLISH_STEPS = 12_000
 # With at most so many layers times devices, plans are soon simulated: as many more of them are.
 SMALL, THOROUGH_STEPS = 64, 40_000
+# Layers times layouts in every order.
+MOST_UNORDERED = 1200
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,13 @@ class Space:
 
     Attributes:
         costs: with links as they are; and as codecs make them, where codecs pay.
+        unordered: of small networks on few devices, the same with strips in every order of the devices.
         is_small: whether plans are soon simulated.
     """
 
     reach: Reach
     costs: tuple[Costs, ...]
+    unordered: tuple[Costs, ...]
     dresses: tuple[Dress, ...]
     is_small: bool
 
@@ -44,13 +48,19 @@ class Space:
 
     @classmethod
     def of(cls, model: Model, profile: Profile, objective: Objective) -> Space:
-        reach, layouts = Reach(model), candidates(model, profile)
-        dressed = dresses(model, profile, objective)
-        costs = [Costs(model, profile, reach, layouts, objective.keep_local)]
-        if any(dress.codecs for dress in dressed):
-            packed = effective(model, profile, objective.lossy)
-            costs.append(costs[0].with_links(packed))
-        return cls(reach, tuple(costs), tuple(dressed), is_small(model, len(profile.names)))
+        reach, dressed = Reach(model), dresses(model, profile, objective)
+        packed = effective(model, profile, objective.lossy) if any(dress.codecs for dress in dressed) else None
+
+        def tables(layouts: Sequence[Layout]) -> tuple[Costs, ...]:
+            costs = Costs(model, profile, reach, layouts, objective.keep_local)
+            return (costs,) if packed is None else (costs, costs.with_links(packed))
+
+        small = is_small(model, len(profile.names))
+        few = small and len(profile.names) <= ALL_SUBSETS
+        unordered = in_every_order(model, profile, MOST_UNORDERED // len(model.layers)) if few else []
+        return cls(
+            reach, tables(candidates(model, profile)), tables(unordered) if unordered else (), tuple(dressed), small
+        )
 
 
 def is_small(model: Model, devices: int) -> bool:

@@ -1,38 +1,60 @@
 """Small networks on few devices: plans are soon simulated there, and a row more or less is much.
 
-1  drafts   the cheapest path through every stage end, not only the cheapest of all
+1  drafts   the cheapest path through every stage end, not only the cheapest of all; and paths with a clock for every
+            device, on strips in every order
 2  near     from many of them, of different cuts and devices, by small changes to where none helps
-3  unlike   on from the best with other cuts and in another dress, all at once
+3  around   on from the best with other cuts and in another dress, all at once; and paths over what the best plans
+            use, a row more or less
 4  far      changes of every kind
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from coedge.objective import Objective
 from coedge.plan import Stage
-from orchestrator.evaluator import Evaluator, Judged
+from orchestrator.evaluator import Evaluator, Judged, distinct
+from orchestrator.search.clocked_path import clocked_paths
+from orchestrator.search.costs import Costs
+from orchestrator.search.layout import Layout, alone, layout_of
 from orchestrator.search.polish import NEAR, better, polish, polish_dress
 from orchestrator.search.rounding import stages_of_path
-from orchestrator.search.shortest_path import prices_of, shortest_paths
-from orchestrator.search.space import Space
+from orchestrator.search.shortest_path import Path, prices_of, shortest_paths
+from orchestrator.search.space import MOST_UNORDERED, Space
 
 # Paths for every price of a transfer.
 PATHS = 60
 # So much of the steps goes to the second part; and, for each start, at most this part of all.
-NEAR_SHARE, ONE_START = 0.75, 1 / 16
+NEAR_SHARE, ONE_START = 0.6, 1 / 24
 # So many of the best drafts are starts whatever their cuts.
 BEST = 3
+# Paths are looked for around so many of the best plans, and so many of them are starts.
+AROUND, NEW_STARTS = 10, 5
+# What looking for clocked paths takes, in steps.
+CLOCKED_STEPS = 6000
 
 
-def more_drafts(evaluator: Evaluator, space: Space, transfers: Sequence[float]) -> Iterator[Judged]:
-    """The cheapest paths through every stage end, for each of what transfers may count, in every dress."""
+def more_drafts(evaluator: Evaluator, space: Space, transfers: Sequence[float], steps: int) -> Iterator[Judged]:
+    """Paths for each of what transfers may count, in every dress.
+
+    Args:
+        steps: of programs, how many may be simulated from here on: with few, no time goes to clocked paths.
+    """
+    objective = evaluator.objective
     for costs in space.costs:
-        for prices in prices_of(evaluator.objective, transfers):
-            for path in shortest_paths(costs, prices, PATHS):
-                stages = stages_of_path(path, costs)
-                yield from (evaluator.judge(dress(stages)) for dress in space.dresses)
+        for prices in prices_of(objective, transfers):
+            yield from _judged(evaluator, space, costs, shortest_paths(costs, prices, PATHS))
+    if objective.goal != "energy" and steps > CLOCKED_STEPS:  # where time is worth nothing, clocks are not either
+        for costs in space.unordered:
+            yield from _judged(evaluator, space, costs, clocked_paths(costs, prices_of(objective)[0], PATHS))
+
+
+def _judged(evaluator: Evaluator, space: Space, costs: Costs, paths: Iterable[Path]) -> Iterator[Judged]:
+    """In every dress."""
+    for path in paths:
+        stages = stages_of_path(path, costs)
+        yield from (evaluator.judge(dress(stages)) for dress in space.dresses)
 
 
 def thoroughly(evaluator: Evaluator, space: Space, drafts: Sequence[Judged], steps: int) -> None:
@@ -55,7 +77,8 @@ def thoroughly(evaluator: Evaluator, space: Space, drafts: Sequence[Judged], ste
         best = _better_of(near(start), best, objective)
     while evaluator.steps < limit:
         before = best
-        for start in _unlike(evaluator, space, best):
+        around = _around(evaluator, space) if limit - evaluator.steps > CLOCKED_STEPS else []
+        for start in (*around, *_unlike(evaluator, space, best)):
             best = _better_of(near(start), best, objective)
             if best is not before:
                 break
@@ -71,6 +94,24 @@ def _starts(drafts: Sequence[Judged]) -> list[Judged]:
     for judged in drafts:
         kinds.setdefault(tuple((s.first, s.last, frozenset(s.regions)) for s in judged.plan.stages), judged)
     return list({id(judged): judged for judged in (*drafts[:BEST], *kinds.values(), *drafts)}.values())
+
+
+def _around(evaluator: Evaluator, space: Space) -> list[Judged]:
+    """Paths over the layouts that the best plans have, and those with a row handed from one device to another."""
+    objective, layers = evaluator.objective, evaluator.model.layers
+    if objective.goal == "energy":
+        return []
+    own, near = dict[Layout, None](), dict[Layout, None]()
+    for judged in distinct(list(evaluator.judged.values()), objective)[:AROUND]:
+        for stage in judged.plan.stages:
+            layout = layout_of(stage)
+            if layout is not None:
+                own[layout] = None
+                near.update(dict.fromkeys(layout.shifted(layers[stage.last].rows)))
+    most = MOST_UNORDERED // len(layers)
+    costs = space.costs[0].on_layouts(list({**dict.fromkeys(alone(evaluator.profile)), **own, **near})[:most])
+    paths = clocked_paths(costs, prices_of(objective)[0], PATHS)
+    return distinct(list(_judged(evaluator, space, costs, paths)), objective)[:NEW_STARTS]
 
 
 def _unlike(evaluator: Evaluator, space: Space, best: Judged) -> list[Judged]:

@@ -1,0 +1,164 @@
+"""Cheap paths over (cut, layout) that know when each device is done: a clock for every device, no barrier.
+
+    come[d]   what d needs of the stage before and does not own: when its owners were done, then the up-link of each
+              and the down-link of d, one message after the other
+    clock[d]  = max(clock[d], come[d]) + seconds that d computes in the stage
+
+A shortest path needs one number at each node; here several ways to a node may each be the best in the end. Those are
+kept that look cheapest when the rest is shared by all devices as they get free: a beam, so the paths are drafts, but
+drafts in which what hides behind computing costs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.search.costs import Array, Costs
+from orchestrator.search.shortest_path import Path, Prices
+
+Indices = NDArray[np.intp]
+# Of a cut on a layout.
+KEPT = 3
+# Of the image; less is none.
+LEAST_PART = 1e-9
+
+
+@dataclass(frozen=True)
+class _Ways:
+    """Ways to one cut.
+
+    Attributes:
+        layout: [n] of the last stage.
+        clocks: [n, device] seconds, when each has made its part.
+        joules: [n] so far.
+        cost: [n] what they may lead to.
+        first, before: [n] the cut where the last stage begins, and which of the ways to there this one continues.
+    """
+
+    layout: Indices
+    clocks: Array
+    joules: Array
+    cost: Array
+    first: Indices
+    before: Indices
+
+    def __getitem__(self, chosen: Indices) -> _Ways:
+        return _Ways(
+            self.layout[chosen], self.clocks[chosen], self.joules[chosen],
+            self.cost[chosen], self.first[chosen], self.before[chosen],
+        )  # fmt: skip
+
+    @classmethod
+    def joined(cls, parts: list[_Ways]) -> _Ways:
+        columns = zip(*((p.layout, p.clocks, p.joules, p.cost, p.first, p.before) for p in parts))
+        return cls(*(np.concatenate(column) for column in columns))
+
+
+def clocked_paths(costs: Costs, prices: Prices, most: int) -> list[Path]:
+    """Up to so many paths from the input at the source to the answer there, cheapest first.
+
+    Args:
+        prices: of a second and of a joule; the others do not count here.
+    """
+    search = _Search(costs, prices)
+    reached = {0: search.begin()}
+    for stop in range(1, costs.count + 1):
+        parts = [search.through(reached[first], first, stop) for first in range(stop)]
+        reached[stop] = _few_of_each(_Ways.joined(parts))
+    ends = reached[costs.count]
+    total = search.answered(ends)
+    return list(dict.fromkeys(_back(reached, costs.count, int(end)) for end in total.argsort(kind="stable")[:most]))
+
+
+def _back(reached: dict[int, _Ways], stop: int, way: int) -> Path:
+    stages: list[tuple[int, int, int]] = []
+    while stop > 0:
+        ways = reached[stop]
+        first = int(ways.first[way])
+        stages.append((first, stop, int(ways.layout[way])))
+        stop, way = first, int(ways.before[way])
+    return tuple(reversed(stages))
+
+
+def _few_of_each(ways: _Ways) -> _Ways:
+    """The cheapest few on each layout."""
+    order = np.lexsort((ways.cost, ways.layout))
+    layouts = ways.layout[order]
+    place = np.arange(len(order)) - np.searchsorted(layouts, layouts)
+    return ways[order[place < KEPT]]
+
+
+class _Search:
+    def __init__(self, costs: Costs, prices: Prices) -> None:
+        self.costs, self.prices = costs, prices
+        self.start, self.stop = costs.start, costs.start + costs.share
+        self.per_byte, self.latency = costs.per_byte()
+        self.watts = costs.watts()
+        self.compute_watts = np.array([device.power.compute_watts for device in costs.profile.devices])
+        self.source = costs.names.index(costs.profile.source)
+        alone = costs.busy[:, costs.count][:, ~costs.several].sum(axis=2)
+        # [cut, device] everything from there on.
+        self.rest = np.vstack([alone, np.zeros((1, alone.shape[1]))])
+
+    def begin(self) -> _Ways:
+        at = next(i for i, layout in enumerate(self.costs.layouts) if layout.devices == (self.costs.profile.source,))
+        nothing = np.zeros(1, np.intp)
+        return _Ways(np.array([at]), np.zeros((1, len(self.costs.names))), np.zeros(1), np.zeros(1), nothing, nothing)
+
+    def through(self, ways: _Ways, first: int, stop: int) -> _Ways:
+        """Every way with a stage of layers [first, stop) behind it, on every layout that may have it."""
+        costs = self.costs
+        sets = np.flatnonzero(costs.allowed[first, stop])
+        busy = costs.busy[first, stop][sets]
+        body = costs.body[first]
+        # In parts of the image; what everybody needs whole, everybody gets whole.
+        everything = costs.everybody[first, stop] > 0
+        above, below = (1.0, 1.0) if everything else (costs.above[first, stop], costs.below[first, stop]) / max(body, 1)
+        begins = np.where(busy > 0, np.maximum(self.start[sets] - above, 0.0), 2.0)
+        ends = np.where(busy > 0, np.minimum(self.stop[sets] + below, 1.0), 2.0)
+        come, joules = self._come(ways, begins, ends, float(body))
+        before = ways.clocks[:, None, :]
+        clocks = np.where(busy > 0, np.maximum(before, come) + busy, before)
+        joules += ways.joules[:, None] + busy @ self.compute_watts
+        way, at = (index.ravel() for index in np.indices(joules.shape))
+        cost = self._cost(clocks, joules, stop)
+        return _Ways(
+            sets[at], clocks[way, at], joules[way, at], cost[way, at], np.full(len(way), first, np.intp), way
+        )  # fmt: skip
+
+    def answered(self, ways: _Ways) -> Array:
+        """[n] the cost when the answer is with the source."""
+        costs, only = self.costs, np.arange(len(self.costs.names)) == self.source
+        nbytes = float(sum(t.region_nbytes(t.whole) for t in costs.model.outputs))
+        come, joules = self._come(ways, np.where(only, 0.0, 2.0)[None], np.where(only, 1.0, 2.0)[None], nbytes)
+        seconds = np.maximum(come[:, 0, self.source], ways.clocks[:, self.source])
+        total: Array = self.prices.second * seconds + self.prices.joule * (ways.joules + joules[:, 0])
+        return total
+
+    def _cost(self, clocks: Array, joules: Array, cut: int) -> Array:
+        """[n, B]: if all devices shared the rest as they get free, and it took no more joules."""
+        seconds: Array = clocks.max(axis=2)
+        if cut < self.costs.count:
+            speed = 1 / np.maximum(self.rest[cut], 1e-12)
+            # Midway between that and a barrier here: not everything of the rest can be shared.
+            seconds = (seconds + np.maximum(seconds, (1 + clocks @ speed) / speed.sum())) / 2
+        cost: Array = self.prices.second * seconds + self.prices.joule * joules
+        return cost
+
+    def _come(self, ways: _Ways, begins: Array, ends: Array, nbytes: float) -> tuple[Array, Array]:
+        """[n, B, device] when everything is there that lies in [begins, ends) of the image; [n, B] joules on links."""
+        owners, at = np.unique(ways.layout, return_inverse=True)
+        own_begins, own_ends = self.start[owners][:, None, :, None], self.stop[owners][:, None, :, None]
+        part = np.minimum(own_ends, ends[None, :, None, :]) - np.maximum(own_begins, begins[None, :, None, :])
+        part *= 1 - np.eye(part.shape[-1])
+        moves = part > LEAST_PART
+        wire = np.where(moves, part, 0.0) * (nbytes * self.per_byte)
+        # The last of a sender's messages that stand in the order of the devices, from when the sender is done.
+        behind = np.where(moves, np.cumsum(wire, axis=3) + self.latency, -np.inf)
+        joules: Array = (wire * self.watts).sum(axis=(2, 3))
+        done = ways.clocks[:, None, :, None]
+        come: Array = (done + behind[at]).max(axis=2)
+        return np.maximum(come, 0.0), joules[at]
