@@ -192,6 +192,9 @@ class ClusterConfig(Section):
     profile_budget_seconds: float = Field(
         default=20.0, gt=0, description="Seconds that measuring a model on one kind of machine may take, about."
     )
+    trial_frames: int = Field(
+        default=0, ge=0, description='Frames that each of the best plans runs before "auto" chooses. 0: it predicts.'
+    )
     cache_dir: str | None = Field(
         default=None,
         min_length=1,

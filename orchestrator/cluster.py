@@ -32,11 +32,15 @@ from orchestrator.loader import Loader
 from orchestrator.measure import Member, measure_model
 from orchestrator.members import join, measure_links, set_link
 from orchestrator.mixture import Mixture
-from orchestrator.planner import AUTO, check_scheme, make_plan, make_stream
+from orchestrator.planner import AUTO, check_scheme, make_plan, make_stream, named_plans
 from orchestrator.stream import in_order
+from orchestrator.trial import least_cost, worth_trying
+from workers.activations import natural_inputs
 from workers.paced_transport import LinkSpec
 
 STATUS_SECONDS = 1.0
+# What a second over the deadline costs a plan that is tried: more than anything else does.
+LATE = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +206,9 @@ class Cluster:
     def plan(self, model: Model, objective: Objective | None = None, scheme: str | None = None) -> Plan:
         """A plan for the devices that are there; `feasible` and `reason` say whether it meets the objective.
 
+        Where the configuration gives `trial_frames`, the plans that are predicted to cost about as little as the best
+        are run, and the measured best is kept.
+
         Args:
             objective, scheme: as in the configuration, where not given.
         """
@@ -211,7 +218,9 @@ class Cluster:
         key = (model.hash, objective.model_dump_json(), scheme, frozenset(self._members.lost))
         with self._lock:
             if key not in self._plans:
-                self._plans[key] = make_plan(model, self.profile(model), objective, scheme)
+                plan = make_plan(model, self.profile(model), objective, scheme)
+                tried = scheme == AUTO and plan.feasible and objective.goal != "throughput"
+                self._plans[key] = self._tried(model, objective, plan) if tried else plan
             return self._plans[key]
 
     def mixture(self, model: Model, objective: Objective | None = None) -> Mixture:
@@ -353,6 +362,28 @@ class Cluster:
             if name in self._members.lost:  # since it was found ready
                 self._fail_frames_of(name)
         return job
+
+    def _tried(self, model: Model, objective: Objective, best: Plan) -> Plan:
+        """The plan that costs least on the devices, of those that are predicted to cost about as little."""
+        frames, profile = self.config.trial_frames, self.profile(model)
+        plans = worth_trying(best, named_plans(model, profile, objective), objective) if frames else [best]
+        if len(plans) == 1:
+            return best
+        arrays = tuple(natural_inputs(model))
+
+        def cost_of_frame(plan: Plan) -> float:
+            job = self._submit(model, arrays, False, plan, self.config.frame_timeout_seconds)
+            job.result()
+            seconds = job.latency_seconds
+            # Over the deadline, how far; costs are but seconds or joules, and soon less than that.
+            late = 0.0 if objective.meets_deadline(seconds) else LATE * seconds
+            return objective.cost(seconds, job.timeline.energy_joules(profile)) + late
+
+        chosen, costs = least_cost(plans, cost_of_frame, frames)
+        if chosen is best:
+            return best
+        reason = f"tried out: {costs[chosen.digest]:.4g} against {costs[best.digest]:.4g} of the plan predicted best"
+        return chosen.model_copy(update={"scheme": AUTO, "reason": reason})
 
     def _feasible(self, model: Model, objective: Objective | None, scheme: str | None) -> Plan:
         plan = self.plan(model, objective, scheme)

@@ -1,0 +1,80 @@
+"""Plans that are tried out before one is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import coedge
+from benchmarks.instances import chain
+from coedge.model import Model
+from coedge.objective import Objective
+from coedge.plan import Plan, Prediction
+from orchestrator.cluster import Cluster
+from orchestrator.planner import SCHEMES, make_plan, named_plans
+from orchestrator.trial import MARGIN, MOST, least_cost, worth_trying
+
+DEVICES = [{"name": "a", "speed": 0.5}, {"name": "b", "speed": 0.5}]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with coedge.connect({"devices": DEVICES, "trial_frames": 2}) as joined:
+        yield joined
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return chain(1, layers=4, rows=64)
+
+
+def predicted(plan: Plan, milliseconds: float) -> Plan:
+    prediction = Prediction(
+        latency_seconds=milliseconds / 1e3, energy_joules=1.0, throughput_fps=1.0, bound_seconds=0.0
+    )
+    return plan.model_copy(update={"predicted": prediction, "feasible": True})
+
+
+def test_plans_that_are_near_and_do_something_else_are_worth_trying(cluster: Cluster, model: Model) -> None:
+    made = {plan.digest: plan for plan in named_plans(model, cluster.profile(model), Objective())}
+    best, *others = made.values()
+    assert others
+    best, near, far = predicted(best, 10), predicted(others[0], 10 * MARGIN), predicted(others[0], 10 * MARGIN + 1)
+    assert worth_trying(best, [far], Objective()) == [best]
+    assert worth_trying(best, [near, best, near], Objective()) == [best, near]
+    assert worth_trying(best, [near.model_copy(update={"feasible": False})], Objective()) == [best]
+    assert len(worth_trying(best, [predicted(plan, 10) for plan in others], Objective())) <= MOST
+
+
+def test_the_least_median_wins_and_frames_after_another_plan_do_not_count(cluster: Cluster, model: Model) -> None:
+    profile = cluster.profile(model)
+    a, b = list({p.digest: p for p in named_plans(model, profile, Objective())}.values())[:2]
+    frames = {a.digest: iter([0.0, 5.0, 0.0, 4.0, 0.0, 90.0]), b.digest: iter([70.0, 3.0, 70.0, 80.0, 70.0, 3.5])}
+    order: list[str] = []
+
+    def cost_of_frame(plan: Plan) -> float:
+        order.append(plan.digest)
+        return next(frames[plan.digest])
+
+    chosen, medians = least_cost([a, b], cost_of_frame, 3)
+    assert chosen is b and medians == {a.digest: 5.0, b.digest: 3.5}
+    assert order == 3 * [a.digest, a.digest, b.digest, b.digest]
+
+
+def test_auto_is_chosen_by_running(cluster: Cluster, model: Model) -> None:
+    """The best plan or one of a scheme, under the name that was asked for; it answers as it should."""
+    plan = cluster.plan(model)
+    assert plan.scheme == "auto" and plan.feasible and plan is cluster.plan(model)
+    profile = cluster.profile(model)
+    known = [make_plan(model, profile, scheme=scheme) for scheme in ("auto", *SCHEMES)]
+    assert plan.digest in {other.digest for other in known}
+    x = np.random.default_rng(0).standard_normal(model.inputs[0].shape).astype(np.float32)
+    split, whole = cluster.submit(model, x).result(), cluster.submit(model, x, scheme="local").result()
+    np.testing.assert_allclose(split, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_a_plan_that_cannot_meet_its_deadline_is_not_tried(cluster: Cluster, model: Model) -> None:
+    plan = cluster.plan(model, Objective(deadline_ms=1e-3))
+    assert not plan.feasible and "deadline" in plan.reason
