@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -73,8 +74,8 @@ def take(transport: Transport) -> Message:
 
 
 @contextmanager
-def zmq_pair(encrypted: bool) -> Iterator[tuple[ZmqTransport, ZmqTransport]]:
-    a, b = ZmqTransport(0, "a", encrypted=encrypted), ZmqTransport(1, "b", encrypted=encrypted)
+def zmq_pair(encrypted: bool, short_cut: bool = False) -> Iterator[tuple[ZmqTransport, ZmqTransport]]:
+    a, b = (ZmqTransport(i, "ab"[i], encrypted=encrypted, short_cut=short_cut) for i in range(2))
     try:
         a.connect([b.endpoint])
         b.connect([a.endpoint])
@@ -84,7 +85,12 @@ def zmq_pair(encrypted: bool) -> Iterator[tuple[ZmqTransport, ZmqTransport]]:
         b.close()
 
 
-encryption = pytest.mark.parametrize("encrypted", [True, False], ids=["encrypted", "plain"])
+ways = pytest.mark.parametrize(
+    ("encrypted", "short_cut"),
+    [(True, False), (False, False), (True, True)],
+    ids=["encrypted", "plain", "short cut"],
+)
+needs_short_cuts = pytest.mark.skipif(sys.platform != "linux", reason="sockets that are no files are Linux's")
 
 
 class TestMessage:
@@ -224,11 +230,11 @@ class TestInMemoryTransport:
 
 
 class TestZmqTransport:
-    @encryption
-    def test_both_directions_in_order(self, encrypted: bool) -> None:
+    @ways
+    def test_both_directions_in_order(self, encrypted: bool, short_cut: bool) -> None:
         random = np.random.default_rng(0)
         sizes = [1, 100, 5_000, 100_000, 131_071, 131_072, 4_000_000, 0, 1]
-        with zmq_pair(encrypted) as (a, b):
+        with zmq_pair(encrypted, short_cut) as (a, b):
             arrays = [(random.integers(0, 256, size, np.uint8), np.array(size)) for size in sizes]
             there = [data(*arrays[frame], sender=0, frame=frame) for frame in range(len(sizes))]
             back = [data(*arrays[frame], sender=1, frame=frame) for frame in range(len(sizes))]
@@ -286,6 +292,53 @@ class TestZmqTransport:
             a.send(1, data())
             assert b.receive(0.5) is None
 
+    @needs_short_cuts
+    def test_a_short_cut_is_taken_on_the_same_clock_only(self) -> None:
+        """Whatever the address says: nobody listens there."""
+        nowhere = "tcp://127.0.0.1:9"
+        with zmq_pair(encrypted=True, short_cut=True) as (a, b):
+            a.connect([replace(b.endpoint, address=nowhere)])
+            a.send(1, data(frame=1))
+            assert take(b).frame == 1
+            a.connect([replace(b.endpoint, address=nowhere, clock="of another machine")])
+            a.send(1, data(frame=2))
+            assert b.receive(0.5) is None
+
+    @needs_short_cuts
+    def test_a_device_hears_those_near_and_those_far(self) -> None:
+        far = ZmqTransport(2, "far")
+        try:
+            with zmq_pair(encrypted=True, short_cut=True) as (a, b):
+                far.connect([b.endpoint])
+                b.connect([far.endpoint])
+                for frame in range(20):
+                    a.send(1, data(sender=0, frame=frame))
+                    far.send(1, data(sender=2, frame=frame))
+                came = [take(b) for _ in range(40)]
+                for sender in (0, 2):
+                    assert [m.frame for m in came if m.sender == sender] == list(range(20))
+        finally:
+            far.close()
+
+    @needs_short_cuts
+    @pytest.mark.parametrize("password", [None, "a guess"])
+    def test_a_short_cut_needs_its_password(self, password: str | None) -> None:
+        with zmq_pair(encrypted=True, short_cut=True) as (_, b), zmq.Context() as context:
+            assert b.endpoint.short_cut is not None
+            assert b.endpoint.short_cut.password not in repr(b.endpoint)
+            push = context.socket(zmq.PUSH)
+            push.linger = 0
+            if password is not None:
+                push.plain_username, push.plain_password = b"coedge", password.encode()
+            push.connect(b.endpoint.short_cut.address)
+            push.send(encode(data())[0])
+            assert b.receive(0.5) is None
+            push.close()
+
+    def test_without_encryption_there_is_no_short_cut(self) -> None:
+        with zmq_pair(encrypted=False, short_cut=True) as (a, _):
+            assert a.endpoint.short_cut is None
+
     def test_an_unknown_peer_is_named_with_those_known(self) -> None:
         with zmq_pair(encrypted=False) as (a, _), pytest.raises(ClusterError, match=r"peer 9.*1 \(b\)"):
             a.send(9, data())
@@ -318,9 +371,9 @@ class TestZmqTransport:
             assert a.receive(-1) is None
             assert a.receive(0.01) is None
 
-    @encryption
-    def test_wake_from_another_thread(self, encrypted: bool) -> None:
-        with zmq_pair(encrypted) as (a, b):
+    @ways
+    def test_wake_from_another_thread(self, encrypted: bool, short_cut: bool) -> None:
+        with zmq_pair(encrypted, short_cut) as (a, b):
             got: list[Message | None] = []
             thread = threading.Thread(target=lambda: got.append(b.receive(3600)))
             thread.start()
@@ -384,12 +437,12 @@ class TestZmqTransport:
         with pytest.raises(ClusterError, match="closed"):
             transport.send(1, data())
 
-    @encryption
-    def test_close_leaves_no_thread_and_no_port(self, encrypted: bool) -> None:
+    @ways
+    def test_close_leaves_no_thread_and_no_port(self, encrypted: bool, short_cut: bool) -> None:
         me = psutil.Process()
 
         def use() -> set[int]:
-            with zmq_pair(encrypted) as (a, b):
+            with zmq_pair(encrypted, short_cut) as (a, b):
                 a.send(1, data(np.zeros(100_000)))  # 800 kB: not copied
                 take(b)
                 ports = {port_of(a), port_of(b)}

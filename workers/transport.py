@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import queue
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -16,13 +16,29 @@ MAX_TIMEOUT_SECONDS = 86_400.0  # what every platform's clock can wait for
 
 
 @dataclass(frozen=True, slots=True)
+class ShortCut:
+    """Where processes on the same clock reach a device without a network: what never leaves the kernel need not be
+    encrypted.
+
+    Attributes:
+        address: `ipc://@name`, a socket that is no file and ends with its process.
+        password: lets peers in. It travels as the keys do.
+    """
+
+    address: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where a device receives.
 
     Attributes:
         address: `tcp://host:port`.
         public_key: CURVE key in Z85 (40 characters). None: the device talks in the clear.
-        clock: names the monotonic clock of the device: processes that name the same share it. None: not known.
+        clock: names the monotonic clock of the device: processes that name the same share it, and a network. None:
+            not known.
+        short_cut: for those. None: there is none.
     """
 
     index: int
@@ -30,6 +46,7 @@ class Endpoint:
     address: str
     public_key: str | None = None
     clock: str | None = None
+    short_cut: ShortCut | None = None
 
 
 class Transport(Protocol):

@@ -54,7 +54,7 @@ class Worker:
         # Emulated devices share cores, and the hand-over between them hides behind their links.
         spin_seconds = 0.0 if self._emulated else SPIN_SECONDS
         self._transport: Transport = transport or ZmqTransport(
-            spec.index, spec.name, spec.host, encrypted=spec.encrypted, spin_seconds=spin_seconds
+            spec.index, spec.name, spec.host, encrypted=spec.encrypted, spin_seconds=spin_seconds, short_cut=True
         )
         self._index_of: dict[str, int] = {}
         self._models: dict[str, Kernels] = {}

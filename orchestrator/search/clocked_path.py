@@ -116,7 +116,8 @@ class _Search:
         body = costs.body[first]
         # In parts of the image; what everybody needs whole, everybody gets whole.
         everything = costs.everybody[first, stop] > 0
-        above, below = (1.0, 1.0) if everything else (costs.above[first, stop], costs.below[first, stop]) / max(body, 1)
+        halos = np.array([costs.above[first, stop], costs.below[first, stop]])
+        above, below = np.ones(2) if everything else halos / max(body, 1.0)
         begins = np.where(busy > 0, np.maximum(self.start[sets] - above, 0.0), 2.0)
         ends = np.where(busy > 0, np.minimum(self.stop[sets] + below, 1.0), 2.0)
         come, joules = self._come(ways, begins, ends, float(body))

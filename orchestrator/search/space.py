@@ -56,7 +56,7 @@ class Space:
             return (costs,) if packed is None else (costs, costs.with_links(packed))
 
         small = is_small(model, len(profile.names))
-        few = small and len(profile.names) <= ALL_SUBSETS
+        few = small and 1 < len(profile.names) <= ALL_SUBSETS
         unordered = in_every_order(model, profile, MOST_UNORDERED // len(model.layers)) if few else []
         return cls(
             reach, tables(candidates(model, profile)), tables(unordered) if unordered else (), tuple(dressed), small
