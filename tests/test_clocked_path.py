@@ -1,0 +1,70 @@
+"""Paths with a clock for every device, against every path that there is."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nets import examples
+
+from benchmarks.instances import chain, small_profile
+from coedge.objective import Objective
+from orchestrator.evaluator import Evaluator
+from orchestrator.search.clocked_path import clocked_paths
+from orchestrator.search.costs import Costs
+from orchestrator.search.layout import in_every_order
+from orchestrator.search.reach import Reach
+from orchestrator.search.rounding import stages_of_path
+from orchestrator.search.shortest_path import Path, Prices
+
+MOST = 40
+
+
+def tables(seed: int, layers: int, rows: int, devices: int, layouts: int = 100) -> Costs:
+    model = chain(seed, layers, rows)
+    profile = small_profile(seed, model, devices)
+    return Costs(model, profile, Reach(model), in_every_order(model, profile, layouts))
+
+
+def all_paths(costs: Costs) -> Iterator[Path]:
+    for inner in itertools.product((False, True), repeat=costs.count - 1):
+        cuts = [0, *(i + 1 for i, cut in enumerate(inner) if cut), costs.count]
+        pairs = list(itertools.pairwise(cuts))
+        for layouts in itertools.product(range(len(costs.layouts)), repeat=len(pairs)):
+            if all(costs.allowed[first, stop, at] for (first, stop), at in zip(pairs, layouts)):
+                yield tuple((first, stop, at) for (first, stop), at in zip(pairs, layouts))
+
+
+@given(data=st.data())
+@examples(10)
+def test_paths_go_from_the_first_layer_to_the_last_on_allowed_layouts(data: st.DataObject) -> None:
+    seed, devices = data.draw(st.integers(0, 1000)), data.draw(st.integers(1, 4))
+    costs = tables(seed, data.draw(st.integers(1, 6)), data.draw(st.integers(1, 9)), devices)
+    paths = clocked_paths(costs, Prices(joule=data.draw(st.sampled_from((0.0, 0.1)))), MOST)
+    assert 0 < len(paths) == len(set(paths)) <= MOST
+    for path in paths:
+        assert [0, *(stop for _, stop, _ in path)] == [*(first for first, _, _ in path), costs.count]
+        assert all(costs.allowed[stage] for stage in path)
+
+
+@pytest.mark.parametrize("joule", [0.0, 0.05])
+@pytest.mark.parametrize("seed", range(6))
+def test_the_best_of_them_is_near_the_best_of_all_paths(seed: int, joule: float) -> None:
+    """Both as simulated. What is reckoned here is less: messages to one device queue there, too."""
+    costs = tables(seed, layers=3, rows=4, devices=2)
+    objective = Objective(energy_weight=joule)
+    evaluator = Evaluator(costs.model, costs.profile, objective)
+
+    def cost(path: Path) -> float:
+        return evaluator.judge(stages_of_path(path, costs)).rank(objective)[1]
+
+    found = min(map(cost, clocked_paths(costs, Prices(joule=joule), MOST)))
+    assert found <= 1.02 * min(map(cost, all_paths(costs)))
+
+
+def test_a_single_device_does_everything_where_it_is() -> None:
+    costs = tables(seed=1, layers=3, rows=4, devices=1)
+    assert (((0, 3, 0),)) in clocked_paths(costs, Prices(), MOST)
