@@ -1,6 +1,7 @@
 """What an exchange between two devices takes: both send so many bytes at once, and wait for the other's.
 
-    loopback    a `Transport` in the clear and encrypted, against TCP sockets with the same bytes, in turns
+    loopback    a `Transport` in the clear, encrypted, and by the short cut of processes on one machine, against TCP
+                sockets with the same bytes, in turns
     links       encrypted, over emulated links, against the time on the wire
 
 Two processes. `python -m benchmarks.transport [--json] [--quick]`, about half a minute.
@@ -31,6 +32,7 @@ from workers.zmq_transport import SPIN_SECONDS, ZmqTransport
 SIZES = {"1 KB": 1_000, "10 KB": 10_000, "100 KB": 100_000, "1 MB": 1_000_000}
 LINKS = {"100 Mbit/s": 100e6 / 8, "1 Gbit/s": 1e9 / 8}
 LATENCY_SECONDS = 0.0001
+SHORT_CUT = "by the short cut"
 WARM_ROUNDS, WAIT_SECONDS = 5, 20.0
 
 Exchange = Callable[[int], None]
@@ -45,7 +47,7 @@ def main() -> None:
 
 
 def loopback(report: Report, blocks: int, rounds: int) -> None:
-    kinds = ("TCP", "in the clear", "encrypted")
+    kinds = ("TCP", "in the clear", "encrypted", SHORT_CUT)
     with contextlib.ExitStack() as stack:
         ends = {kind: stack.enter_context(_pair(kind)) for kind in kinds}
         for label, nbytes in SIZES.items():
@@ -61,6 +63,7 @@ def loopback(report: Report, blocks: int, rounds: int) -> None:
             else:
                 report.at_most(f"loopback, {label} each way: in the clear", medians["in the clear"], "ms", limit)
             report.note(f"loopback, {label} each way: encrypted", medians["encrypted"], "ms")
+            report.note(f"loopback, {label} each way: {SHORT_CUT}", medians[SHORT_CUT], "ms")
             _say(f"loopback, {label}")
 
 
@@ -121,8 +124,9 @@ def _end(other: Connection, index: int, kind: str, rate: float | None) -> Iterat
         return
     spin_seconds = SPIN_SECONDS if rate is None else 0.0
     transport: Transport = ZmqTransport(
-        index, f"device-{index}", encrypted=kind == "encrypted", spin_seconds=spin_seconds
-    )
+        index, f"device-{index}", encrypted=kind in ("encrypted", SHORT_CUT), spin_seconds=spin_seconds,
+        short_cut=kind == SHORT_CUT,
+    )  # fmt: skip
     other.send(transport.endpoint)
     assert other.poll(WAIT_SECONDS)
     endpoint = other.recv()
