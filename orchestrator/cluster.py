@@ -211,6 +211,9 @@ class Cluster:
 
         Args:
             objective, scheme: as in the configuration, where not given.
+
+        Raises:
+            DeviceLost, FrameTimeout, StepFailed: while plans were run.
         """
         objective = objective or self.config.objective
         scheme = scheme or self.config.scheme
@@ -219,8 +222,9 @@ class Cluster:
         with self._lock:
             if key not in self._plans:
                 plan = make_plan(model, self.profile(model), objective, scheme)
-                tried = scheme == AUTO and plan.feasible and objective.goal != "throughput"
-                self._plans[key] = self._tried(model, objective, plan) if tried else plan
+                if self.config.trial_frames and scheme == AUTO and plan.feasible and objective.goal != "throughput":
+                    plan = self._tried(model, objective, plan)
+                self._plans[key] = plan
             return self._plans[key]
 
     def mixture(self, model: Model, objective: Objective | None = None) -> Mixture:
@@ -365,8 +369,8 @@ class Cluster:
 
     def _tried(self, model: Model, objective: Objective, best: Plan) -> Plan:
         """The plan that costs least on the devices, of those that are predicted to cost about as little."""
-        frames, profile = self.config.trial_frames, self.profile(model)
-        plans = worth_trying(best, named_plans(model, profile, objective), objective) if frames else [best]
+        profile = self.profile(model)
+        plans = worth_trying(best, named_plans(model, profile, objective), objective)
         if len(plans) == 1:
             return best
         arrays = tuple(natural_inputs(model))
@@ -379,10 +383,10 @@ class Cluster:
             late = 0.0 if objective.meets_deadline(seconds) else LATE * seconds
             return objective.cost(seconds, job.timeline.energy_joules(profile)) + late
 
-        chosen, costs = least_cost(plans, cost_of_frame, frames)
+        chosen = least_cost(plans, cost_of_frame, self.config.trial_frames)
         if chosen is best:
             return best
-        reason = f"tried out: {costs[chosen.digest]:.4g} against {costs[best.digest]:.4g} of the plan predicted best"
+        reason = f"the plan of {chosen.scheme}: tried out, it cost less than the plan that is predicted best"
         return chosen.model_copy(update={"scheme": AUTO, "reason": reason})
 
     def _feasible(self, model: Model, objective: Objective | None, scheme: str | None) -> Plan:

@@ -27,10 +27,8 @@ def worth_trying(best: Plan, others: Sequence[Plan], objective: Objective) -> li
     return [best, *near.values()][:MOST]
 
 
-def least_cost(
-    plans: Sequence[Plan], cost_of_frame: Callable[[Plan], float], frames: int
-) -> tuple[Plan, dict[str, float]]:
-    """The plan with the least median cost, and the medians by digest.
+def least_cost(plans: Sequence[Plan], cost_of_frame: Callable[[Plan], float], frames: int) -> Plan:
+    """The plan with the least median cost; of equal ones the first.
 
     Plans take turns, so that what disturbs the devices disturbs all. Before every frame that counts stands one that
     does not: it makes buffers, and finds the caches full of another plan's weights.
@@ -46,5 +44,4 @@ def least_cost(
                 cost_of_frame(plan)
                 costs[plan.digest].append(cost_of_frame(plan))
                 done()
-    medians = {digest: statistics.median(values) for digest, values in costs.items()}
-    return min(plans, key=lambda plan: medians[plan.digest]), medians
+    return min(plans, key=lambda plan: statistics.median(costs[plan.digest]))

@@ -58,8 +58,7 @@ def test_the_least_median_wins_and_frames_after_another_plan_do_not_count(cluste
         order.append(plan.digest)
         return next(frames[plan.digest])
 
-    chosen, medians = least_cost([a, b], cost_of_frame, 3)
-    assert chosen is b and medians == {a.digest: 5.0, b.digest: 3.5}
+    assert least_cost([a, b], cost_of_frame, 3) is b
     assert order == 3 * [a.digest, a.digest, b.digest, b.digest]
 
 

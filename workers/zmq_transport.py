@@ -243,14 +243,11 @@ class ZmqTransport:
                 return pull
         return None
 
-    def _has_message(self) -> bool:
-        return any(int(pull.get(zmq.EVENTS)) & zmq.POLLIN for pull in self._pulls)
-
     def _wait(self, seconds: float) -> None:
         """Until something may have come. libzmq itself waits for whole milliseconds only; emulated links need less."""
         sleeps_at = time.monotonic() + min(self._spin_seconds, seconds)
         while time.monotonic() < sleeps_at:
-            if self._has_message():
+            if self._readable() is not None:
                 return
             _give_way()
         if max(self._descriptors) < MAX_SELECT_DESCRIPTOR:
