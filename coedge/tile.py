@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -20,11 +21,16 @@ TILE = "coedge.tile:"
 _INT64_MAX = np.iinfo(np.int64).max
 
 
-def build_tile(model: Model, tile: Tile) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+def build_tile(
+    model: Model, tile: Tile, as_inputs: Collection[str] = ()
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     """The tile as an ONNX model, and the large weights that it leaves out (marked as external), by key.
 
     Inputs and outputs are named after the tensors. Heights are symbolic, and so are the widths of inputs
     that do not hold all columns.
+
+    Args:
+        as_inputs: large weights that are further inputs, under their keys: whoever runs the tile feeds them.
     """
     writer = _Writer(model, model.weight_parts([tile]).values())
     for part in tile.nodes:
@@ -36,9 +42,9 @@ def build_tile(model: Model, tile: Tile) -> tuple[onnx.ModelProto, dict[str, np.
     proto = helper.make_graph(
         writer.nodes,
         "tile",
-        [_info(graph.tensors[name], name in tile.fixed_cols) for name in tile.inputs],
+        [_info(graph.tensors[name], name in tile.fixed_cols) for name in tile.inputs] + writer.weights_of(as_inputs),
         [onnx.ValueInfoProto(name=name) for name in tile.outputs],
-        writer.initializers(),
+        writer.initializers(as_inputs),
     )
     for output in proto.output:
         kind = np.dtype(graph.tensors[output.name].dtype)
@@ -46,6 +52,21 @@ def build_tile(model: Model, tile: Tile) -> tuple[onnx.ModelProto, dict[str, np.
     imports = [helper.make_operatorsetid(domain, version) for domain, version in model.opset_imports]
     made = helper.make_model(proto, opset_imports=imports, ir_version=model.ir_version)
     return made, writer.large()
+
+
+def vector_matrices(model: Model, tile: Tile, least_nbytes: int) -> tuple[str, ...]:
+    """Keys of the matrices of at least this size by which dense layers multiply a vector, and which nothing else in
+    the tile reads."""
+    found, others = dict[str, int](), set[str]()
+    for part in tile.nodes:
+        node, rule = model.graph.nodes[part.node], model.rules[part.node]
+        parts = rule.weight_parts(node, part.adjust)
+        read = [parts[i].key if i in parts else name for i, name in enumerate(node.inputs)]
+        if rule.kind == "dense" and math.prod(model.graph.tensors[node.inputs[0]].shape[:-1]) == 1:
+            constant = model.graph.constants[node.inputs[1]]
+            found[read.pop(1)] = (parts[1].of(constant) if 1 in parts else constant).nbytes
+        others.update(read)
+    return tuple(key for key, nbytes in found.items() if nbytes >= least_nbytes and key not in others)
 
 
 def _info(tensor: Tensor, fixed_cols: bool) -> onnx.ValueInfoProto:
@@ -75,9 +96,18 @@ class _Writer(Emitter):
         self._large = {part.key for part in parts if part.name in model.weights}
         self._count = 0
 
-    def initializers(self) -> list[onnx.TensorProto]:
+    def weights_of(self, keys: Collection[str]) -> list[onnx.ValueInfoProto]:
+        values = {key: self._values[key] for key in keys}
+        return [
+            helper.make_tensor_value_info(key, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+            for key, value in values.items()
+        ]
+
+    def initializers(self, without: Collection[str]) -> list[onnx.TensorProto]:
         made = []
         for name, value in self._values.items():
+            if name in without:
+                continue
             if name in self._large:
                 kind = helper.np_dtype_to_tensor_dtype(value.dtype)
                 made.append(stub(name, kind, value.shape))

@@ -371,8 +371,9 @@ def test_devices_say_who_they_are(cluster: Cluster) -> None:
             assert (link.sender, link.receiver) == (name, other)
             assert link.bytes_per_second > 0 and link.latency_seconds >= 0  # emulated: zero is zero
     assert devices["home"].gflops > devices["low"].gflops > devices["snail"].gflops
-    # What is emulated bounds what is measured from below: 0.7 ms of latency, one way.
-    assert devices["mid"].links["low"].latency_seconds > 0.0007
+    # 0.7 ms are emulated, one way; measured is half of there and back, less what handing over the echo took, and that
+    # is timed by itself: it may be a few microseconds too much.
+    assert devices["mid"].links["low"].latency_seconds > 0.0006
 
 
 @pytest.mark.parametrize("kind", MODULES)

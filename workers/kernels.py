@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -19,7 +20,7 @@ from coedge.model import Model
 from coedge.program import Compute, Part, Patch, Program, Read, Receive, Send, Step, Tile
 from coedge.provider import ON_CPU, Provider
 from coedge.region import Region
-from coedge.tile import build_tile
+from coedge.tile import build_tile, vector_matrices
 from coedge.weight_part import WeightPart
 from workers.codecs import decode, encode
 from workers.message import MalformedMessage
@@ -27,6 +28,21 @@ from workers.message import MalformedMessage
 Array = NDArray[Any]
 
 LARGE_ELEMENTS = 1_000_000
+# Matrices from this size on are read where they lie: a session would have its own copy of each.
+FED_NBYTES = 4_000_000
+
+
+class _Session(NamedTuple):
+    """Of a tile.
+
+    Attributes:
+        fed: the weights that are inputs of it.
+        given: the others: it may read them in place.
+    """
+
+    session: onnxruntime.InferenceSession
+    fed: dict[str, Array]
+    given: Sequence[onnxruntime.OrtValue]
 
 
 class Kernels:
@@ -41,9 +57,8 @@ class Kernels:
         self.model = model
         self.threads = threads
         self.providers = tuple(providers)
-        self._sessions: dict[Tile, onnxruntime.InferenceSession] = {}
-        # ONNX Runtime may read external weights in place: they live as long as their sessions.
-        self._weights: dict[str, onnxruntime.OrtValue] = {}
+        self._sessions: dict[Tile, _Session] = {}
+        self._weights: dict[str, Array] = {}
         # By the keys of the parts.
         self._values: dict[str, Array] = {}
 
@@ -65,7 +80,7 @@ class Kernels:
         parts = self.model.weight_parts(program.tiles())
         return sorted(k for k, part in parts.items() if part.name in self.model.weights and self.lacks(part))
 
-    def prepare(self, tile: Tile) -> onnxruntime.InferenceSession:
+    def prepare(self, tile: Tile) -> _Session:
         """The session of a tile. A tile that was prepared before costs nothing."""
         session = self._sessions.get(tile)
         if session is None:
@@ -95,7 +110,8 @@ class Kernels:
 
     def run(self, tile: Tile, arrays: Sequence[Array]) -> list[Array]:
         """Runs a tile on the arrays of `tile.inputs`; the arrays of `tile.outputs`."""
-        outputs: list[Array] = self.prepare(tile).run(tile.outputs, dict(zip(tile.inputs, arrays)))
+        session, fed, _ = self.prepare(tile)
+        outputs: list[Array] = session.run(tile.outputs, dict(zip(tile.inputs, arrays)) | fed)
         return outputs
 
     def perform(self, patches: Sequence[Patch], step: Step, values: Mapping[int, Array]) -> list[Array]:
@@ -116,25 +132,28 @@ class Kernels:
         tensor = self.model.graph.tensors[patch.tensor]
         return encode(tensor_codec(codec, tensor), take(part, tensor, patch.region, value))
 
-    def _create(self, tile: Tile) -> onnxruntime.InferenceSession:
-        proto, weights = build_tile(self.model, tile)
-        options = session_options(self.threads)
-        if weights:
-            parts = self.model.weight_parts([tile])
-            values = [self._weight(key, parts.get(key), value) for key, value in weights.items()]
-            options.add_external_initializers(list(weights), values)
-        return session(proto.SerializeToString(), self.threads, options, self.providers)
+    def _create(self, tile: Tile) -> _Session:
+        # Packing a matrix gains nothing where it is multiplied by one vector. Another processor's memory is not ours.
+        as_inputs = vector_matrices(self.model, tile, FED_NBYTES) if self.providers == ON_CPU else ()
+        proto, weights = build_tile(self.model, tile, as_inputs)
+        options, parts = session_options(self.threads), self.model.weight_parts([tile])
+        values = {key: self._weight(key, parts.get(key), value) for key, value in weights.items()}
+        fed = {key: values.pop(key) for key in as_inputs}
+        given = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in values.values()]
+        if given:
+            options.add_external_initializers(list(values), given)
+        return _Session(session(proto.SerializeToString(), self.threads, options, self.providers), fed, given)
 
-    def _weight(self, key: str, part: WeightPart | None, value: Array) -> onnxruntime.OrtValue:
+    def _weight(self, key: str, part: WeightPart | None, value: Array) -> Array:
         """`part` is None for a constant of the tile's own; `value` is what the model has."""
         if part is None:
-            return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value))
+            return np.ascontiguousarray(value)
         if key not in self._weights:
             if key in self._values:
                 value = self._values[key]
             elif part.name in self._values:
                 value = part.of(self._values[part.name])
-            self._weights[key] = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value))
+            self._weights[key] = np.ascontiguousarray(value)
         return self._weights[key]
 
 
@@ -169,6 +188,7 @@ def unsplit_session(model: Model, threads: int) -> onnxruntime.InferenceSession:
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
     """Options under which every session of the project runs, and the unsplit model that it is compared with."""
+    _share_arena()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -178,7 +198,20 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     # On x86, int8 activations would be fused into integer kernels only where ONNX Runtime can first make them uint8,
     # which it cannot at the border of a tile: whole and tile would be rounded differently.
     options.add_session_config_entry("session.qdqisint8allowed", "1")
+    options.add_session_config_entry("session.use_env_allocators", "1")
     return options
+
+
+@functools.cache
+def _share_arena() -> None:
+    """One arena for all sessions of the process: with one each, a plan of many stages would keep the activations of
+    every stage, and every stage would compute in memory that no cache holds."""
+    memory = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    unlimited, as_much_as_asked, default = 0, 1, -1
+    arena = onnxruntime.OrtArenaCfg(unlimited, as_much_as_asked, default, default)
+    onnxruntime.create_and_register_allocator(memory, arena)
 
 
 def received(
