@@ -74,9 +74,8 @@ def packed_nbytes(program: Program, step: Send, model: Model, ratios: Mapping[st
     total = 0
     for part in step.parts:
         tensor = model.graph.tensors[program.patches[part.patch].tensor]
-        codec = tensor_codec(step.codec, tensor)
-        ratio = 1.0 if codec == RAW else ratios.get(tensor.name, {}).get(codec, 1.0)
-        total += math.ceil(tensor.region_nbytes(part.region) * ratio)
+        nbytes, codec = tensor.region_nbytes(part.region), tensor_codec(step.codec, tensor)
+        total += nbytes if codec == RAW else math.ceil(nbytes * ratios.get(tensor.name, {}).get(codec, 1.0))
     return total
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import NamedTuple
 
 from coedge.codec import channel_key
@@ -82,12 +83,36 @@ _Key = tuple[object, ...]
 _UNCUT = frozenset(("whole", "partial", "combine"))
 
 
-class _Cut(NamedTuple):
-    """A tile, the region of every tensor in it, and how much of each layer it computes."""
+# What a piece reads: of every input of its tile, the region.
+_Needs = tuple[tuple[str, Region], ...]
 
+
+class _Cut(NamedTuple):
+    """A piece of a share as a tile, the region of every tensor in it, what it reads, and how much of each layer it
+    computes."""
+
+    piece: Piece
     tile: Tile
     need: dict[str, Region]
+    reads: _Needs
     work: tuple[Work, ...]
+
+
+class _Layers(NamedTuple):
+    """What a run of layers has in common, however it is shared.
+
+    Attributes:
+        first, stop: its nodes.
+        alive: what it makes that outlives it.
+        inputs: all that its nodes read, sorted.
+        uncut: nobody's share of it can be cut into pieces.
+    """
+
+    first: int
+    stop: int
+    alive: tuple[Tensor, ...]
+    inputs: tuple[str, ...]
+    uncut: bool
 
 
 class _Message(NamedTuple):
@@ -120,12 +145,16 @@ class Memo:
 
     Attributes:
         exchanges: by what is needed, who owns it and who holds what of it.
-        tiles: by the stage's first and last layer and the wanted regions.
+        layers: by the stage's first and last layer.
+        shares: in one piece, by the stage's first and last layer and the rectangle; None: it has no pixel.
         pieces: by the stage, the share, what others fetch of it and what the device holds.
+        needs: by the stage and the wanted regions.
     """
 
-    tiles: dict[_Key, _Cut] = field(default_factory=dict)
-    pieces: dict[_Key, list[Piece]] = field(default_factory=dict)
+    layers: dict[tuple[int, int], _Layers] = field(default_factory=dict)
+    shares: dict[tuple[int, int, UnitRect], _Cut | None] = field(default_factory=dict)
+    pieces: dict[_Key, list[_Cut]] = field(default_factory=dict)
+    needs: dict[_Key, _Needs] = field(default_factory=dict)
     exchanges: dict[_Key, _Exchange] = field(default_factory=dict)
 
 
@@ -157,12 +186,6 @@ class _Lowering:
         self.owners: dict[str, list[_Owner]] = defaultdict(list)
         self.fetched: _Fetched = defaultdict(list)
         self.channels = 0
-        self.last_use: dict[str, int] = {}
-        for node in self.graph.nodes:
-            for name in self.graph.activations(node):
-                self.last_use[name] = node.index
-        for name in self.graph.outputs:
-            self.last_use[name] = len(self.graph.nodes)
 
     def run(self) -> dict[str, Program]:
         self._inputs()
@@ -171,7 +194,7 @@ class _Lowering:
         self._answer()
         programs = {}
         for device in self.devices.values():
-            ordered = [step for _, step in sorted(device.steps, key=lambda item: item[0])]
+            ordered = [step for _, step in sorted(device.steps, key=itemgetter(0))]
             programs[device.name] = Program(device.name, self.model.hash, tuple(device.patches), tuple(ordered))
         return programs
 
@@ -189,76 +212,86 @@ class _Lowering:
         return self.channels - 1
 
     def _stage(self, index: int, stage: Stage) -> None:
-        layers = self.model.layers
-        first, stop = layers[stage.first].first, layers[stage.last].stop
-        alive = [
-            self.graph.tensors[name]
-            for node in self.graph.nodes[first:stop]
-            for name in node.outputs
-            if name and self.last_use.get(name, -1) >= stop
-        ]
-        pieces = {}
+        shares = {}
         for name, rect in stage.regions.items():
-            share = self._pieces(index, stage, name, rect, alive)
+            share = self._share(index, stage, name, rect)
             if share:
-                pieces[name] = share
+                shares[name] = share
         # All needs first, then all fetches: what a device makes in this stage is nobody's input in it.
-        cuts = {name: [self._cut(stage, piece.wanted) for piece in share] for name, share in pieces.items()}
-        needs = {name: [{n: cut.need[n] for n in cut.tile.inputs} for cut in made] for name, made in cuts.items()}
-        reads = self._fetch(index, needs)
-        for name, share in pieces.items():
+        reads = self._fetch(index, {name: [cut.reads for cut in share] for name, share in shares.items()})
+        for name, share in shares.items():
             device = self.devices[name]
             # The interior is made known first: where pieces overlap, it is what the next stage reads.
-            for order in sorted(range(len(share)), key=lambda i: not share[i].inner):
-                tile, need, work = cuts[name][order]
+            for order in sorted(range(len(share)), key=lambda i: not share[i].piece.inner):
+                piece, tile, need, _, work = share[order]
                 writes = []
                 for output in tile.outputs:
                     patch = device.add_patch(output, need[output])
                     writes.append(patch)
-                    self.owners[output].append(_Owner(name, share[order].wanted[output], index, patch, order))
+                    self.owners[output].append(_Owner(name, piece.wanted[output], index, patch, order))
                 step = Compute(index, tile, tuple(reads[name][order]), tuple(writes), work)
                 device.steps.append(((index, order, _COMPUTE), step))
 
-    def _pieces(self, index: int, stage: Stage, device: str, rect: UnitRect, alive: list[Tensor]) -> list[Piece]:
-        """How a device's share of a stage is computed: in one piece, or borders first. None: it has no pixel."""
-        regions = {tensor.name: rect.of_extent(tensor.rows, tensor.cols) for tensor in alive}
-        wanted = {name: region for name, region in regions.items() if not region.empty}
-        if not wanted:
+    def _share(self, index: int, stage: Stage, device: str, rect: UnitRect) -> list[_Cut]:
+        """How a device's share of a stage is computed: in one piece, or borders first; nothing if it has no pixel."""
+        key = (stage.first, stage.last, rect)
+        if key in self.memo.shares:
+            whole = self.memo.shares[key]
+        else:
+            regions = {t.name: rect.of_extent(t.rows, t.cols) for t in self._layers(stage).alive}
+            wanted = {name: region for name, region in regions.items() if not region.empty}
+            whole = self.memo.shares[key] = self._cut(stage, Piece(wanted)) if wanted else None
+        if whole is None:
             return []
-        if self.cut_by is None or not stage.borders_first:
-            return [Piece(wanted)]
-        layers = self.model.layers
-        first, stop = layers[stage.first].first, layers[stage.last].stop
-        kinds = {rule.kind for rule in self.model.rules[first:stop]}
-        if kinds & _UNCUT:
-            return [Piece(wanted)]
+        if self.cut_by is None or not stage.borders_first or self._layers(stage).uncut:
+            return [whole]
+        return self._in_pieces(index, stage, device, rect)
+
+    def _in_pieces(self, index: int, stage: Stage, device: str, rect: UnitRect) -> list[_Cut]:
+        first, stop, alive, inputs, _ = self._layers(stage)
+        fetched, held = (self.cut_by or {}).get((index, device), ()), self.devices[device].regions
 
         def is_local(part: Mapping[str, Region]) -> bool:
-            need, nodes = _needs_of(self.model, first, stop, part)
-            made = {name for index, _, _ in nodes for name in self.graph.nodes[index].outputs}
-            return not any(self._take(held.get(n, ()), n, need[n])[1] for n in need.keys() - made)
+            return not any(self._take(held.get(n, ()), n, need)[1] for n, need in self._read_by(first, stop, part))
 
-        fetched, held = self.cut_by.get((index, device), ()), self.devices[device].regions
-        inputs = {name for node in self.graph.nodes[first:stop] for name in self.graph.activations(node)}
-        key = (
-            first, stop, rect, tuple(fetched),
-            tuple((name, tuple(held[name])) for name in sorted(inputs) if name in held),
-        )  # fmt: skip
+        key = (first, stop, rect, tuple(fetched), tuple((n, tuple(held[n])) for n in inputs if n in held))
         if key not in self.memo.pieces:
-            self.memo.pieces[key] = pieces_of(rect, alive, fetched, is_local)
+            pieces = pieces_of(rect, alive, fetched, is_local)
+            self.memo.pieces[key] = [self._cut(stage, piece) for piece in pieces]
         return self.memo.pieces[key]
 
-    def _cut(self, stage: Stage, wanted: Mapping[str, Region]) -> _Cut:
-        key = (stage.first, stage.last, *wanted.items())
-        found = self.memo.tiles.get(key)
+    def _read_by(self, first: int, stop: int, part: Mapping[str, Region]) -> _Needs:
+        """What nodes [first, stop) read for a part of what they make."""
+        key = (first, stop, *part.items())
+        found = self.memo.needs.get(key)
         if found is None:
-            layers = self.model.layers[stage.first : stage.last + 1]
-            tile, need = tile_of(self.model, layers[0].first, layers[-1].stop, dict(wanted))
-            work = (Work(x.index, need[x.tensor].area / x.cols) for x in layers if x.tensor in need)
-            found = self.memo.tiles[key] = _Cut(tile, need, tuple(work))
+            need, nodes = _needs_of(self.model, first, stop, part)
+            made = {name for index, _, _ in nodes for name in self.graph.nodes[index].outputs}
+            found = self.memo.needs[key] = tuple((name, region) for name, region in need.items() if name not in made)
         return found
 
-    def _fetch(self, stage: int, needs: dict[str, list[dict[str, Region]]]) -> dict[str, list[list[Read]]]:
+    def _layers(self, stage: Stage) -> _Layers:
+        found = self.memo.layers.get((stage.first, stage.last))
+        if found is None:
+            graph, layers = self.graph, self.model.layers
+            first, stop = layers[stage.first].first, layers[stage.last].stop
+            nodes = graph.nodes[first:stop]
+            later = {name for node in graph.nodes[stop:] for name in graph.activations(node)} | set(graph.outputs)
+            found = self.memo.layers[stage.first, stage.last] = _Layers(
+                first, stop,
+                tuple(graph.tensors[name] for node in nodes for name in node.outputs if name in later),
+                tuple(sorted({name for node in nodes for name in graph.activations(node)})),
+                any(rule.kind in _UNCUT for rule in self.model.rules[first:stop]),
+            )  # fmt: skip
+        return found
+
+    def _cut(self, stage: Stage, piece: Piece) -> _Cut:
+        layers = self.model.layers[stage.first : stage.last + 1]
+        tile, need = tile_of(self.model, layers[0].first, layers[-1].stop, dict(piece.wanted))
+        work = (Work(x.index, need[x.tensor].area / x.cols) for x in layers if x.tensor in need)
+        return _Cut(piece, tile, need, tuple((name, need[name]) for name in tile.inputs), tuple(work))
+
+    def _fetch(self, stage: int, needs: dict[str, list[_Needs]]) -> dict[str, list[list[Read]]]:
         """Reads of every piece of every device, with the sends and receives that make them possible."""
         codecs = self.plan.stages[stage].codecs if stage < len(self.plan.stages) else {}
         exchange = self._exchange(stage, needs)
@@ -281,10 +314,10 @@ class _Lowering:
             ]
         return reads
 
-    def _exchange(self, stage: int, needs: dict[str, list[dict[str, Region]]]) -> _Exchange:
-        tensors = list(dict.fromkeys(name for pieces in needs.values() for piece in pieces for name in piece))
+    def _exchange(self, stage: int, needs: dict[str, list[_Needs]]) -> _Exchange:
+        tensors = list(dict.fromkeys(name for pieces in needs.values() for piece in pieces for name, _ in piece))
         key = (
-            tuple((name, tuple(tuple(piece.items()) for piece in pieces)) for name, pieces in needs.items()),
+            tuple((name, *pieces) for name, pieces in needs.items()),
             tuple(tuple((o.device, o.region, stage - o.stage, o.piece) for o in self.owners[t]) for t in tensors),
             tuple(tuple(self.devices[name].regions.get(t, ())) for name in needs for t in tensors),
         )
@@ -293,12 +326,12 @@ class _Lowering:
             found = self.memo.exchanges[key] = self._worked_out(stage, needs)
         return found
 
-    def _worked_out(self, stage: int, needs: dict[str, list[dict[str, Region]]]) -> _Exchange:
+    def _worked_out(self, stage: int, needs: dict[str, list[_Needs]]) -> _Exchange:
         messages: dict[tuple[int, str, str], list[tuple[str, int, Region]]] = defaultdict(list)
         for name, pieces in needs.items():
             wanted: dict[str, Region] = {}
             for piece in pieces:
-                for tensor, region in piece.items():
+                for tensor, region in piece:
                     wanted[tensor] = wanted[tensor].hull(region) if tensor in wanted else region
             for tensor, region in wanted.items():
                 for hole in self._take(self.devices[name].regions.get(tensor, ()), tensor, region)[1]:
@@ -315,8 +348,8 @@ class _Lowering:
         reads = {}
         for name, pieces in needs.items():
             regions = self.devices[name].regions
-            held = {t: [*regions.get(t, ()), *came.get((name, t), ())] for piece in pieces for t in piece}
-            reads[name] = [[self._read(held[t], t, region) for t, region in piece.items()] for piece in pieces]
+            held = {t: [*regions.get(t, ()), *came.get((name, t), ())] for piece in pieces for t, _ in piece}
+            reads[name] = [[self._read(held[t], t, region) for t, region in piece] for piece in pieces]
         return _Exchange(tuple(made), reads)
 
     def _read(self, held: Sequence[Region], tensor: str, region: Region) -> _PlacedRead:
@@ -353,7 +386,7 @@ class _Lowering:
     def _answer(self) -> None:
         end = len(self.plan.stages)
         sink = self.plan.sink
-        wanted = {name: self.graph.tensors[name].whole for name in dict.fromkeys(self.graph.outputs)}
+        wanted = tuple((name, self.graph.tensors[name].whole) for name in dict.fromkeys(self.graph.outputs))
         reads = {read.tensor: read for read in self._fetch(end, {sink: [wanted]})[sink][0]}
         answer = Answer(tuple(reads[name] for name in self.graph.outputs))
         self.devices[sink].steps.append(((end, 0, _ANSWER), answer))

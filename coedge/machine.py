@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import bisect
 import heapq
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,18 +43,22 @@ class Machine:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self._reads = [patches_read(step) for step in program.steps]
-        self._readers_of: dict[int, list[int]] = defaultdict(list)
-        for index, patches in enumerate(self._reads):
+        self._reads: list[tuple[int, ...]] = []
+        self._readers_of: list[list[int]] = [[] for _ in program.patches]
+        self._receives: dict[int, tuple[int, Receive]] = {}
+        # Steps that read nothing and wait for no message either.
+        self._ready_at_once: list[int] = []
+        for index, step in enumerate(program.steps):
+            patches = patches_read(step)
+            self._reads.append(patches)
             for patch in patches:
                 self._readers_of[patch].append(index)
-        self._receives = {s.channel: (i, s) for i, s in enumerate(program.steps) if isinstance(s, Receive)}
+            if isinstance(step, Receive):
+                self._receives[step.channel] = index, step
+            elif not patches:
+                self._ready_at_once.append(index)
         self._wait_counts = [len(patches) for patches in self._reads]
-        self._reader_counts = [len(self._readers_of[p]) for p in range(len(program.patches))]
-        # Steps that read nothing but receive: they wait for their message.
-        self._ready_at_once = [
-            i for i, s in enumerate(program.steps) if not self._reads[i] and not isinstance(s, Receive)
-        ]
+        self._reader_counts = [len(readers) for readers in self._readers_of]
         self._frames: dict[int, _Frame] = {}
         self._order: list[int] = []  # the frames, oldest first
 

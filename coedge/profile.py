@@ -83,9 +83,12 @@ class DeviceProfile(BaseModel):
 
     def compute_seconds(self, work: Iterable[Work]) -> float:
         """Predicted time of a stage on this device."""
-        items = list(work)
-        ends = [i == len(items) - 1 for i in range(len(items))]
-        return sum(self.layer_time(item.layer, end).seconds(item.rows) for item, end in zip(items, ends))
+        seconds, last = 0.0, None
+        for item in work:
+            if last is not None:
+                seconds += self.layer_time(last.layer, ends_stage=False).seconds(last.rows)
+            last = item
+        return seconds if last is None else seconds + self.layer_time(last.layer).seconds(last.rows)
 
 
 class Link(BaseModel):

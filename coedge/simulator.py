@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,10 +87,11 @@ class _Device:
 
     def next(self) -> tuple[_Part, int, int] | None:
         """The step to run now: of the program set with the oldest frame that has one, as a worker chooses."""
-        working = [part for part in self.parts.values() if not part.machine.idle]
-        if len(working) > 1:
-            working.sort(key=lambda part: part.machine.frames[0])
-        for part in working:
+        parts: Iterable[_Part] = self.parts.values()
+        if len(self.parts) > 1:
+            working = (part for part in parts if not part.machine.idle)
+            parts = sorted(working, key=lambda part: part.machine.oldest)
+        for part in parts:
             ready = part.machine.next()
             if ready is not None:
                 return part, *ready
@@ -300,8 +301,8 @@ def credits_of(devices: int) -> int:
     return 2 * devices + 2
 
 
-def packing_seconds(step: Send | Receive, nbytes: int, device: DeviceProfile) -> float:
-    """How long a message occupies the device at its end: packing `nbytes` of rows, or unpacking them.
+def packing_seconds(program: Program, step: Send | Receive, model: Model, device: DeviceProfile) -> float:
+    """How long a message occupies the device at its end: packing its rows, or unpacking them.
 
     Raises:
         PlanError: how fast the device does that was not measured.
@@ -310,7 +311,9 @@ def packing_seconds(step: Send | Receive, nbytes: int, device: DeviceProfile) ->
         return 0.0
     speed = codec_speed(device, step.codec)
     if isinstance(step, Send):
+        nbytes = send_nbytes(program, step, model)
         return len(step.parts) * speed.encode_seconds + nbytes / speed.encode_bytes_per_second
+    nbytes = receive_nbytes(program, step, model)
     return len(step.patches) * speed.decode_seconds + nbytes / speed.decode_bytes_per_second
 
 
@@ -362,11 +365,11 @@ def _action(program: Program, step: Step, profile: Profile, model: Model, media:
     if device is None:
         raise PlanError(f"the profile has no device {program.device!r}; measure the cluster again")
     if isinstance(step, Receive):  # what it carries on the wire is known at the other end, see `_join`
-        seconds = device.receive_seconds + packing_seconds(step, receive_nbytes(program, step, model), device)
+        seconds = device.receive_seconds + packing_seconds(program, step, model, device)
         return _Action("receive", label, seconds, (None,) * len(step.patches), step.stage, step.peer, step.channel)
     if isinstance(step, Compute):
         return _Action("compute", label, device.compute_seconds(step.work), (None,) * len(step.writes), step.stage)
-    seconds = device.send_seconds + packing_seconds(step, send_nbytes(program, step, model), device)
+    seconds = device.send_seconds + packing_seconds(program, step, model, device)
     nbytes = packed_nbytes(program, step, model, profile.codec_ratios)
     link = profile.link(program.device, step.peer)
     return _Action(

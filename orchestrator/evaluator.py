@@ -12,7 +12,7 @@ from coedge.objective import Objective
 from coedge.plan import Plan, Prediction, Stage
 from coedge.profile import Profile
 from coedge.program import Program
-from coedge.region import UNIT
+from coedge.region import UNIT, Region, UnitRect
 from coedge.simulator import simulate
 from coedge.timeline import Timeline
 from orchestrator.bound import bound_seconds
@@ -64,7 +64,7 @@ class Evaluator:
         self.judged: dict[Key, Judged] = {}
         self.steps = 0
         self._memo = Memo()
-        self._extents: dict[int, tuple[tuple[int, int], ...]] = {}
+        self._owned: dict[tuple[int, UnitRect], tuple[Region, ...] | None] = {}
 
     def aiming_at(self, objective: Objective) -> Evaluator:
         """The same, and what was judged so far, for another goal: constraints beside the deadline must be the same."""
@@ -147,15 +147,21 @@ class Evaluator:
 
     def _key(self, stage: Stage) -> Key:
         """What the stage does: the pixels of every tensor that outlives it, for edges that round alike are one."""
-        if stage.last not in self._extents:
-            names, tensors = self._alive(stage.last + 1), self.model.graph.tensors
-            self._extents[stage.last] = tuple(dict.fromkeys((tensors[n].rows, tensors[n].cols) for n in names))
-        extents, regions = self._extents[stage.last], []
+        regions = []
         for name, rect in stage.regions.items():
-            owned = tuple(rect.of_extent(rows, cols) for rows, cols in extents)
-            if any(not region.empty for region in owned):
+            owned = self._pixels(stage.last, rect)
+            if owned is not None:
                 regions.append((name, rect if stage.borders_first else owned))
         return (stage.first, stage.last, tuple(regions), stage.borders_first, tuple(sorted(stage.codecs.items())))
+
+    def _pixels(self, layer: int, rect: UnitRect) -> tuple[Region, ...] | None:
+        """What a share has of the tensors that outlive a layer, by extent; None: nothing."""
+        if (layer, rect) not in self._owned:
+            tensors = [self.model.graph.tensors[name] for name in self._alive(layer + 1)]
+            extents = dict.fromkeys((tensor.rows, tensor.cols) for tensor in tensors)
+            owned = tuple(rect.of_extent(rows, cols) for rows, cols in extents)
+            self._owned[layer, rect] = owned if any(not region.empty for region in owned) else None
+        return self._owned[layer, rect]
 
     def _alive(self, layer: int) -> tuple[str, ...]:
         """The tensors that are made before a layer and needed from there on."""

@@ -11,6 +11,7 @@ drafts in which what hides behind computing costs nothing.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,7 +142,7 @@ class _Search:
 
     def _cost(self, clocks: Array, joules: Array, cut: int) -> Array:
         """[n, B]: if all devices shared the rest as they get free, and it took no more joules."""
-        seconds: Array = clocks.max(axis=2)
+        seconds: Array = functools.reduce(np.maximum, np.moveaxis(clocks, 2, 0))
         if cut < self.costs.count:
             speed = 1 / np.maximum(self.rest[cut], 1e-12)
             # Midway between that and a barrier here: not everything of the rest can be shared.
@@ -152,14 +153,22 @@ class _Search:
     def _come(self, ways: _Ways, begins: Array, ends: Array, nbytes: float) -> tuple[Array, Array]:
         """[n, B, device] when everything is there that lies in [begins, ends) of the image; [n, B] joules on links."""
         owners, at = np.unique(ways.layout, return_inverse=True)
-        own_begins, own_ends = self.start[owners][:, None, :, None], self.stop[owners][:, None, :, None]
-        part = np.minimum(own_ends, ends[None, :, None, :]) - np.maximum(own_begins, begins[None, :, None, :])
-        part *= 1 - np.eye(part.shape[-1])
-        moves = part > LEAST_PART
-        wire = np.where(moves, part, 0.0) * (nbytes * self.per_byte)
-        # The last of a sender's messages that stand in the order of the devices, from when the sender is done.
-        behind = np.where(moves, np.cumsum(wire, axis=3) + self.latency, -np.inf)
-        joules: Array = (wire * self.watts).sum(axis=(2, 3))
-        done = ways.clocks[:, None, :, None]
-        come: Array = (done + behind[at]).max(axis=2)
-        return np.maximum(come, 0.0), joules[at]
+        devices = range(len(self.costs.names))
+        come = [np.zeros((len(at), len(begins))) for _ in devices]
+        joules = np.zeros((len(owners), len(begins)))
+        # Pair by pair: NumPy is slow at axes as short as that of the devices.
+        for sender in devices:
+            own_begins, own_ends = self.start[owners, sender, None], self.stop[owners, sender, None]
+            up_link = np.zeros_like(joules)  # busy with one message after the other
+            for receiver in devices:
+                if receiver == sender:
+                    continue
+                part = np.minimum(own_ends, ends[:, receiver]) - np.maximum(own_begins, begins[:, receiver])
+                moves = part > LEAST_PART
+                wire = np.where(moves, part, 0.0) * (nbytes * self.per_byte[sender, receiver])
+                up_link += wire
+                joules += wire * self.watts[sender, receiver]
+                behind = np.where(moves, up_link + self.latency[sender, receiver], -np.inf)
+                there = behind[at] + ways.clocks[:, sender, None]
+                np.maximum(come[receiver], there, out=come[receiver])
+        return np.stack(come, axis=2), joules[at]
