@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if TALLY.cases:
         terminalreporter.write_line(str(TALLY))
+
+
+@pytest.fixture(scope="module")
+def brief_search() -> Iterator[None]:
+    """For tests of what holds between plans, however long they were looked for."""
+    from orchestrator.search import space
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(space, "THOROUGH_STEPS", 10_000)
+        yield
 
 
 @pytest.fixture

@@ -38,6 +38,8 @@ from orchestrator.search.joining import work_share
 from orchestrator.search.layout import in_proportion
 from orchestrator.search.reach import Reach
 
+pytestmark = pytest.mark.usefixtures("brief_search")
+
 
 def made(plan: Plan, model: Model, profile: Profile, objective: Objective | None = None) -> Plan:
     """The plan as the planner would hand it out: from the source and back, with its prediction."""

@@ -22,6 +22,8 @@ from orchestrator.evaluator import Evaluator, Judged
 from orchestrator.pareto import SAME, frontier, pareto, parts_of, spread
 from orchestrator.planner import SCHEMES, make_plan
 
+pytestmark = pytest.mark.usefixtures("brief_search")
+
 
 @functools.cache
 def rack() -> tuple[Model, Profile]:

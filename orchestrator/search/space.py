@@ -16,7 +16,7 @@ from orchestrator.search.reach import Reach
 # How many program steps polishing may simulate.
 POLISH_STEPS = 12_000
 # With at most so many layers times devices, plans are soon simulated: as many more of them are.
-SMALL, THOROUGH_STEPS = 64, 40_000
+SMALL, THOROUGH_STEPS = 64, 60_000
 # Layers times layouts in every order.
 MOST_UNORDERED = 1200
 
