@@ -34,13 +34,11 @@ from orchestrator.members import join, measure_links, set_link
 from orchestrator.mixture import Mixture
 from orchestrator.planner import AUTO, check_scheme, make_plan, make_stream, named_plans
 from orchestrator.stream import in_order
-from orchestrator.trial import least_cost, worth_trying
+from orchestrator.trial import Rank, least_cost, worth_trying
 from workers.activations import natural_inputs
 from workers.paced_transport import LinkSpec
 
 STATUS_SECONDS = 1.0
-# What a second over the deadline costs a plan that is tried: more than anything else does.
-LATE = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +93,9 @@ class Cluster:
     def __init__(self, config: ClusterConfig) -> None:
         self.config = config
         self._closed = threading.Event()
+        # One plans at a time. Frames go on meanwhile, but while something is measured: whoever needs both locks takes
+        # this one first.
+        self._planning = threading.RLock()
         self._lock = threading.RLock()
         self._profiles: dict[str, Profile] = {}
         self._plans: dict[tuple[str, str, str, frozenset[str]], Plan] = {}
@@ -179,7 +180,7 @@ class Cluster:
             ClusterError: two devices cannot talk to each other.
         """
         self._check_open()
-        with self._lock:
+        with self._planning, self._lock:
             measure_links(self.config, self._members)
             self._profiles.clear()
             self._plans.clear()
@@ -193,11 +194,12 @@ class Cluster:
         """
         self._check_open()
         members = self._members
-        with self._lock:
+        with self._planning:
             if model.hash not in self._profiles:
-                self._profiles[model.hash] = measure_model(
-                    model, members.by_name, members.network, members.source, self.config
-                )
+                with self._lock:
+                    self._profiles[model.hash] = measure_model(
+                        model, members.by_name, members.network, members.source, self.config
+                    )
             whole = self._profiles[model.hash]
         if self.source in members.lost:
             raise DeviceLost(f"{self.source}, where inputs start, is lost: {members.lost[self.source]}. Connect again")
@@ -219,7 +221,9 @@ class Cluster:
         scheme = scheme or self.config.scheme
         check_scheme(scheme)
         key = (model.hash, objective.model_dump_json(), scheme, frozenset(self._members.lost))
-        with self._lock:
+        if (known := self._plans.get(key)) is not None:  # while somebody plans something else, too
+            return known
+        with self._planning:
             if key not in self._plans:
                 plan = make_plan(model, self.profile(model), objective, scheme)
                 if self.config.trial_frames and scheme == AUTO and plan.feasible and objective.goal != "throughput":
@@ -239,7 +243,7 @@ class Cluster:
         """
         wanted = (objective or self.config.objective).model_copy(update={"goal": "throughput"})
         key = (model.hash, wanted.model_dump_json(), frozenset(self._members.lost))
-        with self._lock:
+        with self._planning:
             if key not in self._mixtures:
                 self._mixtures[key] = make_stream(model, self.profile(model), wanted)
             return self._mixtures[key]
@@ -375,15 +379,15 @@ class Cluster:
             return best
         arrays = tuple(natural_inputs(model))
 
-        def cost_of_frame(plan: Plan) -> float:
+        def rank_of_frame(plan: Plan) -> Rank:
             job = self._submit(model, arrays, False, plan, self.config.frame_timeout_seconds)
             job.result()
             seconds = job.latency_seconds
-            # Over the deadline, how far; costs are but seconds or joules, and soon less than that.
-            late = 0.0 if objective.meets_deadline(seconds) else LATE * seconds
-            return objective.cost(seconds, job.timeline.energy_joules(profile)) + late
+            late = 0.0 if objective.meets_deadline(seconds) else seconds
+            return late, objective.cost(seconds, job.timeline.energy_joules(profile))
 
-        chosen = least_cost(plans, cost_of_frame, self.config.trial_frames)
+        with self._lock:
+            chosen = least_cost(plans, rank_of_frame, self.config.trial_frames)
         if chosen is best:
             return best
         reason = f"the plan of {chosen.scheme}: tried out, it cost less than the plan that is predicted best"

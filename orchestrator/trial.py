@@ -27,21 +27,25 @@ def worth_trying(best: Plan, others: Sequence[Plan], objective: Objective) -> li
     return [best, *near.values()][:MOST]
 
 
-def least_cost(plans: Sequence[Plan], cost_of_frame: Callable[[Plan], float], frames: int) -> Plan:
-    """The plan with the least median cost; of equal ones the first.
+# What a frame came to, the less the better: by how much it missed its deadline, then its cost.
+Rank = tuple[float, float]
+
+
+def least_cost(plans: Sequence[Plan], rank_of_frame: Callable[[Plan], Rank], frames: int) -> Plan:
+    """The plan with the least median rank (the lower of two in the middle); of equal ones the first.
 
     Plans take turns, so that what disturbs the devices disturbs all. Before every frame that counts stands one that
     does not: it makes buffers, and finds the caches full of another plan's weights.
 
     Args:
-        cost_of_frame: runs one frame of a plan.
+        rank_of_frame: runs one frame of a plan.
         frames: of each plan, that count.
     """
-    costs: dict[str, list[float]] = {plan.digest: [] for plan in plans}
+    ranks: dict[str, list[Rank]] = {plan.digest: [] for plan in plans}
     with progress("trying plans", frames * len(plans)) as done:
         for _ in range(frames):
             for plan in plans:
-                cost_of_frame(plan)
-                costs[plan.digest].append(cost_of_frame(plan))
+                rank_of_frame(plan)
+                ranks[plan.digest].append(rank_of_frame(plan))
                 done()
-    return min(plans, key=lambda plan: statistics.median(costs[plan.digest]))
+    return min(plans, key=lambda plan: statistics.median_low(ranks[plan.digest]))

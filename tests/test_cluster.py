@@ -36,10 +36,12 @@ import torch
 from nets import Array, Net, difference, image, make_plan, mosaic, one_stage, unsplit
 
 import coedge
+import orchestrator.cluster
 from coedge import Cancelled, ClusterError, FrameTimeout, zoo
 from coedge.capturing import capture
 from coedge.dealing import deal
 from coedge.model import Model
+from coedge.objective import Objective
 from coedge.plan import Plan
 from coedge.program import Compute, Send
 from coedge.region import UNIT, UnitRect
@@ -374,6 +376,27 @@ def test_devices_say_who_they_are(cluster: Cluster) -> None:
     # 0.7 ms are emulated, one way; measured is half of there and back, less what handing over the echo took, and that
     # is timed by itself: it may be a few microseconds too much.
     assert devices["mid"].links["low"].latency_seconds > 0.0006
+
+
+def test_frames_go_on_while_somebody_plans(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, known, begun, go_on = image(SHAPE), cluster.plan(small()), threading.Event(), threading.Event()
+
+    def slow(*args: Any) -> Plan:
+        begun.set()
+        assert go_on.wait(60)
+        return known
+
+    monkeypatch.setattr(orchestrator.cluster, "make_plan", slow)
+    with ThreadPoolExecutor(1) as pool:
+        planned = pool.submit(cluster.plan, small(), Objective(deadline_ms=1e6))
+        try:
+            assert begun.wait(60)
+            for plan in (None, alone(small(), "mid")):
+                assert_exact(small(), x, cluster.submit(small(), x, plan=plan).result())
+            assert not planned.done()
+        finally:
+            go_on.set()
+        assert planned.result(60) is known
 
 
 @pytest.mark.parametrize("kind", MODULES)

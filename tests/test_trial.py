@@ -14,7 +14,7 @@ from coedge.objective import Objective
 from coedge.plan import Plan, Prediction
 from orchestrator.cluster import Cluster
 from orchestrator.planner import SCHEMES, make_plan, named_plans
-from orchestrator.trial import MARGIN, MOST, least_cost, worth_trying
+from orchestrator.trial import MARGIN, MOST, Rank, least_cost, worth_trying
 
 DEVICES = [{"name": "a", "speed": 0.5}, {"name": "b", "speed": 0.5}]
 
@@ -54,12 +54,14 @@ def test_the_least_median_wins_and_frames_after_another_plan_do_not_count(cluste
     frames = {a.digest: iter([0.0, 5.0, 0.0, 4.0, 0.0, 90.0]), b.digest: iter([70.0, 3.0, 70.0, 80.0, 70.0, 3.5])}
     order: list[str] = []
 
-    def cost_of_frame(plan: Plan) -> float:
+    def rank_of_frame(plan: Plan) -> Rank:
         order.append(plan.digest)
-        return next(frames[plan.digest])
+        return 0.0, next(frames[plan.digest])
 
-    assert least_cost([a, b], cost_of_frame, 3) is b
+    assert least_cost([a, b], rank_of_frame, 3) is b
     assert order == 3 * [a.digest, a.digest, b.digest, b.digest]
+    late = {a.digest: (0.0, 9.0), b.digest: (0.1, 1.0)}
+    assert least_cost([b, a], lambda plan: late[plan.digest], 2) is a  # whatever it costs, it is in time
 
 
 def test_auto_is_chosen_by_running(cluster: Cluster, model: Model) -> None:
