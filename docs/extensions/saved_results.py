@@ -57,8 +57,8 @@ def comparison_text(folder: Path, address: str) -> str:
     machine = ", ".join(f"{key} {value}" for key, value in comparison.environment.items() if value not in ("", None))
     parts = [
         f"### {folder.name}",
-        f"{comparison.cluster}; {comparison.frames} frames each, in turns; {comparison.begun}; {machine}. "
-        f"Joules: {comparison.energy_source}.",
+        f"{comparison.cluster}; images of {comparison.size} x {comparison.size}; {comparison.frames} frames each, in "
+        f"turns; {comparison.begun}; {machine}. Joules: {comparison.energy_source}.",
     ]
     for name in dict.fromkeys(row.case.model for row in rows):
         here = [row for row in rows if row.case.model == name]
