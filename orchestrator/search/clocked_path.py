@@ -125,8 +125,10 @@ class _Search:
         before = ways.clocks[:, None, :]
         clocks = np.where(busy > 0, np.maximum(before, come) + busy, before)
         joules += ways.joules[:, None] + busy @ self.compute_watts
-        way, at = (index.ravel() for index in np.indices(joules.shape))
         cost = self._cost(clocks, joules, stop)
+        # No more of them are kept; most would only be carried along.
+        way = cost.argsort(axis=0, kind="stable")[:KEPT].ravel()
+        at = np.tile(np.arange(len(sets)), len(way) // max(len(sets), 1))
         return _Ways(
             sets[at], clocks[way, at], joules[way, at], cost[way, at], np.full(len(way), first, np.intp), way
         )  # fmt: skip
