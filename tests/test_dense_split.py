@@ -33,14 +33,12 @@ from coedge.lowering import lower
 from coedge.memory import activation_nbytes, program_nbytes, weight_nbytes
 from coedge.model import SMALL_NBYTES, Model
 from coedge.plan import Plan, even_plan, stages_of, strips
-from coedge.program import Tile
 from coedge.region import UNIT, UnitRect
 from coedge.rules.dense import DenseRule
-from coedge.tile import vector_matrices
 from coedge.weight_part import PART, WeightPart
 from orchestrator.cluster import Cluster
 from workers.in_process import InProcess
-from workers.kernels import FED_NBYTES, Kernels
+from workers.kernels import Kernels
 from workers.layer_times import measure_layers
 from workers.rehearsal import made_up_weights
 from workers.spec import WorkerSpec
@@ -581,44 +579,3 @@ def test_planned_and_run_without_a_word_about_dense_layers(cluster: Cluster, vgg
     programs = lower(plan, vgg)
     for name, nbytes in held_nbytes(cluster).items():
         assert nbytes <= weight_nbytes(programs[name], vgg) < LIMIT_MB * 1e6
-
-
-# ---------------------------------------------------------------- memory
-
-
-def test_a_matrix_that_meets_one_vector_lies_in_memory_once(vgg: Model) -> None:
-    """However many sessions multiply by it: nobody has a copy, but of a part that is not one piece of memory."""
-    dense = {name for name, value in vgg.weights.items() if value.ndim == 2 and value.nbytes >= FED_NBYTES}
-    shipped = Kernels(Model.from_skeleton(vgg.skeleton, {}))
-    shipped.add_weights(vgg.weights)
-    for kernels in (Kernels(vgg), shipped):
-        fed = [kernels.prepare(tile).fed for tile in lower(even_plan(vgg, 1), vgg)["device-0"].tiles()]
-        assert {name for weights in fed for name in weights} == dense != set()
-        assert all(np.shares_memory(value, vgg.weights[name]) for weights in fed for name, value in weights.items())
-        parts = lower(even_plan(vgg, 2, [0.9375], split_dense=True), vgg)["device-0"].tiles()
-        large = {PART + name for name in dense if 0.9375 * vgg.weights[name].nbytes >= FED_NBYTES}
-        assert {key.split("[")[0] for tile in parts for key in kernels.prepare(tile).fed} == large != set()
-
-
-def tile_of(net: Net, weight: str, batch: int = 1) -> tuple[Model, Tile]:
-    model = capture(net.proto(net.op("Gemm", net.op("Flatten", net.input((batch, 2, 4, 3))), weight)))
-    (tile,) = lower(even_plan(model, 1), model)["device-0"].tiles()
-    return model, tile
-
-
-def test_a_small_matrix_and_one_that_meets_several_vectors_are_no_inputs() -> None:
-    net = Net(opset=17)
-    model, tile = tile_of(net, net.weight(24, 64))
-    assert len(vector_matrices(model, tile, 24 * 64 * 4)) == 1
-    assert vector_matrices(model, tile, 24 * 64 * 4 + 1) == ()
-    net = Net(opset=17)
-    assert vector_matrices(*tile_of(net, net.weight(24, 64), batch=3), 1) == ()
-
-
-def test_a_matrix_that_others_read_too_is_no_input() -> None:
-    net = Net(opset=17)
-    weight = net.weight(24, 64)
-    product = net.op("Gemm", net.op("Flatten", net.input((1, 2, 4, 3))), weight)
-    model = capture(net.proto(net.op("Add", net.op("Relu", product), weight)))
-    tiles = lower(even_plan(model, 1), model)["device-0"].tiles()
-    assert [vector_matrices(model, tile, 1) for tile in tiles] == [()]

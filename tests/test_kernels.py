@@ -1,0 +1,116 @@
+"""Sessions of tiles: what they share, and what they therefore do not take twice."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from nets import TOLERANCE, Net, difference, image, unsplit
+
+from coedge.capturing import capture
+from coedge.lowering import lower
+from coedge.model import Model
+from coedge.plan import even_plan
+from coedge.program import Tile
+from coedge.tile import vector_matrices
+from coedge.weight_part import PART
+from workers.in_process import InProcess
+from workers.kernels import FED_NBYTES, Kernels
+
+SHAPE = (1, 8, 12, 12)
+
+
+def dense() -> Model:
+    """Matrices of 4.7 MB, 4.2 MB and 41 KB."""
+    net = Net()
+    x = net.op("Relu", net.op("Gemm", net.op("Flatten", net.input(SHAPE)), net.weight(1152, 1024)))
+    x = net.op("Relu", net.op("Gemm", x, net.weight(1024, 1024), transB=1))
+    return capture(net.proto(net.op("Gemm", x, net.weight(1024, 10))), name="dense")
+
+
+def test_a_matrix_that_meets_one_vector_lies_in_memory_once() -> None:
+    """However many sessions multiply by it, whole or in part: nobody has a copy of what is whole."""
+    model = dense()
+    large = {name for name, value in model.weights.items() if value.nbytes >= FED_NBYTES}
+    assert len(large) == 2
+    shipped = Kernels(Model.from_skeleton(model.skeleton, {}))
+    shipped.add_weights(model.weights)
+    whole = lower(even_plan(model, 1), model)
+    for kernels in (Kernels(model), shipped):
+        fed = [kernels.prepare(tile).fed for tile in whole["device-0"].tiles()]
+        assert {name for weights in fed for name in weights} == large
+        assert all(np.shares_memory(value, model.weights[name]) for weights in fed for name, value in weights.items())
+        parts = lower(even_plan(model, 2, [0.9375], split_dense=True), model)["device-0"].tiles()
+        wanted = {PART + name for name in large if 0.9375 * model.weights[name].nbytes >= FED_NBYTES}
+        assert {key.split("[")[0] for tile in parts for key in kernels.prepare(tile).fed} == wanted
+        assert len(wanted) == 1
+
+
+def test_a_fed_matrix_gives_the_unsplit_output() -> None:
+    model, arrays = dense(), [image(SHAPE)]
+    for plan in (even_plan(model, 1), even_plan(model, 2, [0.9375], split_dense=True)):
+        (got,) = InProcess(model, lower(plan, model), Kernels(model)).run(model.check_inputs(arrays))
+        assert difference(got, unsplit(model, arrays)[0]) <= TOLERANCE
+
+
+def product(net: Net, weight: str, batch: int = 1) -> tuple[Model, Tile]:
+    model = capture(net.proto(net.op("Gemm", net.op("Flatten", net.input((batch, 2, 4, 3))), weight)))
+    (tile,) = lower(even_plan(model, 1), model)["device-0"].tiles()
+    return model, tile
+
+
+def test_a_small_matrix_and_one_that_meets_several_vectors_are_no_inputs() -> None:
+    net = Net()
+    model, tile = product(net, net.weight(24, 64))
+    assert len(vector_matrices(model, tile, 24 * 64 * 4)) == 1
+    assert vector_matrices(model, tile, 24 * 64 * 4 + 1) == ()
+    net = Net()
+    assert vector_matrices(*product(net, net.weight(24, 64), batch=3), 1) == ()
+
+
+def test_a_matrix_that_others_read_too_is_no_input() -> None:
+    net = Net()
+    weight = net.weight(24, 64)
+    made = net.op("Gemm", net.op("Flatten", net.input((1, 2, 4, 3))), weight)
+    model = capture(net.proto(net.op("Add", net.op("Relu", made), weight)))
+    tiles = lower(even_plan(model, 1), model)["device-0"].tiles()
+    assert [vector_matrices(model, tile, 1) for tile in tiles] == [()]
+
+
+MANY_STAGES = """
+import psutil
+from nets import Net
+from coedge.capturing import capture
+from coedge.lowering import lower
+from coedge.plan import Stage, even_plan
+from workers.kernels import Kernels
+
+net = Net()
+x = net.input((1, 16, 256, 256))
+for _ in range(16):
+    x = net.op("Conv", x, net.weight(16, 16, 3, 3), pads=[1, 1, 1, 1])
+model = capture(net.proto(x))
+plan = even_plan(model, 1)
+assert len(plan.stages) == 16
+kernels, process = Kernels(model), psutil.Process()
+(first, *others) = [step for step in lower(plan, model)["device-0"].steps if hasattr(step, "tile")]
+kernels.warm_up(first)
+before = process.memory_info().rss
+for step in others:
+    kernels.warm_up(step)
+print((process.memory_info().rss - before) / 1e6)
+"""
+
+
+def test_sessions_share_their_activations_memory() -> None:
+    """In a process of its own, whose memory nobody else changes. Each session by itself would keep two maps of 4 MB."""
+    tests = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"}
+    ran = subprocess.run(
+        [sys.executable, "-c", MANY_STAGES], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert float(ran.stdout) < 15 * 4.2
