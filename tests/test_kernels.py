@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from nets import TOLERANCE, Net, difference, image, unsplit
 
 from coedge.capturing import capture
@@ -80,6 +81,20 @@ def test_a_matrix_that_others_read_too_is_no_input() -> None:
     assert [vector_matrices(model, tile, 1) for tile in tiles] == [()]
 
 
+# ---------------------------------------------------------------- memory, in processes that nobody else uses
+
+
+def grown(script: str) -> float:
+    """What a script says of the memory of its process, in MB."""
+    tests = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"}
+    ran = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    return float(ran.stdout)
+
+
 MANY_STAGES = """
 import psutil
 from nets import Net
@@ -106,11 +121,39 @@ print((process.memory_info().rss - before) / 1e6)
 
 
 def test_sessions_share_their_activations_memory() -> None:
-    """In a process of its own, whose memory nobody else changes. Each session by itself would keep two maps of 4 MB."""
-    tests = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"}
-    ran = subprocess.run(
-        [sys.executable, "-c", MANY_STAGES], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert float(ran.stdout) < 15 * 4.2
+    """Each session by itself would keep two maps of 4 MB."""
+    assert grown(MANY_STAGES) < 15 * 4.2
+
+
+LARGE_WEIGHTS = """
+import numpy as np
+import psutil
+from nets import Net, make_plan
+from coedge.capturing import capture
+from coedge.lowering import lower
+from coedge.region import UNIT
+from workers.kernels import give_back_memory
+from workers.spec import WorkerSpec
+from workers.transport import InMemoryHub, InMemoryTransport
+from workers.worker import Worker
+
+net = Net()
+x = net.input((1, 512, 8, 8))
+for _ in range(8):
+    x = net.op("Conv", x, net.weight(512, 512, 3, 3), pads=[1, 1, 1, 1])
+model = capture(net.proto(x))
+plan = make_plan(model, [(len(model.layers), {"device-0": UNIT})], "device-0")
+program = lower(plan, model)["device-0"]
+device = Worker(WorkerSpec(0, "device-0", "", False, 1.0), InMemoryTransport(0, "device-0", InMemoryHub()))
+weights = {name: np.array(value) for name, value in model.weights.items()}
+give_back_memory()
+before = psutil.Process().memory_info().rss
+device.load(1, program, model.skeleton, weights)
+print((psutil.Process().memory_info().rss - before) / 1e6)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only the GNU C library can be told to give memory back")
+def test_what_building_sessions_took_is_given_back() -> None:
+    """75 MB of weights stay, packed, beside the originals; building sessions takes more than three times that."""
+    assert grown(LARGE_WEIGHTS) < 1.6 * 75.5

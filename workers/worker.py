@@ -29,7 +29,7 @@ from coedge.scheduler import Ended, Failed, Scheduler, Task
 from coedge.weight_part import WeightPart
 from workers.codecs import check_available
 from workers.emulation import Pace, sharpen_timers
-from workers.kernels import Kernels
+from workers.kernels import Kernels, give_back_memory
 from workers.message import Kind, MalformedMessage, Message, text_to_array
 from workers.paced_transport import LinkSpec, PacedTransport
 from workers.providers import problem_of
@@ -127,6 +127,7 @@ class Worker:
             for step in program.steps:
                 if isinstance(step, Compute):
                     kernels.warm_up(step)
+            give_back_memory()
             self._models[program.model_hash] = kernels
             self._kernels[epoch] = kernels
             self._scheduler.load(epoch, program)
@@ -146,6 +147,7 @@ class Worker:
                 old.keep(
                     tile for other, kernels in self._kernels.items() if kernels is old for tile in others[other].tiles()
                 )
+                give_back_memory()
 
     def status(self) -> WorkerStatus:
         running = self._running
