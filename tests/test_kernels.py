@@ -155,5 +155,5 @@ print((psutil.Process().memory_info().rss - before) / 1e6)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only the GNU C library can be told to give memory back")
 def test_what_building_sessions_took_is_given_back() -> None:
-    """75 MB of weights stay, packed, beside the originals; building sessions takes more than three times that."""
-    assert grown(LARGE_WEIGHTS) < 1.6 * 75.5
+    """At most 75 MB of weights are there twice, packed too; building sessions takes much more than that."""
+    assert grown(LARGE_WEIGHTS) < 1.2 * 75.5
