@@ -12,7 +12,7 @@ deadlines. The watts are chosen so that a device alone takes the joules of the p
 `configs/testbeds/paper.yaml`.
 
 `python -m benchmarks.paper [--cluster FILE] [--quick | --predicted-only] [--out FOLDER] [--show FOLDER]`, about three
-quarters of an hour, most of it planning (a few minutes). In a lab:
+quarters of an hour (a few minutes). In a lab:
 `coedge lab up configs/lab/paper.yaml --fast-weights`, then
 `coedge lab run -- python -m benchmarks.paper --cluster configs/lab/paper.yaml`; rates are set by `coedge lab rate`.
 Emulated devices have their speed on the network at hand, as the paper's milliseconds imply it.
