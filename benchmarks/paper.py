@@ -11,8 +11,7 @@ four) where it has to leave the Pi, so no plan meets the 100 ms of the paper; at
 deadlines. The watts are chosen so that a device alone takes the joules of the paper's figures, see
 `configs/testbeds/paper.yaml`.
 
-`python -m benchmarks.paper [--cluster FILE] [--quick | --predicted-only] [--out FOLDER] [--show FOLDER]`, about three
-quarters of an hour (a few minutes). In a lab:
+`python -m benchmarks.paper [--cluster FILE] [--quick | --predicted-only] [--out FOLDER] [--show FOLDER]`. In a lab:
 `coedge lab up configs/lab/paper.yaml --fast-weights`, then
 `coedge lab run -- python -m benchmarks.paper --cluster configs/lab/paper.yaml`; rates are set by `coedge lab rate`.
 Emulated devices have their speed on the network at hand, as the paper's milliseconds imply it.

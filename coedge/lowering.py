@@ -245,11 +245,14 @@ class _Lowering:
             return []
         if self.cut_by is None or not stage.borders_first or self._layers(stage).uncut:
             return [whole]
-        return self._in_pieces(index, stage, device, rect)
+        return self._in_pieces(stage, device, rect, self.cut_by.get((index, device), ()))
 
-    def _in_pieces(self, index: int, stage: Stage, device: str, rect: UnitRect) -> list[_Cut]:
+    def _in_pieces(
+        self, stage: Stage, device: str, rect: UnitRect, fetched: Sequence[tuple[str, Region]]
+    ) -> list[_Cut]:
+        """Borders first: cut by what others fetch of the share."""
         first, stop, alive, inputs, _ = self._layers(stage)
-        fetched, held = (self.cut_by or {}).get((index, device), ()), self.devices[device].regions
+        held = self.devices[device].regions
 
         def is_local(part: Mapping[str, Region]) -> bool:
             return not any(self._take(held.get(n, ()), n, need)[1] for n, need in self._read_by(first, stop, part))

@@ -97,10 +97,10 @@ class _Writer(Emitter):
         self._count = 0
 
     def weights_of(self, keys: Collection[str]) -> list[onnx.ValueInfoProto]:
-        values = {key: self._values[key] for key in keys}
+        values = [(key, self._values[key]) for key in keys]
         return [
             helper.make_tensor_value_info(key, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
-            for key, value in values.items()
+            for key, value in values
         ]
 
     def initializers(self, without: Collection[str]) -> list[onnx.TensorProto]:

@@ -243,6 +243,8 @@ class Cluster:
         """
         wanted = (objective or self.config.objective).model_copy(update={"goal": "throughput"})
         key = (model.hash, wanted.model_dump_json(), frozenset(self._members.lost))
+        if (known := self._mixtures.get(key)) is not None:
+            return known
         with self._planning:
             if key not in self._mixtures:
                 self._mixtures[key] = make_stream(model, self.profile(model), wanted)

@@ -11,6 +11,8 @@ from coedge.progress import progress
 
 # Tried are so many plans that are predicted to cost up to so many times the best.
 MOST, MARGIN = 4, 1.25
+# What a frame came to, the less the better: 0 in time, else its seconds; and its cost.
+Rank = tuple[float, float]
 
 
 def worth_trying(best: Plan, others: Sequence[Plan], objective: Objective) -> list[Plan]:
@@ -25,10 +27,6 @@ def worth_trying(best: Plan, others: Sequence[Plan], objective: Objective) -> li
     near = {plan.digest: plan for plan in sorted(others, key=cost) if cost(plan) <= MARGIN * cost(best)}
     near.pop(best.digest, None)
     return [best, *near.values()][:MOST]
-
-
-# What a frame came to, the less the better: by how much it missed its deadline, then its cost.
-Rank = tuple[float, float]
 
 
 def least_cost(plans: Sequence[Plan], rank_of_frame: Callable[[Plan], Rank], frames: int) -> Plan:

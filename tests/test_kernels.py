@@ -100,7 +100,7 @@ import psutil
 from nets import Net
 from coedge.capturing import capture
 from coedge.lowering import lower
-from coedge.plan import Stage, even_plan
+from coedge.plan import even_plan
 from workers.kernels import Kernels
 
 net = Net()

@@ -60,8 +60,8 @@ class Kernels:
         self.threads = threads
         self.providers = tuple(providers)
         self._sessions: dict[Tile, _Session] = {}
+        # By the keys of the parts: as sessions read them, each in one run of memory; and as they came.
         self._weights: dict[str, Array] = {}
-        # By the keys of the parts.
         self._values: dict[str, Array] = {}
 
     @property
