@@ -19,11 +19,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 import zmq
 from nets import Array, Net, difference, image, make_plan, one_stage, unsplit
+from waiting import children, ended, until
 
 import coedge
 from coedge import (
@@ -141,20 +141,6 @@ def states(cluster: Cluster) -> dict[str, str]:
     return {d.name: d.state for d in cluster.devices()}
 
 
-def ended(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def wait_until(condition: Any, what: str, seconds: float = GRACE_SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        time.sleep(0.02)
-
-
 def wait_until_running(cluster: Cluster, job: Any, name: str) -> None:
     """Until a device is in the middle of a step of the frame."""
     import ray
@@ -163,7 +149,7 @@ def wait_until_running(cluster: Cluster, job: Any, name: str) -> None:
         now = ray.get(cluster._members.actors[name].status.remote(), timeout=GRACE_SECONDS).running
         return now is not None and now[1] == job.frame
 
-    wait_until(running, f"{name} runs frame {job.frame}")
+    until(running, f"{name} runs frame {job.frame}")
 
 
 # ---------------------------------------------------------------- bad input, refused before anything runs
@@ -474,7 +460,7 @@ def test_a_device_killed_between_frames(cluster: Cluster) -> None:
     with pytest.raises(DeviceLost, match="snail-3"):  # noticed by now or not
         cluster.submit(model, x, plan=plan).result()
     assert time.monotonic() - start < GRACE_SECONDS
-    wait_until(lambda: states(cluster)["snail-3"] == "lost", "snail-3 is lost")
+    until(lambda: states(cluster)["snail-3"] == "lost", "snail-3 is lost")
     check_works(cluster, "a", "b")
 
 
@@ -543,7 +529,7 @@ def test_closing_ends_frames_under_way_and_leaves_no_process_not_even_a_stopped_
     thread = threading.Thread(target=hammer, daemon=True)
     thread.start()
     try:
-        wait_until(lambda: len(jobs) > 20, "frames are under way")
+        until(lambda: len(jobs) > 20, "frames are under way")
         start = time.monotonic()
         cluster.close()
         assert time.monotonic() - start < 3 * GRACE_SECONDS
@@ -552,12 +538,12 @@ def test_closing_ends_frames_under_way_and_leaves_no_process_not_even_a_stopped_
         with pytest.raises(ClusterError, match="closed"):
             slow.result()
         for job in jobs:
-            wait_until(job.done, f"frame {job.frame} ends")
+            until(job.done, f"frame {job.frame} ends")
             try:
                 assert_exact(model, x, job.result())
             except CoEdgeError as error:
                 assert "closed" in str(error)
-        wait_until(lambda: all(ended(pid) for pid in pids), "the workers end", 3 * GRACE_SECONDS)
+        until(lambda: all(ended(pid) for pid in pids), "the workers end")
     finally:
         if not ended(stopped):
             os.kill(stopped, signal.SIGKILL)
@@ -577,17 +563,17 @@ def test_an_address_where_nobody_answers_is_refused_soon() -> None:
 
 
 def test_a_wrong_configuration_starts_nothing() -> None:
-    before = {p.pid for p in psutil.Process().children(recursive=True)}
+    before = children()
     with pytest.raises(ConfigError, match="source"):
         coedge.connect({"devices": [{"name": "a"}], "source": "b"})
     with pytest.raises(PlanError, match="no scheme"):
         coedge.connect({"devices": [{"name": "a"}], "scheme": "magic"})
-    assert {p.pid for p in psutil.Process().children(recursive=True)} <= before
+    assert children() <= before
 
 
 def test_a_node_that_is_not_there_is_named_and_what_was_started_ends() -> None:
-    before = {p.pid for p in psutil.Process().children(recursive=True)}
+    before = children()
     with pytest.raises(ClusterError, match=r"device a: there is no Ray node '192\.0\.2\.7'; alive nodes are"):
         coedge.connect({"devices": [{"name": "a", "node": "192.0.2.7", "speed": 0.5}]})
-    started = {p.pid for p in psutil.Process().children(recursive=True)} - before
-    wait_until(lambda: all(ended(pid) for pid in started), "Ray ends", 3 * GRACE_SECONDS)
+    started = children() - before
+    until(lambda: all(ended(pid) for pid in started), "Ray ends")

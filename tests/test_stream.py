@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nets import DEVICES, TOLERANCE, Array, Net, difference, examples, image, make_plan, one_stage, plans, unsplit
-from threads import Threads, shuffled, until
+from threads import Threads, shuffled
 from virtual import LOWER, UPPER, halos
+from waiting import until
 
 from coedge.capturing import capture
 from coedge.dealing import deal

@@ -18,6 +18,7 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from waiting import listening, until
 
 from coedge.errors import ClusterError, ConfigError
 from coedge.link_clock import LinkClock
@@ -446,14 +447,14 @@ class TestZmqTransport:
                 a.send(1, data(np.zeros(100_000)))  # 800 kB: not copied
                 take(b)
                 ports = {port_of(a), port_of(b)}
-                assert ports <= listening(me)
+                assert ports <= listening()
                 return ports
 
         use()  # pyzmq's own thread, which frees sent arrays, starts once and stays
         before = {thread.id for thread in me.threads()}
         ports = use()
-        assert {thread.id for thread in me.threads()} <= before
-        assert not ports & listening(me)
+        until(lambda: {thread.id for thread in me.threads()} <= before, "the system forgets the joined threads")
+        assert not ports & listening()
 
 
 class TestPacedTransport:
@@ -803,10 +804,6 @@ def paced_zmq_pair(link: LinkSpec) -> Iterator[tuple[PacedTransport, PacedTransp
 
 def port_of(transport: ZmqTransport) -> int:
     return int(transport.endpoint.address.rsplit(":", 1)[1])
-
-
-def listening(process: psutil.Process) -> set[int]:
-    return {c.laddr.port for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
 
 
 def addresses(transport: ZmqTransport) -> set[str]:

@@ -6,12 +6,12 @@ import contextlib
 import functools
 import random
 import threading
-import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from nets import Array
+from waiting import MOST_SECONDS
 
 from coedge.dealing import dealing
 from coedge.errors import CoEdgeError, FrameTimeout
@@ -29,7 +29,6 @@ from workers.transport import Endpoint, InMemoryHub, InMemoryTransport, Transpor
 from workers.worker import Worker
 
 FRAME_SECONDS = 20.0
-MOST_SECONDS = 30.0  # that a test waits for anything
 
 Connect = Callable[[int, str], Transport]
 
@@ -107,13 +106,6 @@ class Threads:
 
 def _in_memory(hub: InMemoryHub, index: int, name: str) -> Transport:
     return InMemoryTransport(index, name, hub)
-
-
-def until(holds: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + MOST_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.002)
 
 
 # ---------------------------------------------------------------- a network whose every delivery is chosen
