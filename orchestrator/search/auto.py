@@ -28,7 +28,7 @@ from orchestrator.search.layout import nearest_devices
 from orchestrator.search.polish import better, polish, polish_dress
 from orchestrator.search.reach import Reach
 from orchestrator.search.rounding import fair, nearest, stages_of_path
-from orchestrator.search.shortest_path import Path, Prices, pareto_paths, prices_of, shortest_path
+from orchestrator.search.shortest_path import TRANSFERS, Path, Prices, pareto_paths, prices_of, shortest_path
 from orchestrator.search.space import Space, is_small
 from orchestrator.search.thorough import more_drafts, thoroughly
 
@@ -42,8 +42,6 @@ JOINING = 4
 LARGISH, LARGE = 60, 300
 # With one device more, plans that cost more than so many times the best are given up.
 HOPELESS = 1.2
-# What a transfer counts: from all of it (a barrier after every stage) down to what does not hide.
-TRANSFERS = (1.0, 0.5, 2.0)
 # Plans for so much of the deadline are looked at too.
 TIGHTER = (1.0, 0.8, 0.6, 0.4)
 # How many paths of the front of seconds and joules are kept at every cut and layout, and what that may take.
@@ -97,7 +95,7 @@ def _explore(evaluator: Evaluator, space: Space, known: Sequence[Judged], steps:
         paths = drafts(costs, objective, TRANSFERS[: len(TRANSFERS) - number])
         found += [evaluator.judge(stages_of_path(path, costs)) for path in paths]
     if space.is_small:
-        found += more_drafts(evaluator, space, TRANSFERS, steps)
+        found += more_drafts(evaluator, space, steps)
     drawn = distinct(found, objective)
     drawn = drawn[: 1 if _strips(drawn[0]) > LARGE else 2 if _strips(drawn[0]) > LARGISH else REFINED]
     refined = [refine(evaluator, space.reach, judged) for judged in drawn]

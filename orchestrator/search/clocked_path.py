@@ -62,7 +62,7 @@ def clocked_paths(costs: Costs, prices: Prices, most: int) -> list[Path]:
     """Up to so many paths from the input at the source to the answer there, cheapest first.
 
     Args:
-        prices: of a second and of a joule; the others do not count here.
+        prices: of a second, of a joule and of what transfers count; the others do not count here.
     """
     search = _Search(costs, prices)
     reached = {0: search.begin()}
@@ -96,7 +96,8 @@ class _Search:
     def __init__(self, costs: Costs, prices: Prices) -> None:
         self.costs, self.prices = costs, prices
         self.start, self.stop = costs.start, costs.start + costs.share
-        self.per_byte, self.latency = costs.per_byte()
+        self.per_byte, latency = costs.per_byte()
+        self.latency = latency * prices.transfer
         self.watts = costs.watts()
         self.compute_watts = np.array([device.power.compute_watts for device in costs.profile.devices])
         self.source = costs.names.index(costs.profile.source)
@@ -168,7 +169,7 @@ class _Search:
                 part = np.minimum(own_ends, ends[:, receiver]) - np.maximum(own_begins, begins[:, receiver])
                 moves = part > LEAST_PART
                 wire = np.where(moves, part, 0.0) * (nbytes * self.per_byte[sender, receiver])
-                up_link += wire
+                up_link += wire * self.prices.transfer
                 joules += wire * self.watts[sender, receiver]
                 behind = np.where(moves, up_link + self.latency[sender, receiver], -np.inf)
                 there = behind[at] + ways.clocks[:, sender, None]

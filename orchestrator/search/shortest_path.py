@@ -21,6 +21,8 @@ from orchestrator.search.costs import Costs
 Array = NDArray[np.float64]
 # (first, stop, index of the layout)
 Path = tuple[tuple[int, int, int], ...]
+# What a transfer may count: all of it (a barrier after every stage), what does not hide, and more where it queues.
+TRANSFERS = (1.0, 0.5, 2.0)
 
 
 @dataclass(frozen=True)

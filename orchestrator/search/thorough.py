@@ -20,7 +20,7 @@ from orchestrator.search.costs import Costs
 from orchestrator.search.layout import Layout, alone, layout_of
 from orchestrator.search.polish import NEAR, better, polish, polish_dress
 from orchestrator.search.rounding import stages_of_path
-from orchestrator.search.shortest_path import Path, prices_of, shortest_paths
+from orchestrator.search.shortest_path import TRANSFERS, Path, Prices, prices_of, shortest_paths
 from orchestrator.search.space import MOST_UNORDERED, Space
 
 # Paths for every price of a transfer.
@@ -30,24 +30,33 @@ NEAR_SHARE, ONE_START = 0.6, 1 / 24
 # So many of the best drafts are starts whatever their cuts.
 BEST = 3
 # Paths are looked for around so many of the best plans, and so many of them are starts.
-AROUND, NEW_STARTS = 10, 5
-# What looking for clocked paths takes, in steps.
+AROUND, NEW_STARTS = 16, 12
+# What looking for clocked paths once takes, in steps.
 CLOCKED_STEPS = 6000
 
 
-def more_drafts(evaluator: Evaluator, space: Space, transfers: Sequence[float], steps: int) -> Iterator[Judged]:
+def more_drafts(evaluator: Evaluator, space: Space, steps: int) -> Iterator[Judged]:
     """Paths for each of what transfers may count, in every dress.
 
     Args:
-        steps: of programs, how many may be simulated from here on: with few, no time goes to clocked paths.
+        steps: of programs, how many may be simulated from here on: with few, little time goes to clocked paths.
     """
-    objective = evaluator.objective
     for costs in space.costs:
-        for prices in prices_of(objective, transfers):
+        for prices in prices_of(evaluator.objective, TRANSFERS):
             yield from _judged(evaluator, space, costs, shortest_paths(costs, prices, PATHS))
-    if objective.goal != "energy" and steps > CLOCKED_STEPS:  # where time is worth nothing, clocks are not either
-        for costs in space.unordered:
-            yield from _judged(evaluator, space, costs, clocked_paths(costs, prices_of(objective)[0], PATHS))
+    for costs in space.unordered:
+        yield from _clocked(evaluator, space, costs, _clocked_prices(evaluator.objective, steps))
+
+
+def _clocked_prices(objective: Objective, steps: int) -> list[Prices]:
+    """With clocks, for as many of what transfers may count as the steps allow. Where time is worth nothing, clocks are
+    not either."""
+    return [] if objective.goal == "energy" else prices_of(objective, TRANSFERS[: steps // CLOCKED_STEPS])
+
+
+def _clocked(evaluator: Evaluator, space: Space, costs: Costs, prices: Iterable[Prices]) -> Iterator[Judged]:
+    for one in prices:
+        yield from _judged(evaluator, space, costs, clocked_paths(costs, one, PATHS))
 
 
 def _judged(evaluator: Evaluator, space: Space, costs: Costs, paths: Iterable[Path]) -> Iterator[Judged]:
@@ -77,8 +86,7 @@ def thoroughly(evaluator: Evaluator, space: Space, drafts: Sequence[Judged], ste
         best = _better_of(near(start), best, objective)
     while evaluator.steps < limit:
         before = best
-        around = _around(evaluator, space) if limit - evaluator.steps > CLOCKED_STEPS else []
-        for start in (*around, *_unlike(evaluator, space, best)):
+        for start in (*_around(evaluator, space, limit - evaluator.steps), *_unlike(evaluator, space, best)):
             best = _better_of(near(start), best, objective)
             if best is not before:
                 break
@@ -96,10 +104,11 @@ def _starts(drafts: Sequence[Judged]) -> list[Judged]:
     return list({id(judged): judged for judged in (*drafts[:BEST], *kinds.values(), *drafts)}.values())
 
 
-def _around(evaluator: Evaluator, space: Space) -> list[Judged]:
+def _around(evaluator: Evaluator, space: Space, steps: int) -> list[Judged]:
     """Paths over the layouts that the best plans have, and those with a row handed from one device to another."""
     objective, layers = evaluator.objective, evaluator.model.layers
-    if objective.goal == "energy":
+    prices = _clocked_prices(objective, steps)
+    if not prices:
         return []
     own, near = dict[Layout, None](), dict[Layout, None]()
     for judged in distinct(list(evaluator.judged.values()), objective)[:AROUND]:
@@ -110,8 +119,7 @@ def _around(evaluator: Evaluator, space: Space) -> list[Judged]:
                 near.update(dict.fromkeys(layout.shifted(layers[stage.last].rows)))
     most = MOST_UNORDERED // len(layers)
     costs = space.costs[0].on_layouts(list({**dict.fromkeys(alone(evaluator.profile)), **own, **near})[:most])
-    paths = clocked_paths(costs, prices_of(objective)[0], PATHS)
-    return distinct(list(_judged(evaluator, space, costs, paths)), objective)[:NEW_STARTS]
+    return distinct(list(_clocked(evaluator, space, costs, prices)), objective)[:NEW_STARTS]
 
 
 def _unlike(evaluator: Evaluator, space: Space, best: Judged) -> list[Judged]:
