@@ -71,7 +71,7 @@ def thoroughly(evaluator: Evaluator, space: Space, drafts: Sequence[Judged], ste
 
     Args:
         drafts: best first.
-        steps: of programs, how many may be simulated.
+        steps: of programs, about how many may be simulated: a round of new starts that has begun is not broken off.
     """
     objective, limit, part = evaluator.objective, evaluator.steps + steps, int(steps * ONE_START)
 
