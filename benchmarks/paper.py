@@ -13,7 +13,8 @@ deadlines. The watts are chosen so that a device alone takes the joules of the p
 
 `python -m benchmarks.paper [--cluster FILE] [--quick | --predicted-only] [--out FOLDER] [--show FOLDER]`. In a lab:
 `coedge lab up configs/lab/paper.yaml --fast-weights`, then
-`coedge lab run -- python -m benchmarks.paper --cluster configs/lab/paper.yaml`; rates are set by `coedge lab rate`.
+`coedge lab run -- python -m benchmarks.paper --cluster configs/lab/paper.yaml`, 22 minutes; rates are set by
+`coedge lab rate`.
 Emulated devices have their speed on the network at hand, as the paper's milliseconds imply it.
 """
 
