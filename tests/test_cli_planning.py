@@ -16,6 +16,8 @@ from coedge.testbed import load_testbed, profile_of
 from coedge.timeline import Timeline
 from orchestrator.planner import SCHEMES
 
+pytestmark = pytest.mark.usefixtures("brief_search")
+
 BED = """
 devices:
   - name: camera
@@ -161,7 +163,7 @@ def test_for_a_stream_the_mixture_is_named_beside_the_plan(cli, net: str, bed: s
 
 def test_schemes_that_miss_the_deadline_say_so_below_the_table(cli, net: str, bed: str) -> None:
     rows = read(cli("plan", net, "--profile", bed, "--compare", "--json"))
-    limit = rows[-1]["predicted"]["latency_seconds"] * 1e3 * 1.01
+    limit = rows[-1]["predicted"]["latency_seconds"] * 1e3 * 1.1
     shown = cli("plan", net, "--profile", bed, "--compare", "--deadline", f"{limit:.4f}ms").out
     late = [row["scheme"] for row in rows if row["predicted"]["latency_seconds"] * 1e3 > limit]
     assert late

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from nets import examples, one_stage
 from test_algorithm_1 import chain, profiles, synthetic_profile
 from virtual import halos
 
+from benchmarks import instances
 from coedge.errors import PlanError
 from coedge.model import Model
 from coedge.objective import Objective
@@ -46,6 +48,23 @@ def test_from_least_latency_to_least_joules() -> None:
     assert found[0][0] <= fastest.predicted.latency_seconds * (1 + 1e-9)
     assert found[-1][1] <= thriftiest.predicted.energy_joules * (1 + 2 * SAME)
     assert all(plan.feasible and plan.predicted and plan.predicted.bound_seconds for plan in plans)
+
+
+@given(data=st.data())
+@examples(3)
+def test_a_looser_deadline_costs_no_joules(data: st.DataObject) -> None:
+    seed = data.draw(st.integers(0, 10_000))
+    model = instances.chain(seed % 20, layers=4, rows=12)
+    profile = instances.small_profile(seed, model, 3)
+    quickest = make_plan(model, profile, Objective())
+    assert quickest.predicted is not None
+    joules = []
+    for factor in (1.05, 1.3, 2.0, 4.0):
+        limit = quickest.predicted.latency_seconds * factor * 1e3
+        plan = make_plan(model, profile, Objective(goal="energy", deadline_ms=limit))
+        assert plan.feasible and plan.predicted is not None and plan.predicted.latency_seconds * 1e3 <= limit
+        joules.append(plan.predicted.energy_joules)
+    assert all(after <= 1.01 * before for before, after in itertools.pairwise(joules)), joules
 
 
 @given(data=st.data())
