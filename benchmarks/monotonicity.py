@@ -6,7 +6,7 @@
 
 Whatever was possible before still is, so the cost should never rise.
 
-`python -m benchmarks.monotonicity [--json] [--quick] [--instances 100] [--first 0]`, about forty minutes.
+`python -m benchmarks.monotonicity [--json] [--quick] [--instances 100] [--first 0]`, about fifty minutes.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     growth   a plan for more and more devices, and of networks of more and more layers; with a picture
     rises    how often better conditions give a worse plan (see `benchmarks.monotonicity`)
 
-`python -m benchmarks.planner [--json] [--quick]`, about six minutes.
+`python -m benchmarks.planner [--json] [--quick]`, about eight minutes.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ def wait_until_running(cluster: Cluster, job: Any, name: str) -> None:
         now = ray.get(cluster._members.actors[name].status.remote(), timeout=GRACE_SECONDS).running
         return now is not None and now[1] == job.frame
 
-    until(running, f"{name} runs frame {job.frame}")
+    until(running, f"{name} runs frame {job.frame}", GRACE_SECONDS)
 
 
 # ---------------------------------------------------------------- bad input, refused before anything runs
@@ -460,7 +460,7 @@ def test_a_device_killed_between_frames(cluster: Cluster) -> None:
     with pytest.raises(DeviceLost, match="snail-3"):  # noticed by now or not
         cluster.submit(model, x, plan=plan).result()
     assert time.monotonic() - start < GRACE_SECONDS
-    until(lambda: states(cluster)["snail-3"] == "lost", "snail-3 is lost")
+    until(lambda: states(cluster)["snail-3"] == "lost", "snail-3 is lost", GRACE_SECONDS)
     check_works(cluster, "a", "b")
 
 
@@ -529,7 +529,7 @@ def test_closing_ends_frames_under_way_and_leaves_no_process_not_even_a_stopped_
     thread = threading.Thread(target=hammer, daemon=True)
     thread.start()
     try:
-        until(lambda: len(jobs) > 20, "frames are under way")
+        until(lambda: len(jobs) > 20, "frames are under way", GRACE_SECONDS)
         start = time.monotonic()
         cluster.close()
         assert time.monotonic() - start < 3 * GRACE_SECONDS
@@ -538,7 +538,7 @@ def test_closing_ends_frames_under_way_and_leaves_no_process_not_even_a_stopped_
         with pytest.raises(ClusterError, match="closed"):
             slow.result()
         for job in jobs:
-            until(job.done, f"frame {job.frame} ends")
+            until(job.done, f"frame {job.frame} ends", GRACE_SECONDS)
             try:
                 assert_exact(model, x, job.result())
             except CoEdgeError as error:
