@@ -104,7 +104,7 @@ def replan(model: Model, profile: Profile, plan: Plan) -> float:
     draft = as_draft(plan.stages)
     if draft is None:
         return 0.0
-    programme = Programme(model, profile, Reach(model), draft)
+    programme = Programme(model, profile, Reach(model), draft, again=True)
     programme.solve(profile, Objective())
     taken = []
     for factor in (0.67, 0.9, 1.1, 0.8, 0.7):

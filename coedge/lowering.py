@@ -268,7 +268,7 @@ class _Lowering:
         key = (first, stop, *part.items())
         found = self.memo.needs.get(key)
         if found is None:
-            need, nodes = _needs_of(self.model, first, stop, part)
+            need, nodes = needs_of(self.model, first, stop, part)
             made = {name for index, _, _ in nodes for name in self.graph.nodes[index].outputs}
             found = self.memo.needs[key] = tuple((name, region) for name, region in need.items() if name not in made)
         return found
@@ -397,7 +397,7 @@ class _Lowering:
 
 def tile_of(model: Model, first: int, stop: int, wanted: dict[str, Region]) -> tuple[Tile, dict[str, Region]]:
     """The tile of nodes [first, stop) that makes the wanted regions, and the region of every tensor in it."""
-    need, plans = _needs_of(model, first, stop, wanted)
+    need, plans = needs_of(model, first, stop, wanted)
     nodes: list[TileNode] = []
     made: set[str] = set()
     # Only now is it known how much of each tensor the tile holds.
@@ -412,16 +412,14 @@ def tile_of(model: Model, first: int, stop: int, wanted: dict[str, Region]) -> t
     return Tile(tuple(nodes), inputs, results, fixed), need
 
 
-_NodeNeeds = list[tuple[int, Region, dict[str, Region]]]
+NodeNeeds = list[tuple[int, Region, dict[str, Region]]]
 
 
-def _needs_of(
-    model: Model, first: int, stop: int, wanted: Mapping[str, Region]
-) -> tuple[dict[str, Region], _NodeNeeds]:
+def needs_of(model: Model, first: int, stop: int, wanted: Mapping[str, Region]) -> tuple[dict[str, Region], NodeNeeds]:
     """The region of every tensor that nodes [first, stop) need for the wanted ones, and for each node that takes
     part, last node first: its index, what it makes and what it needs."""
     need = dict(wanted)
-    plans: _NodeNeeds = []
+    plans: NodeNeeds = []
     for node in reversed(model.graph.nodes[first:stop]):
         outputs = [name for name in node.outputs if name in need]
         if not outputs:

@@ -7,15 +7,22 @@ import warnings
 from typing import Any
 
 
-def solved(problem: Any) -> bool:
-    """Solves a linear programme. False: infeasible."""
+def solved(problem: Any, again: bool = False) -> bool:
+    """Solves a linear programme.
+
+    Args:
+        again: with other values of its parameters, later on: that is quick, if the first time takes twice as long.
+
+    Returns:
+        False where it is infeasible.
+    """
     import cvxpy
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with contextlib.suppress(cvxpy.SolverError):
-            problem.solve(solver=cvxpy.CLARABEL)
+            problem.solve(solver=cvxpy.CLARABEL, ignore_dpp=not again)
         if problem.status not in (cvxpy.OPTIMAL, cvxpy.INFEASIBLE):
             # A simplex method is slower, but not put off by times that are millions apart.
-            problem.solve(solver=cvxpy.SCIPY, scipy_options={"method": "highs"})
+            problem.solve(solver=cvxpy.SCIPY, ignore_dpp=not again, scipy_options={"method": "highs"})
     return bool(problem.status in (cvxpy.OPTIMAL, cvxpy.OPTIMAL_INACCURATE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,6 +53,17 @@ def distinct(found: Sequence[Judged], objective: Objective) -> list[Judged]:
     return list(unique.values())
 
 
+_memos = weakref.WeakValueDictionary[str, Memo]()
+
+
+def shared_memo(model: Model) -> Memo:
+    """What is known of the model's lowered plans by all who judge some of them now; it goes with the last of them."""
+    memo = _memos.get(model.hash)
+    if memo is None:
+        memo = _memos[model.hash] = Memo()
+    return memo
+
+
 class Evaluator:
     """Of one model on one profile, for one objective.
 
@@ -63,13 +75,13 @@ class Evaluator:
         self.model, self.profile, self.objective = model, profile, objective
         self.judged: dict[Key, Judged] = {}
         self.steps = 0
-        self._memo = Memo()
+        self._memo = shared_memo(model)
         self._owned: dict[tuple[int, UnitRect], tuple[Region, ...] | None] = {}
 
     def aiming_at(self, objective: Objective) -> Evaluator:
         """The same, and what was judged so far, for another goal: constraints beside the deadline must be the same."""
         other = Evaluator(self.model, self.profile, objective)
-        other.judged, other._memo = self.judged, self._memo
+        other.judged = self.judged
         return other
 
     def judge(self, stages: Sequence[Stage], scheme: str = "auto", reason: str = "") -> Judged:

@@ -12,6 +12,7 @@ from coedge.model import Model
 from coedge.objective import Objective
 from coedge.plan import Plan
 from coedge.profile import Profile
+from orchestrator.evaluator import shared_memo
 from orchestrator.mixture import Mixture, make_mixture
 from orchestrator.schemes.aofl import aofl
 from orchestrator.schemes.coedge import coedge
@@ -48,14 +49,15 @@ def check_scheme(scheme: str) -> None:
 
 
 @contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """No garbage collection: a search makes objects by the million, none in cycles, and looking at them again and
-    again would take a quarter of its time."""
-    collects = gc.isenabled()
+def _searching(model: Model) -> Iterator[None]:
+    """What schemes and search learn of the model's plans is kept until the end. No garbage collection: a search makes
+    objects by the million, none in cycles, and looking at them again and again would take a quarter of its time."""
+    memo, collects = shared_memo(model), gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        del memo
         if collects:
             gc.enable()
 
@@ -79,7 +81,7 @@ def make_plan(model: Model, profile: Profile, objective: Objective | None = None
     objective = objective or Objective()
     if scheme != AUTO:
         return SCHEMES[scheme](model, profile, objective)
-    with uncollected():
+    with _searching(model):
         return _auto(model, profile, objective)
 
 

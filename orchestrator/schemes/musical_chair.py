@@ -25,7 +25,7 @@ from statistics import fmean
 
 from coedge.graph import Tensor
 from coedge.layers import Layer
-from coedge.lowering import tile_of
+from coedge.lowering import needs_of
 from coedge.model import Model
 from coedge.objective import Objective
 from coedge.plan import Plan, Stage, strips
@@ -131,10 +131,10 @@ class Need:
         for device, rect in place.items():
             own = {name: rect.of_extent(tensors[name].rows, tensors[name].cols) for name in makes}
             wanted = {name: region for name, region in own.items() if not region.empty}
-            tile, need = tile_of(model, layer.first, layer.stop, wanted)
+            need, _ = needs_of(model, layer.first, layer.stop, wanted)
             if layer.tensor in need:
                 rows.append(need[layer.tensor].area / layer.cols)
-            reads += [(device, tensors[name], need[name]) for name in tile.inputs]
+            reads += [(device, tensors[name], need[name]) for name in need if name not in made]
         return cls(layer.index, tuple(rows), tuple(reads), makes)
 
     @classmethod

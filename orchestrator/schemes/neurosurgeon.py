@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from coedge.lowering import tile_of
+from coedge.lowering import needs_of
 from coedge.model import Model
 from coedge.objective import Objective
 from coedge.plan import Plan, Stage
@@ -162,16 +162,16 @@ def side(model: Model, first: int, stop: int) -> Side:
     made = {name for node in nodes for name in node.outputs if name}
     alive = model.cuts[stop].tensors if stop < len(layers) else graph.outputs
     wanted = {name: graph.tensors[name].whole for name in alive if name in made}
-    tile, need = tile_of(model, nodes[0].index, nodes[-1].index + 1, wanted)
+    need, parts = needs_of(model, nodes[0].index, nodes[-1].index + 1, wanted)
     work = (
         Work(layer.index, need[layer.tensor].area / layer.cols) for layer in layers[first:stop] if layer.tensor in need
     )
-    reads = {name: graph.tensors[name].region_nbytes(need[name]) for name in tile.inputs}
+    reads = {name: graph.tensors[name].region_nbytes(region) for name, region in need.items() if name not in made}
     image = sum(nbytes for name, nbytes in reads.items() if name in graph.inputs)
     constants = {
         name
-        for part in tile.nodes
-        for name in (*graph.nodes[part.node].inputs, *graph.nodes[part.node].captured)
+        for node, _, _ in parts
+        for name in (*graph.nodes[node].inputs, *graph.nodes[node].captured)
         if name in graph.constants
     }
     return Side(

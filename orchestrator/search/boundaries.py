@@ -93,10 +93,16 @@ class _Parameters:
 
 
 class Programme:
-    """The linear programme of one draft. Solve it again with another profile: only its parameters change."""
+    """The linear programme of one draft. With another profile only its parameters change.
 
-    def __init__(self, model: Model, profile: Profile, reach: Reach, stages: Sequence[DraftStage]) -> None:
-        self.model, self.reach, self.stages = model, reach, tuple(stages)
+    Args:
+        again: whether it will be solved again, for other profiles.
+    """
+
+    def __init__(
+        self, model: Model, profile: Profile, reach: Reach, stages: Sequence[DraftStage], again: bool = False
+    ) -> None:
+        self.model, self.reach, self.stages, self._again = model, reach, tuple(stages), again
         self.flow = make_flow(model, profile, reach, stages)
         self._limits = {d.name: FULL * d.memory_bytes for d in profile.devices if d.memory_bytes is not None}
         self.order = order_of(self.flow, profile)
@@ -105,7 +111,7 @@ class Programme:
     def solve(self, profile: Profile, objective: Objective) -> Boundaries | None:
         """The best edges; None: infeasible, or the solver gave up."""
         unit = self._set(profile, objective)
-        if not solved(self.problem):
+        if not solved(self.problem, self._again):
             return None
         edges = [float(value) for value in self._edges.value]
         seconds, price = float(self._latency.value) * unit, float(np.sum(self._in_time.dual_value))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +86,12 @@ class Costs:
         self.weights, self.shared_weights = np.moveaxis(np.array(pairs), 2, 0)
         self.moves = self._moves()
         self.halos = self._halos()
+
+    @cached_property
+    def slowest(self) -> Array:
+        """[i, j, M] seconds until the last device has computed the stage."""
+        seconds: Array = self.busy.max(axis=3)
+        return seconds
 
     def with_links(self, profile: Profile) -> Costs:
         """The same devices on other links: what they compute is not worked out again."""

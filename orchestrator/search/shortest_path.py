@@ -235,14 +235,14 @@ def _front(seconds: Array, joules: Array, width: int) -> NDArray[np.int64]:
 
 def _stage_costs(costs: Costs, prices: Prices) -> Array:
     """[i, j, M]; infinite where a stage may not be."""
-    cost = prices.second * costs.busy.max(axis=3) if prices.second else np.zeros(costs.allowed.shape)
+    cost = prices.second * costs.slowest if prices.second else np.zeros(costs.allowed.shape)
     if prices.joule:
         watts = np.array([d.power.compute_watts for d in costs.profile.devices])
         idle = np.array([d.power.idle_watts for d in costs.profile.devices])
         cost = cost + prices.joule * costs.busy @ watts
         if costs.profile.joules == "total":
             taking_part = (costs.share > 0) @ idle
-            cost = cost + prices.joule * costs.busy.max(axis=3) * taking_part
+            cost = cost + prices.joule * costs.slowest * taking_part
     if prices.busy is not None:
         cost = cost + costs.busy @ prices.busy
     if prices.memory is not None:

@@ -17,6 +17,7 @@ from coedge.plan import Stage
 from orchestrator.evaluator import Evaluator, Judged, distinct
 from orchestrator.search.clocked_path import clocked_paths
 from orchestrator.search.costs import Costs
+from orchestrator.search.dress import Dress
 from orchestrator.search.layout import Layout, alone, layout_of
 from orchestrator.search.polish import NEAR, better, polish, polish_dress
 from orchestrator.search.rounding import stages_of_path
@@ -26,13 +27,15 @@ from orchestrator.search.space import MOST_UNORDERED, Space
 # Paths for every price of a transfer.
 PATHS = 60
 # So much of the steps goes to the second part; and, for each start, at most this part of all.
-NEAR_SHARE, ONE_START = 0.6, 1 / 24
+NEAR_SHARE, ONE_START = 0.3, 1 / 24
 # So many of the best drafts are starts whatever their cuts.
 BEST = 3
-# Paths are looked for around so many of the best plans, and so many of them are starts.
-AROUND, NEW_STARTS = 16, 12
-# What looking for clocked paths once takes, in steps.
-CLOCKED_STEPS = 6000
+# Paths are looked for around so many of the best plans, and around as many that are each the best of an order of the
+# devices; and so many of the paths are starts.
+AROUND, NEW_STARTS = 8, 12
+# What transfers count in clocked paths, and whether borders are made first; and what looking for them once takes, in
+# steps.
+CLOCKED, CLOCKED_STEPS = ((1.0, True), (1.0, False), (2.0, True)), 6000
 
 
 def more_drafts(evaluator: Evaluator, space: Space, steps: int) -> Iterator[Judged]:
@@ -43,27 +46,28 @@ def more_drafts(evaluator: Evaluator, space: Space, steps: int) -> Iterator[Judg
     """
     for costs in space.costs:
         for prices in prices_of(evaluator.objective, TRANSFERS):
-            yield from _judged(evaluator, space, costs, shortest_paths(costs, prices, PATHS))
+            yield from _judged(evaluator, costs, shortest_paths(costs, prices, PATHS), space.dresses)
     for costs in space.unordered:
-        yield from _clocked(evaluator, space, costs, _clocked_prices(evaluator.objective, steps))
+        yield from _clocked(evaluator, space, costs, steps)
 
 
-def _clocked_prices(objective: Objective, steps: int) -> list[Prices]:
-    """With clocks, for as many of what transfers may count as the steps allow. Where time is worth nothing, clocks are
-    not either."""
-    return [] if objective.goal == "energy" else prices_of(objective, TRANSFERS[: steps // CLOCKED_STEPS])
+def _clocked(evaluator: Evaluator, space: Space, costs: Costs, steps: int) -> Iterator[Judged]:
+    objective = evaluator.objective
+    for transfer, borders_first in _kinds(objective, steps):
+        prices = Prices(joule=objective.energy_weight, transfer=transfer)
+        dresses = [dress for dress in space.dresses if dress.borders_first == borders_first]
+        yield from _judged(evaluator, costs, clocked_paths(costs, prices, PATHS, borders_first), dresses)
 
 
-def _clocked(evaluator: Evaluator, space: Space, costs: Costs, prices: Iterable[Prices]) -> Iterator[Judged]:
-    for one in prices:
-        yield from _judged(evaluator, space, costs, clocked_paths(costs, one, PATHS))
+def _kinds(objective: Objective, steps: int) -> Sequence[tuple[float, bool]]:
+    """Of clocked paths, as many as the steps allow. Where time is worth nothing, clocks are not either."""
+    return () if objective.goal == "energy" else CLOCKED[: steps // CLOCKED_STEPS]
 
 
-def _judged(evaluator: Evaluator, space: Space, costs: Costs, paths: Iterable[Path]) -> Iterator[Judged]:
-    """In every dress."""
+def _judged(evaluator: Evaluator, costs: Costs, paths: Iterable[Path], dresses: Sequence[Dress]) -> Iterator[Judged]:
     for path in paths:
         stages = stages_of_path(path, costs)
-        yield from (evaluator.judge(dress(stages)) for dress in space.dresses)
+        yield from (evaluator.judge(dress(stages)) for dress in dresses)
 
 
 def thoroughly(evaluator: Evaluator, space: Space, drafts: Sequence[Judged], steps: int) -> None:
@@ -107,11 +111,10 @@ def _starts(drafts: Sequence[Judged]) -> list[Judged]:
 def _around(evaluator: Evaluator, space: Space, steps: int) -> list[Judged]:
     """Paths over the layouts that the best plans have, and those with a row handed from one device to another."""
     objective, layers = evaluator.objective, evaluator.model.layers
-    prices = _clocked_prices(objective, steps)
-    if not prices:
+    if not _kinds(objective, steps):
         return []
     own, near = dict[Layout, None](), dict[Layout, None]()
-    for judged in distinct(list(evaluator.judged.values()), objective)[:AROUND]:
+    for judged in _best_and_unlike(evaluator):
         for stage in judged.plan.stages:
             layout = layout_of(stage)
             if layout is not None:
@@ -119,7 +122,18 @@ def _around(evaluator: Evaluator, space: Space, steps: int) -> list[Judged]:
                 near.update(dict.fromkeys(layout.shifted(layers[stage.last].rows)))
     most = MOST_UNORDERED // len(layers)
     costs = space.costs[0].on_layouts(list({**dict.fromkeys(alone(evaluator.profile)), **own, **near})[:most])
-    return distinct(list(_clocked(evaluator, space, costs, prices)), objective)[:NEW_STARTS]
+    return distinct(list(_clocked(evaluator, space, costs, steps)), objective)[:NEW_STARTS]
+
+
+def _best_and_unlike(evaluator: Evaluator) -> list[Judged]:
+    """The best; and the best of each of the best orders of the devices, stage by stage, without those."""
+    ranked = distinct(list(evaluator.judged.values()), evaluator.objective)
+    kinds: dict[object, Judged] = {}
+    for judged in ranked:
+        kinds.setdefault(tuple(tuple(stage.regions) for stage in judged.plan.stages), judged)
+    best = {id(judged): judged for judged in ranked[:AROUND]}
+    unlike = [judged for judged in kinds.values() if id(judged) not in best]
+    return [*best.values(), *unlike[:AROUND]]
 
 
 def _unlike(evaluator: Evaluator, space: Space, best: Judged) -> list[Judged]:
