@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from coedge.graph import Node
 from coedge.layers import Layer
 from coedge.model import Model
 from coedge.objective import Objective
-from coedge.profile import Profile
+from coedge.profile import DeviceProfile, Profile
 from coedge.region import UNIT, Interval, UnitRect
 from coedge.rules.rule import WholeRule
 from orchestrator.schemes.traffic import made_whole
@@ -46,25 +46,43 @@ def block_costs(
     """
     model = reach.model
     wires, held = Wires(profile, tuple(regions), alone), Held(model, profile.source, regions, alone, first, stop)
+    kernels = Kernels([profile.by_name[name] for name in regions], first, stop)
     watts = np.array([profile.by_name[name].power.compute_watts for name in regions])
     count = stop - first
     seconds, joules = np.zeros((count, count + 1)), np.zeros((count, count + 1))
     for end in range(1, count + 1):
-        compute = np.zeros((end, len(regions)))
-        reads: list[tuple[int, int, int, int, int]] = []
-        for d, (name, rect) in enumerate(regions.items()):
-            device, ends_stage = profile.by_name[name], True
-            for index, rows, needed in reach.walk(rect, first, first + end):
-                if rows:
-                    compute[index - first, d] = device.layer_time(index, ends_stage).seconds(rows)
-                    ends_stage = False
-                reads += [(index - first, d, held.index[t], *interval) for t, interval in needed.items()]
+        rows = [[0] * len(regions) for _ in range(end)]
+        reads: list[int] = []
+        for d, rect in enumerate(regions.values()):
+            for index, computed, needed in reach.walk(rect, first, first + end):
+                rows[index - first][d] = computed
+                for tensor, interval in needed.items():
+                    reads += (index - first, d, held.index[tensor], *interval)
         waiting, sending = wires.cost(held.nbytes(end, reads))
         # A block computes all of its layers: from where it starts to its end.
-        computing = np.cumsum(compute[::-1], axis=0)[::-1]
+        computing = np.cumsum(kernels.seconds(np.array(rows))[::-1], axis=0)[::-1]
         seconds[:end, end] = (waiting + computing).max(axis=1)
         joules[:end, end] = computing @ watts + sending
     return BlockCosts(seconds, joules)
+
+
+class Kernels:
+    """What layers [first, stop) take on the devices of the strips: arrays of (layers, devices)."""
+
+    def __init__(self, devices: Sequence[DeviceProfile], first: int, stop: int) -> None:
+        def table(ends_stage: bool) -> Array:
+            times = [[device.layer_time(index, ends_stage) for device in devices] for index in range(first, stop)]
+            return np.array([[(t.fixed_seconds, t.seconds_per_row) for t in layer] for layer in times])
+
+        self._inside, self._last = table(False), table(True)
+
+    def seconds(self, rows: NDArray[np.int64]) -> Array:
+        """Of the first layers, as many as there are rows given for; a device's last layer ends its stage."""
+        computed, layers = rows > 0, np.arange(len(rows))[:, None]
+        is_last = layers == np.where(computed, layers, -1).max(axis=0)
+        times = np.where(is_last[:, :, None], self._last[: len(rows)], self._inside[: len(rows)])
+        seconds: Array = np.where(computed, times[:, :, 0] + times[:, :, 1] * rows, 0.0)
+        return seconds
 
 
 def senders_of(source: str, names: Iterable[str], alone: str) -> list[str]:
@@ -98,15 +116,15 @@ class Held:
         self.share_nbytes = np.array([n if t.partial_extent else 0 for n, t in zip(nbytes, tensors)], float)
         self.row_nbytes = np.array([0 if t.partial_extent else n / t.rows for n, t in zip(nbytes, tensors)], float)
 
-    def nbytes(self, count: int, reads: list[tuple[int, int, int, int, int]]) -> Array:
+    def nbytes(self, count: int, reads: list[int]) -> Array:
         """Bytes that blocks read before each of `count` layers: (layers, devices, senders), their own among them.
 
         Args:
-            reads: (layer, device, tensor, first row, stop row).
+            reads: layer, device, tensor, first row and stop row of one, then of the next.
         """
         total = np.zeros((count, self.devices, self.start.shape[1]))
         if reads:
-            layer, device, tensor, start, stop = np.array(reads).T
+            layer, device, tensor, start, stop = np.array(reads).reshape(-1, 5).T
             rows = np.minimum(self.stop[tensor], stop[:, None]) - np.maximum(self.start[tensor], start[:, None])
             moved = rows * self.row_nbytes[tensor, None] + self.share_nbytes[tensor, None]
             np.add.at(total, (layer, device), np.where(rows > 0, moved, 0.0))
@@ -167,7 +185,7 @@ class Backwards:
 
         Yields:
             From layer `stop - 1` back to `first`: the layer, how many of its rows are computed, and by tensor the
-            rows that a block reads which starts with it.
+            rows that a block reads which starts with it (the same dictionary each time).
         """
         tensors = self.model.graph.tensors
         alive = self.model.cuts[stop].tensors if stop < len(self.layers) else self.model.graph.outputs
@@ -189,7 +207,7 @@ class Backwards:
                 for name, row_map in row_maps:
                     rows = row_map.needs(out)
                     reads[name] = reads[name].hull(rows) if name in reads else rows
-            yield index, computed, dict(reads)
+            yield index, computed, reads
 
 
 RowRule = tuple[list[str], Interval | None, bool, list[tuple[str, AxisMap]]]
