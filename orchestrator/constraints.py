@@ -157,9 +157,8 @@ class _Checker:
     def excluded(self, everybody: Profile) -> Iterator[Constraint]:
         gone = [name for name in everybody.names if name not in self.profile.names]
         for name in gone:
-            again = self._better(
-                self._planned(everybody.without(other for other in gone if other != name), self.objective)
-            )
+            with_it = everybody.without(other for other in gone if other != name)
+            again = self._better(self._planned(with_it, self.objective, using=name))
             if again is None:
                 yield Constraint(name=f"without {name}", state="met", text="costs nothing: it would not be of use")
                 continue
@@ -167,10 +166,10 @@ class _Checker:
             worth = Worth(change=f"with {name}", saves=self.figures.saved(again))
             yield Constraint(name=f"without {name}", state="binds", text=text, worth=worth)
 
-    def _planned(self, profile: Profile, objective: Objective) -> Figures | None:
-        """Of a new plan by the same scheme; None: it breaks a constraint."""
+    def _planned(self, profile: Profile, objective: Objective, using: str | None = None) -> Figures | None:
+        """Of a new plan by the same scheme; None: it breaks a constraint, or does without the device."""
         plan = make_plan(self.model, profile, objective, self.scheme)
-        if not plan.feasible:
+        if not plan.feasible or (using is not None and using not in plan.used_devices):
             return None
         assert plan.predicted is not None
         return Figures(

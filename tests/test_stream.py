@@ -155,14 +155,17 @@ def test_answers_leave_in_order_and_frames_are_taken_only_as_they_leave(
     data: st.DataObject, in_flight: int, frames: int
 ) -> None:
     desk, left = Desk(), 0
+    # Which of the open ones end before each frame. Drawn at once: which are open depends on another thread as well.
+    ends = [data.draw(st.lists(st.integers(0, 5), unique=True)) for _ in range(frames)]
 
     def source() -> Iterator[int]:
         for frame in range(frames):
             assert len(desk.jobs) - left < in_flight
             open_jobs = [job.frame for job in desk.jobs if not job.done()]
             # Some end now, in any order; where there is no room for another frame, the oldest has to.
-            for one in data.draw(st.lists(st.sampled_from(open_jobs), unique=True)) if open_jobs else ():
-                desk.end(one)
+            for one in ends[frame]:
+                if one < len(open_jobs):
+                    desk.end(open_jobs[one])
             if len(desk.jobs) - left == in_flight - 1 and left < len(desk.jobs) and not desk.jobs[left].done():
                 desk.end(left)
             yield frame
