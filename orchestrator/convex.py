@@ -11,7 +11,7 @@ def solved(problem: Any, again: bool = False) -> bool:
     """Solves a linear programme.
 
     Args:
-        again: with other values of its parameters, later on: that is quick, if the first time takes twice as long.
+        again: with other values of its parameters, later on: quick then, but the first time takes half as long again.
 
     Returns:
         False where it is infeasible.

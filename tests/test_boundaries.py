@@ -167,7 +167,7 @@ def test_a_change_of_bandwidth_needs_no_new_programme(data: st.DataObject) -> No
             )
         }
     )
-    once = Programme(model, profile, Reach(model), stages)
+    once = Programme(model, profile, Reach(model), stages, again=True)
     once.solve(profile, Objective())
     again, anew = once.solve(changed, Objective()), Programme(model, profile, Reach(model), stages)
     fresh = anew.solve(changed, Objective())

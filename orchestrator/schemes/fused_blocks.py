@@ -17,6 +17,7 @@ from coedge.objective import Objective
 from coedge.profile import DeviceProfile, Profile
 from coedge.region import UNIT, Interval, UnitRect
 from coedge.rules.rule import WholeRule
+from orchestrator.kernel_times import kernel_times
 from orchestrator.schemes.traffic import made_whole
 
 Array = NDArray[np.float64]
@@ -70,18 +71,14 @@ class Kernels:
     """What layers [first, stop) take on the devices of the strips: arrays of (layers, devices)."""
 
     def __init__(self, devices: Sequence[DeviceProfile], first: int, stop: int) -> None:
-        def table(ends_stage: bool) -> Array:
-            times = [[device.layer_time(index, ends_stage) for device in devices] for index in range(first, stop)]
-            return np.array([[(t.fixed_seconds, t.seconds_per_row) for t in layer] for layer in times])
-
-        self._inside, self._last = table(False), table(True)
+        self._inside, self._last = (kernel_times(devices, range(first, stop), ends) for ends in (False, True))
 
     def seconds(self, rows: NDArray[np.int64]) -> Array:
         """Of the first layers, as many as there are rows given for; a device's last layer ends its stage."""
         computed, layers = rows > 0, np.arange(len(rows))[:, None]
         is_last = layers == np.where(computed, layers, -1).max(axis=0)
-        times = np.where(is_last[:, :, None], self._last[: len(rows)], self._inside[: len(rows)])
-        seconds: Array = np.where(computed, times[:, :, 0] + times[:, :, 1] * rows, 0.0)
+        fixed, per_row = (np.where(is_last, a[: len(rows)], b[: len(rows)]) for a, b in zip(self._last, self._inside))
+        seconds: Array = np.where(computed, fixed + per_row * rows, 0.0)
         return seconds
 
 

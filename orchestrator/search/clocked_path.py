@@ -111,9 +111,8 @@ class _Search:
         self.watts = costs.watts()
         self.compute_watts = np.array([device.power.compute_watts for device in costs.profile.devices])
         self.source = costs.names.index(costs.profile.source)
-        fixed = [[d.layer_time(i, False).fixed_seconds for d in costs.profile.devices] for i in range(costs.count)]
         # [cut, device] of everything before.
-        self.fixed = np.vstack([np.zeros((1, len(costs.names))), np.cumsum(fixed, axis=0)])
+        self.fixed = np.vstack([np.zeros((1, len(costs.names))), np.cumsum(costs.fixed, axis=0)])
         alone = costs.busy[:, costs.count][:, ~costs.several].sum(axis=2)
         # [cut, device] everything from there on.
         self.rest = np.vstack([alone, np.zeros((1, alone.shape[1]))])

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from coedge.model import Model
 from coedge.profile import Profile
+from orchestrator.kernel_times import kernel_times
 from orchestrator.search.flow import message_seconds
 from orchestrator.search.layout import Layout
 from orchestrator.search.reach import Reach
@@ -57,6 +58,7 @@ class Costs:
     """Tables over layers [0, L], layouts M and devices N.
 
     Attributes:
+        fixed: [i, N] seconds that layer i takes device N whatever the rows, inside of a stage.
         busy: [i, j, M, N] seconds that device N computes in stage [i, j).
         allowed: [i, j, M] whether the stage may be on the layout.
         weights, shared_weights: [i, j] bytes of constants that every device holds; that each holds its share of.
@@ -109,14 +111,8 @@ class Costs:
         sets, devices = self.share.shape
         heights = np.array([float(layer.rows) for layer in layers])
         splits = np.array([layer.splittable or layer.by_features for layer in layers])
-        first_time = np.array(
-            [[d.layer_time(i, False).fixed_seconds for d in self.profile.devices] for i in range(count)]
-        )
-        row_time = np.array(
-            [[d.layer_time(i, False).seconds_per_row for d in self.profile.devices] for i in range(count)]
-        )
-        first_end = np.array([[d.layer_time(i).fixed_seconds for d in self.profile.devices] for i in range(count)])
-        row_end = np.array([[d.layer_time(i).seconds_per_row for d in self.profile.devices] for i in range(count)])
+        self.fixed, row_time = kernel_times(self.profile.devices, range(count), ends_stage=False)
+        fixed_end, row_end = kernel_times(self.profile.devices, range(count), ends_stage=True)
         used = self.share > 0
         has_above = used & (self.start > 0)
         has_below = used & (self.start + self.share < 1 - 1e-12)
@@ -136,8 +132,8 @@ class Costs:
             rows = np.where(end.whole[:, None, None], high, rows) * used[None] * end.needed[:, None, None]
             rows[:, ~self.several] = used[~self.several] * high * end.needed[:, None, None]
             computed = rows > 0
-            seconds = computed * first_time[:stop, None] + rows * row_time[:stop, None]
-            seconds[-1] = computed[-1] * first_end[stop - 1] + rows[-1] * row_end[stop - 1]
+            seconds = computed * self.fixed[:stop, None] + rows * row_time[:stop, None]
+            seconds[-1] = computed[-1] * fixed_end[stop - 1] + rows[-1] * row_end[stop - 1]
             self.busy[:stop, stop] = np.cumsum(seconds[::-1], axis=0)[::-1]
             # From the last layer that cannot be split on, several devices may take a stage.
             whole = np.flatnonzero(~splits[:stop])
