@@ -24,14 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.enumeration import every_layout, stage_of
-from coedge.lowering import tile_of
-from coedge.model import Model
-from coedge.objective import Objective
-from coedge.plan import Stage
-from coedge.profile import Profile
-from coedge.program import Work
-from coedge.region import Region
-from orchestrator.evaluator import Evaluator, Judged
+from coedge.core.objective import Objective
+from coedge.core.region import Region
+from coedge.execution.program import Work
+from coedge.graph.model import Model
+from coedge.plan.lowering import tile_of
+from coedge.plan.plan import Stage
+from coedge.profile.profile import Profile
+from orchestrator.evaluation.evaluator import Evaluator, Judged
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from coedge.model import Model
-from coedge.plan import Stage
-from coedge.profile import Profile
-from coedge.region import UnitRect
-from orchestrator.evaluator import Evaluator, Judged
+from coedge.core.region import UnitRect
+from coedge.graph.model import Model
+from coedge.plan.plan import Stage
+from coedge.profile.profile import Profile
+from orchestrator.evaluation.evaluator import Evaluator, Judged
 
 # The first row of each device's strip, and the number of rows.
 Edges = tuple[int, ...]

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from benchmarks.branch_and_bound import Best, best_by_bound
 from benchmarks.instances import KINDS, Instance
 from benchmarks.report import Report, arguments
-from coedge.objective import Objective
-from coedge.plan import Plan
-from coedge.progress import progress
-from orchestrator.evaluator import Evaluator
-from orchestrator.planner import make_plan
+from coedge.core.objective import Objective
+from coedge.core.progress import progress
+from coedge.plan.plan import Plan
+from orchestrator.evaluation.evaluator import Evaluator
+from orchestrator.planner.planner import make_plan
 
 WITHIN = 1.03
 # Partial plans to continue; where that was not enough, the bound stands for the best.

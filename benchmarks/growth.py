@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import Report
-from coedge.model import Model
-from coedge.picture import INK, frame, logarithmic
+from coedge.core.figure_style import INK, frame, logarithmic
+from coedge.graph.model import Model
 
 # Plans a network for so many devices: seconds.
 Timed = Callable[[Model, int], float]

@@ -10,10 +10,10 @@ import numpy as np
 from onnx import helper, numpy_helper
 
 import coedge
-from coedge.config import PowerConfig
-from coedge.model import Model
-from coedge.objective import Objective
-from coedge.profile import DeviceProfile, LayerTime, Link, Profile, scaled
+from coedge.config.cluster_config import PowerConfig
+from coedge.core.objective import Objective
+from coedge.graph.model import Model
+from coedge.profile.profile import DeviceProfile, LayerTime, Link, Profile, scaled
 
 
 @functools.cache

@@ -18,12 +18,12 @@ from dataclasses import replace
 
 from benchmarks.instances import Instance
 from benchmarks.report import Report, arguments
-from coedge.model import Model
-from coedge.objective import Objective
-from coedge.plan import Plan
-from coedge.profile import Profile
-from coedge.progress import progress
-from orchestrator.planner import make_plan
+from coedge.core.objective import Objective
+from coedge.core.progress import progress
+from coedge.graph.model import Model
+from coedge.plan.plan import Plan
+from coedge.profile.profile import Profile
+from orchestrator.planner.planner import make_plan
 
 MOST_RISE = 1.01
 LOOSER = (1.05, 1.4, 2.0)

@@ -33,13 +33,13 @@ from benchmarks.paper_plots import draw
 from benchmarks.paper_points import Claim, Figures, Point, Value, claims_of, orderings
 from benchmarks.paper_trials import NETWORKS, SWEPT, Trial, trials, with_rates
 from benchmarks.report import RESULTS, environment
-from coedge.cli.models import load_model
-from coedge.config import load_config
-from coedge.errors import CoEdgeError
-from coedge.model import Model
-from coedge.progress import progress
-from coedge.testbed import Testbed, load_testbed, profile_of
-from orchestrator.cluster import connect
+from coedge.config.cluster_config import load_config
+from coedge.core.errors import CoEdgeError
+from coedge.core.progress import progress
+from coedge.graph.model import Model
+from coedge.profile.testbed import Testbed, load_testbed, profile_of
+from orchestrator.cli.models import load_model
+from orchestrator.cluster.cluster import connect
 
 ROOT = Path(__file__).resolve().parent.parent
 BED = ROOT / "configs" / "testbeds" / "paper.yaml"

@@ -9,16 +9,16 @@ from typing import Any
 
 from benchmarks.paper_points import Value, median_value
 from benchmarks.paper_trials import Trial
-from coedge.cli.models import difference, load_image, photograph, unsplit
-from coedge.config import ClusterConfig
-from coedge.errors import ClusterError, CoEdgeError
-from coedge.model import Model
-from coedge.progress import progress
-from coedge.testbed import Testbed, speed_on
+from coedge.config.cluster_config import ClusterConfig
+from coedge.core.errors import ClusterError, CoEdgeError
+from coedge.core.progress import progress
+from coedge.graph.model import Model
+from coedge.profile.testbed import Testbed, speed_on
 from orchestrator.bench.contenders import Planned
 from orchestrator.bench.side_by_side import TOLERANCE
 from orchestrator.bench.turns import Contender, take_turns
-from orchestrator.cluster import Cluster
+from orchestrator.cli.models import difference, load_image, photograph, unsplit
+from orchestrator.cluster.cluster import Cluster
 
 LAB_SECONDS = 30.0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paper_points import SOURCES, Figures, Point
-from coedge.picture import INK, frame
+from coedge.core.figure_style import INK, frame
 
 _OF_SOURCE = {"paper": "#222222", "predicted": "#D55E00", "measured": "#0072B2"}
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coedge.lowering import lower
-from coedge.model import Model
-from coedge.objective import Objective
-from coedge.plan import Plan, Prediction, even_plan
-from coedge.profile import Profile
-from coedge.simulator import simulate
-from orchestrator.planner import AUTO, make_plan
+from coedge.core.objective import Objective
+from coedge.graph.model import Model
+from coedge.plan.lowering import lower
+from coedge.plan.plan import Plan, Prediction, even_plan
+from coedge.profile.profile import Profile
+from coedge.simulation.simulator import simulate
+from orchestrator.planner.planner import AUTO, make_plan
 
 VALUES = Path(__file__).parent / "data" / "paper.json"
 PAPERS: Mapping[str, Any] = json.loads(VALUES.read_text(encoding="utf-8"))

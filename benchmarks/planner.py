@@ -18,16 +18,16 @@ from benchmarks.growth import growth
 from benchmarks.instances import chain
 from benchmarks.monotonicity import monotonicity
 from benchmarks.report import Report, arguments
-from coedge.cli.models import load_model
-from coedge.model import Model
-from coedge.objective import Objective
-from coedge.plan import Plan
-from coedge.profile import Link, Profile
-from coedge.testbed import load_testbed, profile_of
-from orchestrator.planner import AUTO, SCHEMES, make_plan
-from orchestrator.search.boundaries import Programme
+from coedge.core.objective import Objective
+from coedge.graph.model import Model
+from coedge.plan.plan import Plan
+from coedge.profile.profile import Link, Profile
+from coedge.profile.testbed import load_testbed, profile_of
+from orchestrator.cli.models import load_model
+from orchestrator.planner.planner import AUTO, SCHEMES, make_plan
 from orchestrator.search.draft import as_draft, as_stages
-from orchestrator.search.reach import Reach
+from orchestrator.search.linear_programme import Programme
+from orchestrator.search.receptive_field import Reach
 from orchestrator.search.rounding import nearest
 
 BEDS = Path(__file__).resolve().parent.parent / "configs" / "testbeds"

@@ -24,12 +24,12 @@ import numpy as np
 import coedge
 from benchmarks.report import Report, arguments
 from coedge import zoo
-from coedge.model import Model
-from coedge.plan import Plan
-from coedge.profile import DeviceProfile
-from orchestrator.planner import AUTO, SCHEMES
-from workers.layer_times import measure_layers, rows_program
-from workers.rehearsal import Rehearsal
+from coedge.graph.model import Model
+from coedge.plan.plan import Plan
+from coedge.profile.profile import DeviceProfile
+from orchestrator.planner.planner import AUTO, SCHEMES
+from workers.calibration.calibration_run import Rehearsal
+from workers.calibration.layer_times import measure_layers, rows_program
 
 # Speeds add up to 1.0 at most, so that two cores are enough; links in Mbit/s and ms.
 Links = list[tuple[float, float, float]]

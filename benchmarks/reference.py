@@ -19,14 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from coedge import zoo
-from coedge.cli.models import load_image, load_model, photograph
-from coedge.layer_cost import layer_costs
-from coedge.model import Model
-from coedge.profile import CodecSpeed, LayerTime
-from coedge.reference import FOLDER, ReferenceModel, leaving, reference_times
-from workers.activations import sample_activations
-from workers.codecs import measure_codecs
-from workers.layer_times import measure_layers
+from coedge.core.package_data import REFERENCE_TIMES
+from coedge.graph.model import Model
+from coedge.profile.layer_work import layer_costs
+from coedge.profile.profile import CodecSpeed, LayerTime
+from coedge.profile.reference_times import ReferenceModel, leaving, reference_times
+from orchestrator.cli.models import load_image, load_model, photograph
+from workers.calibration.activations import sample_activations
+from workers.calibration.layer_times import measure_layers
+from workers.transport.codecs import measure_codecs
 
 DIGITS = 4
 # Of the emulated device that is measured: its times count, not its rests.
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="network of the zoo; all of them where left out")
     parser.add_argument("--rounds", type=int, default=3, help="how often each network is measured")
     parser.add_argument("--budget", type=float, default=5.0, help="about how many seconds to measure it, each time")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the files go, one for each network")
+    parser.add_argument("--folder", type=Path, default=REFERENCE_TIMES, help="where the files go, one for each network")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in zoo.NAMES]
     if unknown or options.rounds < 1:

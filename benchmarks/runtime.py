@@ -29,14 +29,14 @@ import psutil
 import coedge
 from benchmarks.report import Report, arguments
 from coedge import zoo
-from coedge.lowering import lower
-from coedge.memory import program_nbytes
-from coedge.model import Model
-from coedge.plan import Plan, Stage, even_plan
-from coedge.region import UNIT
-from coedge.simulator import credits_of
-from coedge.timeline import Timeline
-from workers.kernels import Kernels, unsplit_session
+from coedge.core.region import UNIT
+from coedge.graph.model import Model
+from coedge.plan.lowering import lower
+from coedge.plan.memory import program_nbytes
+from coedge.plan.plan import Plan, Stage, even_plan
+from coedge.simulation.simulator import credits_of
+from coedge.simulation.timeline import Timeline
+from workers.runtime.kernels import Kernels, unsplit_session
 
 Array = np.ndarray[Any, Any]
 FAST = {"mbps": 10_000, "latency_ms": 0.0}

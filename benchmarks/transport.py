@@ -23,11 +23,11 @@ import numpy as np
 
 from benchmarks.report import Report, arguments
 from workers.actor import _tune_process
-from workers.emulation import sharpen_timers
-from workers.message import Kind, Message
-from workers.paced_transport import LinkSpec, PacedTransport
-from workers.transport import Transport
-from workers.zmq_transport import SPIN_SECONDS, ZmqTransport
+from workers.emulation.paced_transport import LinkSpec, PacedTransport
+from workers.emulation.processor import sharpen_timers
+from workers.transport.message import Kind, Message
+from workers.transport.transport import Transport
+from workers.transport.zmq_transport import SPIN_SECONDS, ZmqTransport
 
 SIZES = {"1 KB": 1_000, "10 KB": 10_000, "100 KB": 100_000, "1 MB": 1_000_000}
 LINKS = {"100 Mbit/s": 100e6 / 8, "1 Gbit/s": 1e9 / 8}

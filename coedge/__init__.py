@@ -14,9 +14,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from coedge.capturing import capture
-    from coedge.config import ClusterConfig, DeviceConfig, LinkConfig, PowerConfig, load_config
-    from coedge.errors import (
+    from coedge.config.cluster_config import ClusterConfig, DeviceConfig, LinkConfig, PowerConfig, load_config
+    from coedge.core.errors import (
         Cancelled,
         CaptureError,
         ClusterError,
@@ -29,62 +28,63 @@ if TYPE_CHECKING:
         PlanError,
         StepFailed,
     )
-    from coedge.lowering import lower
-    from coedge.model import Model
-    from coedge.normalise import with_normalisation
-    from coedge.objective import Objective
-    from coedge.plan import Plan, Stage, even_plan
-    from coedge.profile import Profile
-    from coedge.program import Program
-    from coedge.region import UnitRect
-    from coedge.simulator import simulate
-    from coedge.testbed import load_testbed, profile_of
-    from coedge.timeline import Timeline
-    from orchestrator.cluster import Cluster, connect
-    from orchestrator.job import Job
-    from orchestrator.mixture import Mixture, make_mixture
-    from orchestrator.planner import make_plan
-    from workers.in_process import run_in_process
+    from coedge.core.objective import Objective
+    from coedge.core.region import UnitRect
+    from coedge.execution.program import Program
+    from coedge.graph.capture import capture
+    from coedge.graph.model import Model
+    from coedge.graph.normalise import with_normalisation
+    from coedge.plan.lowering import lower
+    from coedge.plan.plan import Plan, Stage, even_plan
+    from coedge.profile.profile import Profile
+    from coedge.profile.testbed import load_testbed, profile_of
+    from coedge.simulation.simulator import simulate
+    from coedge.simulation.timeline import Timeline
+    from orchestrator.cluster.cluster import Cluster, connect
+    from orchestrator.planner.mixture import Mixture, make_mixture
+    from orchestrator.planner.planner import make_plan
+    from orchestrator.runtime.job import Job
+    from workers.runtime.in_process import run_in_process
 
 _HOMES = {
-    "capture": "coedge.capturing",
-    "ClusterConfig": "coedge.config",
-    "DeviceConfig": "coedge.config",
-    "LinkConfig": "coedge.config",
-    "PowerConfig": "coedge.config",
-    "load_config": "coedge.config",
-    "Cancelled": "coedge.errors",
-    "CaptureError": "coedge.errors",
-    "ClusterError": "coedge.errors",
-    "CoEdgeError": "coedge.errors",
-    "ConfigError": "coedge.errors",
-    "DeviceLost": "coedge.errors",
-    "FrameTimeout": "coedge.errors",
-    "InfeasibleError": "coedge.errors",
-    "InputError": "coedge.errors",
-    "PlanError": "coedge.errors",
-    "StepFailed": "coedge.errors",
-    "lower": "coedge.lowering",
-    "Model": "coedge.model",
-    "with_normalisation": "coedge.normalise",
-    "Objective": "coedge.objective",
-    "Plan": "coedge.plan",
-    "Stage": "coedge.plan",
-    "even_plan": "coedge.plan",
-    "Profile": "coedge.profile",
-    "Program": "coedge.program",
-    "UnitRect": "coedge.region",
-    "simulate": "coedge.simulator",
-    "load_testbed": "coedge.testbed",
-    "profile_of": "coedge.testbed",
-    "Timeline": "coedge.timeline",
-    "Cluster": "orchestrator.cluster",
-    "connect": "orchestrator.cluster",
-    "Job": "orchestrator.job",
-    "Mixture": "orchestrator.mixture",
-    "make_mixture": "orchestrator.mixture",
-    "make_plan": "orchestrator.planner",
-    "run_in_process": "workers.in_process",
+    "capture": "coedge.graph.capture",
+    "ClusterConfig": "coedge.config.cluster_config",
+    "DeviceConfig": "coedge.config.cluster_config",
+    "LinkConfig": "coedge.config.cluster_config",
+    "PowerConfig": "coedge.config.cluster_config",
+    "load_config": "coedge.config.cluster_config",
+    "Cancelled": "coedge.core.errors",
+    "CaptureError": "coedge.core.errors",
+    "ClusterError": "coedge.core.errors",
+    "CoEdgeError": "coedge.core.errors",
+    "ConfigError": "coedge.core.errors",
+    "DeviceLost": "coedge.core.errors",
+    "FrameTimeout": "coedge.core.errors",
+    "InfeasibleError": "coedge.core.errors",
+    "InputError": "coedge.core.errors",
+    "PlanError": "coedge.core.errors",
+    "StepFailed": "coedge.core.errors",
+    "lower": "coedge.plan.lowering",
+    "Model": "coedge.graph.model",
+    "with_normalisation": "coedge.graph.normalise",
+    "Objective": "coedge.core.objective",
+    "Plan": "coedge.plan.plan",
+    "Stage": "coedge.plan.plan",
+    "even_plan": "coedge.plan.plan",
+    "Profile": "coedge.profile.profile",
+    "Program": "coedge.execution.program",
+    "UnitRect": "coedge.core.region",
+    "simulate": "coedge.simulation.simulator",
+    "load_testbed": "coedge.profile.testbed",
+    "profile_of": "coedge.profile.testbed",
+    "Timeline": "coedge.simulation.timeline",
+    "Cluster": "orchestrator.cluster.cluster",
+    "connect": "orchestrator.cluster.cluster",
+    "Job": "orchestrator.runtime.job",
+    "Mixture": "orchestrator.planner.mixture",
+    "make_mixture": "orchestrator.planner.mixture",
+    "make_plan": "orchestrator.planner.planner",
+    "run_in_process": "workers.runtime.in_process",
 }
 
 __all__ = [*sorted(_HOMES), "zoo"]

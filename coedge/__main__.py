@@ -1,5 +1,5 @@
 """`python -m coedge`."""
 
-from coedge.cli import main
+from orchestrator.cli import main
 
 main()

@@ -8,7 +8,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE / "extensions")]
 
-from coedge.version import VERSION  # noqa: E402
+from coedge.core.version import VERSION  # noqa: E402
 
 project = "CoEdge"
 release = version = VERSION

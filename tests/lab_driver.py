@@ -14,9 +14,9 @@ import numpy as np
 from nets import Net, difference, image, make_plan, one_stage, unsplit
 
 import coedge
-from coedge.capturing import capture
-from coedge.model import Model
-from coedge.region import UNIT, UnitRect
+from coedge.core.region import UNIT, UnitRect
+from coedge.graph.capture import capture
+from coedge.graph.model import Model
 from orchestrator.lab.lab import Lab
 
 FRAMES, SHAPE = 4, (1, 3, 192, 192)

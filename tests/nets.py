@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from coedge.capturing import capture
-from coedge.lowering import lower
-from coedge.model import Model
-from coedge.plan import Plan, Stage, check_plan, strips
-from coedge.program import Compute, Patch, Program
-from coedge.region import UNIT, UnitRect
-from coedge.scheduler import Task
-from workers.in_process import InProcess
-from workers.kernels import Kernels, session_options
+from coedge.core.region import UNIT, UnitRect
+from coedge.execution.program import Compute, Patch, Program
+from coedge.execution.scheduler import Task
+from coedge.graph.capture import capture
+from coedge.graph.model import Model
+from coedge.plan.lowering import lower
+from coedge.plan.plan import Plan, Stage, check_plan, strips
+from workers.runtime.in_process import InProcess
+from workers.runtime.kernels import Kernels, session_options
 
 Array = NDArray[Any]
 

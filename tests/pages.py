@@ -12,9 +12,9 @@ import yaml
 from command_line import Result
 
 from coedge import zoo
-from coedge.capturing import capture
-from coedge.config import load_config
-from coedge.model import Model
+from coedge.config.cluster_config import load_config
+from coedge.graph.capture import capture
+from coedge.graph.model import Model
 
 ROOT = Path(__file__).resolve().parent.parent
 # Blocks that need boards, the superuser or an installation: read, not run.

@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from nets import Net, examples, zoo_model
 from scipy.optimize import linprog
 
-from coedge.capturing import capture
-from coedge.config import PowerConfig
-from coedge.lowering import lower
-from coedge.memory import program_nbytes
-from coedge.model import Model
-from coedge.objective import Objective
-from coedge.plan import Plan
-from coedge.profile import DeviceProfile, LayerTime, Link, Profile
-from coedge.program import Send
-from orchestrator.planner import SCHEMES, make_plan
+from coedge.config.cluster_config import PowerConfig
+from coedge.core.objective import Objective
+from coedge.execution.program import Send
+from coedge.graph.capture import capture
+from coedge.graph.model import Model
+from coedge.plan.lowering import lower
+from coedge.plan.memory import program_nbytes
+from coedge.plan.plan import Plan
+from coedge.profile.profile import DeviceProfile, LayerTime, Link, Profile
+from orchestrator.planner.planner import SCHEMES, make_plan
 from orchestrator.schemes.coedge import Solution, algorithm_1, is_legal, solve
 from orchestrator.schemes.scheme import single_device
 from orchestrator.schemes.traffic import Traffic, traffic

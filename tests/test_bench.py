@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 from nets import examples
 from test_algorithm_1 import chain, synthetic_profile
 
-from coedge.errors import CoEdgeError, StepFailed
-from coedge.plan import Plan
-from coedge.profile import Profile
-from coedge.program import Work
-from coedge.timeline import Timeline
+from coedge.core.errors import CoEdgeError, StepFailed
+from coedge.execution.program import Work
+from coedge.plan.plan import Plan
+from coedge.profile.profile import Profile
+from coedge.simulation.timeline import Timeline
 from orchestrator.bench.comparison import Case, Comparison, Sample, load, save
 from orchestrator.bench.contenders import alone, best_single
 from orchestrator.bench.table import LOSS, losses_of, mean_to_bound, means_of, rows_of
 from orchestrator.bench.turns import COUNTED, Ran, take_turns
-from workers.whole import Whole
+from workers.calibration.unsplit import Whole
 
 # ---------------------------------------------------------------- turns
 

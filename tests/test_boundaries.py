@@ -12,21 +12,21 @@ from hypothesis import strategies as st
 from nets import examples, zoo_model
 
 from benchmarks.instances import chain, small_profile
-from coedge.lowering import tile_of
-from coedge.model import Model
-from coedge.objective import Objective
-from coedge.profile import CodecSpeed, Profile
-from coedge.region import Region
-from orchestrator.evaluator import Evaluator
-from orchestrator.search.boundaries import Programme
-from orchestrator.search.costs import Costs
+from coedge.core.objective import Objective
+from coedge.core.region import Region
+from coedge.graph.model import Model
+from coedge.plan.lowering import tile_of
+from coedge.profile.profile import CodecSpeed, Profile
+from orchestrator.evaluation.evaluator import Evaluator
 from orchestrator.search.draft import DraftStage, as_stages
-from orchestrator.search.dress import Dress, best_codec
 from orchestrator.search.layout import Layout, candidates, in_proportion
-from orchestrator.search.order import order_of
-from orchestrator.search.reach import Reach
+from orchestrator.search.linear_programme import Programme
+from orchestrator.search.link_order import order_of
+from orchestrator.search.receptive_field import Reach
 from orchestrator.search.rounding import fair, nearest
 from orchestrator.search.shortest_path import Prices, shortest_path, shortest_paths
+from orchestrator.search.stage_costs import Costs
+from orchestrator.search.transfer_options import Dress, best_codec
 
 
 def drafts(model: Model, profile: Profile, data: st.DataObject) -> tuple[DraftStage, ...]:

@@ -15,13 +15,13 @@ from command_line import fails
 from nets import Net
 from test_algorithm_1 import synthetic_profile
 
-from coedge.cli.defaults import demo_config
-from coedge.cli.models import load_model
-from coedge.cli.options import seconds
-from coedge.config import load_config
-from coedge.plan import Plan
-from coedge.profile import Profile
-from coedge.version import VERSION
+from coedge.config.cluster_config import load_config
+from coedge.core.version import VERSION
+from coedge.plan.plan import Plan
+from coedge.profile.profile import Profile
+from orchestrator.cli.defaults import demo_config
+from orchestrator.cli.models import load_model
+from orchestrator.cli.options import seconds
 
 COMMANDS = ("demo", "devices", "plan", "simulate", "pareto", "run", "bench", "version")
 MODEL, SIZE = "squeezenet", "64"
@@ -357,7 +357,7 @@ def test_run_without_a_plan_uses_the_configuration(tmp_path: Path) -> None:
 
 
 def test_a_budget_is_one_of_the_configuration() -> None:
-    from coedge.cli.options import with_budget
+    from orchestrator.cli.options import with_budget
 
     assert with_budget(None, None) == []
     for text, expected in (("20s", 20.0), ("5", 5.0), ("500ms", 0.5)):

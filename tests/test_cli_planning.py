@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from command_line import fails, small_network
 
-from coedge.capturing import capture
-from coedge.plan import Plan, check_plan
-from coedge.profile import Profile
-from coedge.testbed import load_testbed, profile_of
-from coedge.timeline import Timeline
-from orchestrator.planner import SCHEMES
+from coedge.graph.capture import capture
+from coedge.plan.plan import Plan, check_plan
+from coedge.profile.profile import Profile
+from coedge.profile.testbed import load_testbed, profile_of
+from coedge.simulation.timeline import Timeline
+from orchestrator.planner.planner import SCHEMES
 
 pytestmark = pytest.mark.usefixtures("brief_search")
 

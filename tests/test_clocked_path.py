@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from nets import examples
 
 from benchmarks.instances import chain, small_profile
-from coedge.objective import Objective
-from orchestrator.evaluator import Evaluator
-from orchestrator.search.clocked_path import clocked_paths
-from orchestrator.search.costs import Costs
-from orchestrator.search.dress import Dress
+from coedge.core.objective import Objective
+from orchestrator.evaluation.evaluator import Evaluator
+from orchestrator.search.beam_search import clocked_paths
 from orchestrator.search.layout import in_every_order
-from orchestrator.search.reach import Reach
+from orchestrator.search.receptive_field import Reach
 from orchestrator.search.rounding import stages_of_path
 from orchestrator.search.shortest_path import Path, Prices
+from orchestrator.search.stage_costs import Costs
+from orchestrator.search.transfer_options import Dress
 
 MOST = 40
 

@@ -37,20 +37,20 @@ from nets import Array, Net, difference, image, make_plan, mosaic, one_stage, un
 from waiting import MOST_SECONDS, children, ended, listening, until
 
 import coedge
-import orchestrator.cluster
+import orchestrator.cluster.cluster
 from coedge import Cancelled, ClusterError, FrameTimeout, zoo
-from coedge.capturing import capture
-from coedge.dealing import deal
-from coedge.model import Model
-from coedge.objective import Objective
-from coedge.plan import Plan
-from coedge.program import Compute, Send
-from coedge.region import UNIT, UnitRect
-from coedge.simulator import send_nbytes
-from coedge.values import as_arrays
-from coedge.weight_part import WeightPart
-from orchestrator.cluster import Cluster
-from orchestrator.loader import KEPT_PLANS
+from coedge.core.objective import Objective
+from coedge.core.region import UNIT, UnitRect
+from coedge.core.values import as_arrays
+from coedge.execution.program import Compute, Send
+from coedge.graph.capture import capture
+from coedge.graph.model import Model
+from coedge.graph.weight_slice import WeightPart
+from coedge.plan.frame_assignment import deal
+from coedge.plan.plan import Plan
+from coedge.simulation.simulator import send_nbytes
+from orchestrator.cluster.cluster import Cluster
+from orchestrator.runtime.loader import KEPT_PLANS
 
 pytestmark = pytest.mark.ray
 
@@ -362,7 +362,7 @@ def test_frames_go_on_while_somebody_plans(cluster: Cluster, monkeypatch: pytest
         assert go_on.wait(60)
         return known
 
-    monkeypatch.setattr(orchestrator.cluster, "make_plan", slow)
+    monkeypatch.setattr(orchestrator.cluster.cluster, "make_plan", slow)
     with ThreadPoolExecutor(1) as pool:
         planned = pool.submit(cluster.plan, small(), Objective(deadline_ms=1e6))
         try:
@@ -528,7 +528,7 @@ def test_a_cancelled_job_says_so_and_frees_the_devices(cluster: Cluster) -> None
     assert not last.cancel()
     assert_exact(small(), x, last.result())
 
-    status = ray.get(cluster._members.actors["snail"].status.remote())
+    status = ray.get(cluster._group.actors["snail"].status.remote())
     assert not status.waiting, "cancelled frames are still there"
 
 
@@ -658,7 +658,7 @@ def test_the_cache_of_measurements_is_keyed_and_survives_damage(cluster: Cluster
 
 def missing_weights(cluster: Cluster, device: str, model: Model) -> tuple[bool, list[str]]:
     parts = [WeightPart(name) for name in sorted(model.weights)]
-    graph, lacking = ray.get(cluster._members.actors[device].missing_weights.remote(model.hash, parts))
+    graph, lacking = ray.get(cluster._group.actors[device].missing_weights.remote(model.hash, parts))
     return graph, [part.key for part in lacking]
 
 

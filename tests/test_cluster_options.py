@@ -11,10 +11,10 @@ from test_lowering_options import everywhere, with_options
 
 import coedge
 from coedge import zoo
-from coedge.plan import even_plan
-from coedge.program import Send
-from coedge.simulator import send_nbytes
-from orchestrator.cluster import Cluster
+from coedge.execution.program import Send
+from coedge.plan.plan import even_plan
+from coedge.simulation.simulator import send_nbytes
+from orchestrator.cluster.cluster import Cluster
 
 pytestmark = pytest.mark.ray
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from nets import zoo_model
 
-from coedge.codec import CODECS, RAW
-from orchestrator import codec_ratios as module
-from orchestrator.codec_ratios import codec_ratios
+from coedge.plan.codec import CODECS, RAW
+from orchestrator.profiling import codec_ratios as module
+from orchestrator.profiling.codec_ratios import codec_ratios
 
 
 def test_every_tensor_that_may_travel_has_its_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

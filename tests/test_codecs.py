@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from nets import Array, Net, examples, image, intermediates, make_plan, zoo_image, zoo_model
 
-from coedge.capturing import capture
-from coedge.codec import CODECS, LOSSLESS, channel_key, packed_nbytes
-from coedge.errors import PlanError
-from coedge.lowering import lower
-from coedge.plan import Plan, check_plan
-from coedge.program import RAW, Send
-from coedge.region import UNIT, UnitRect
-from coedge.simulator import send_nbytes
-from workers.activations import SAMPLE_NBYTES, natural_inputs, sample_activations
-from workers.codecs import HEADER, check_available, decode, encode, measure_codecs, typical_rows
-from workers.message import MalformedMessage
+from coedge.core.errors import PlanError
+from coedge.core.region import UNIT, UnitRect
+from coedge.execution.program import RAW, Send
+from coedge.graph.capture import capture
+from coedge.plan.codec import CODECS, LOSSLESS, channel_key, packed_nbytes
+from coedge.plan.lowering import lower
+from coedge.plan.plan import Plan, check_plan
+from coedge.simulation.simulator import send_nbytes
+from workers.calibration.activations import SAMPLE_NBYTES, natural_inputs, sample_activations
+from workers.transport.codecs import HEADER, check_available, decode, encode, measure_codecs, typical_rows
+from workers.transport.message import MalformedMessage
 
 DTYPES = ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 PACKING = [codec for codec in CODECS if codec != RAW]

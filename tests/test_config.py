@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from coedge.cli.defaults import demo_config
-from coedge.config import (
+from coedge.config.cluster_config import (
     ClusterConfig,
     DeviceConfig,
     LinkConfig,
@@ -24,9 +23,10 @@ from coedge.config import (
     describe_keys,
     load_config,
 )
-from coedge.errors import ConfigError
-from coedge.objective import Objective
-from coedge.provider import CPU, KNOWN, Provider
+from coedge.core.errors import ConfigError
+from coedge.core.objective import Objective
+from coedge.core.provider import CPU, KNOWN, Provider
+from orchestrator.cli.defaults import demo_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

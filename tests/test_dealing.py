@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nets import examples
 
-from coedge.dealing import deal, dealing
-from coedge.errors import PlanError
+from coedge.core.errors import PlanError
+from coedge.plan.frame_assignment import deal, dealing
 
 WEIGHTS = st.lists(
     st.one_of(st.integers(0, 9).map(float), st.floats(0, 1), st.sampled_from([1e-300, 0.1, 1 / 3, 1e9])),

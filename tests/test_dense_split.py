@@ -28,22 +28,22 @@ from nets import (
 
 import coedge
 from coedge import InfeasibleError, zoo
-from coedge.capturing import capture
-from coedge.lowering import lower
-from coedge.memory import activation_nbytes, program_nbytes, weight_nbytes
-from coedge.model import SMALL_NBYTES, Model
-from coedge.plan import Plan, even_plan, stages_of, strips
-from coedge.region import UNIT, UnitRect
-from coedge.rules.dense import DenseRule
-from coedge.weight_part import PART, WeightPart
-from orchestrator.cluster import Cluster
-from workers.in_process import InProcess
-from workers.kernels import Kernels
-from workers.layer_times import measure_layers
-from workers.rehearsal import made_up_weights
-from workers.spec import WorkerSpec
-from workers.transport import InMemoryHub, InMemoryTransport
-from workers.worker import Worker
+from coedge.core.region import UNIT, UnitRect
+from coedge.graph.capture import capture
+from coedge.graph.model import SMALL_NBYTES, Model
+from coedge.graph.rules.dense import DenseRule
+from coedge.graph.weight_slice import PART, WeightPart
+from coedge.plan.lowering import lower
+from coedge.plan.memory import activation_nbytes, program_nbytes, weight_nbytes
+from coedge.plan.plan import Plan, even_plan, stages_of, strips
+from orchestrator.cluster.cluster import Cluster
+from workers.calibration.calibration_run import made_up_weights
+from workers.calibration.layer_times import measure_layers
+from workers.runtime.in_process import InProcess
+from workers.runtime.kernels import Kernels
+from workers.runtime.spec import WorkerSpec
+from workers.runtime.worker import Worker
+from workers.transport.transport import InMemoryHub, InMemoryTransport
 
 # ---------------------------------------------------------------- random dense networks
 
@@ -545,7 +545,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def held_nbytes(cluster: Cluster) -> dict[str, int]:
-    statuses = {name: ray.get(actor.status.remote()) for name, actor in cluster._members.actors.items()}
+    statuses = {name: ray.get(actor.status.remote()) for name, actor in cluster._group.actors.items()}
     return {name: status.weight_nbytes for name, status in statuses.items()}
 
 

@@ -20,10 +20,10 @@ from command_line import Result
 from pages import LANGUAGES, ROOT, Page, blocks, capture_once, commands, small_network
 
 import coedge
-import coedge.errors
-import coedge.testbed
-from coedge.cli.models import photograph
-from coedge.config import ClusterConfig, describe_keys, load_config
+import coedge.core.errors
+import coedge.profile.testbed
+from coedge.config.cluster_config import ClusterConfig, describe_keys, load_config
+from orchestrator.cli.models import photograph
 
 DOCS = ROOT / "docs"
 PAGES = [page for page in sorted(DOCS.rglob("*.md")) if blocks(page)]
@@ -83,7 +83,7 @@ def test_every_public_name_is_described(site: Path) -> None:
 
 
 def the_commands() -> Any:
-    from coedge.cli.app import app
+    from orchestrator.cli.app import app
 
     return typer.main.get_command(app)
 
@@ -102,7 +102,7 @@ def test_every_command_and_option_is_listed(site: Path) -> None:
         look(command, f"coedge {name}")
 
 
-@pytest.mark.parametrize("kind", [ClusterConfig, coedge.testbed.Testbed])
+@pytest.mark.parametrize("kind", [ClusterConfig, coedge.profile.testbed.Testbed])
 def test_every_key_is_listed(site: Path, kind: type) -> None:
     text = text_of(site / "reference/configuration.html")
     assert [row["key"] for row in describe_keys(kind) if row["key"] not in text] == []
@@ -110,7 +110,9 @@ def test_every_key_is_listed(site: Path, kind: type) -> None:
 
 def test_every_error_says_what_to_do() -> None:
     page = (DOCS / "reference/errors.md").read_text(encoding="utf-8")
-    kinds = [name for name, kind in vars(coedge.errors).items() if isinstance(kind, type) and name != "CoEdgeError"]
+    kinds = [
+        name for name, kind in vars(coedge.core.errors).items() if isinstance(kind, type) and name != "CoEdgeError"
+    ]
     assert [name for name in kinds if f"\n| `{name}` |" not in page] == []
 
 
@@ -196,7 +198,7 @@ def test_what_people_type_by_hand_is_a_command_that_there_is() -> None:
 @pytest.fixture(scope="module")
 def one_ray() -> Iterator[None]:
     """All clusters of the pages on one Ray: `connect` uses the one that this process has joined."""
-    from orchestrator import ray_control
+    from orchestrator.control import ray_control
 
     ray_control.enter(load_config({}))
     yield
@@ -210,7 +212,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def rules_as_they_were() -> Iterator[None]:
-    from coedge.rules.rule import FUNCTIONS
+    from coedge.graph.rules.rule import FUNCTIONS
 
     before = dict(FUNCTIONS)
     yield
@@ -224,7 +226,7 @@ def small_and_quick(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.setenv("COEDGE_SET", "profile_budget_seconds=1")
     monkeypatch.setattr("coedge.zoo.build", small_network)
-    monkeypatch.setattr("coedge.cli.models.capture", capture_once)
+    monkeypatch.setattr("orchestrator.cli.models.capture", capture_once)
     for effort in ("THOROUGH_STEPS", "POLISH_STEPS"):
         monkeypatch.setattr(f"orchestrator.search.space.{effort}", 500)
 

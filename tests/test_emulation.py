@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.emulation import Pace, sharpen_timers
+from workers.emulation.processor import Pace, sharpen_timers
 
 
 class Machine:

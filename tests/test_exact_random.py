@@ -22,11 +22,11 @@ from nets import unsplit as run_unsplit
 from torch import nn
 from torch.nn import functional
 
-from coedge.capturing import capture
-from coedge.model import Model
-from coedge.plan import even_plan, strips
-from coedge.region import UNIT, UnitRect
-from workers.in_process import run_in_process
+from coedge.core.region import UNIT, UnitRect
+from coedge.graph.capture import capture
+from coedge.graph.model import Model
+from coedge.plan.plan import even_plan, strips
+from workers.runtime.in_process import run_in_process
 
 OPSETS = [11, 13, 17, 18, 20, 21, 22]
 

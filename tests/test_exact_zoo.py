@@ -33,10 +33,10 @@ from nets import (
 
 import coedge
 from coedge import zoo
-from coedge.axis_map import Window
-from coedge.model import Model
-from coedge.plan import Plan, Stage, even_plan, strips
-from coedge.region import UNIT, Interval, UnitRect
+from coedge.core.region import UNIT, Interval, UnitRect
+from coedge.graph.axis_map import Window
+from coedge.graph.model import Model
+from coedge.plan.plan import Plan, Stage, even_plan, strips
 
 ALL = 10_000
 

@@ -15,28 +15,36 @@ from test_algorithm_1 import objectives, profiles, synthetic_profile
 from virtual import LOWER, UPPER, cases, cluster, halos, layer_split, run
 from virtual import chain as two_layers
 
-from coedge.config import PowerConfig
-from coedge.errors import PlanError
-from coedge.lowering import lower
-from coedge.model import Model
-from coedge.objective import Objective
-from coedge.plan import Plan, check_plan
-from coedge.profile import Medium, Profile
-from coedge.region import UNIT
-from coedge.simulator import simulate
-from orchestrator import what_if
-from orchestrator.constraints import check_constraints
-from orchestrator.evaluator import Evaluator
-from orchestrator.explain import busiest_of, explain, parts_of, path_of
-from orchestrator.explanation import Explanation, Figures, energy_source, figures_of, goal_words, joules, mbps
-from orchestrator.explanation import milliseconds as ms
-from orchestrator.left_out import left_out, unused
-from orchestrator.planner import SCHEMES, make_plan
-from orchestrator.search.boundaries import Programme
+from coedge.config.cluster_config import PowerConfig
+from coedge.core.errors import PlanError
+from coedge.core.objective import Objective
+from coedge.core.region import UNIT
+from coedge.graph.model import Model
+from coedge.plan.lowering import lower
+from coedge.plan.plan import Plan, check_plan
+from coedge.profile.profile import Medium, Profile
+from coedge.simulation.simulator import simulate
+from orchestrator.evaluation.evaluator import Evaluator
+from orchestrator.planner.explain import sensitivity
+from orchestrator.planner.explain.constraints import check_constraints
+from orchestrator.planner.explain.explain import busiest_of, explain, parts_of, path_of
+from orchestrator.planner.explain.explanation import (
+    Explanation,
+    Figures,
+    energy_source,
+    figures_of,
+    goal_words,
+    joules,
+    mbps,
+)
+from orchestrator.planner.explain.explanation import milliseconds as ms
+from orchestrator.planner.explain.unused_devices import left_out, unused
+from orchestrator.planner.planner import SCHEMES, make_plan
 from orchestrator.search.draft import DraftStage
-from orchestrator.search.joining import work_share
+from orchestrator.search.forced_inclusion import work_share
 from orchestrator.search.layout import in_proportion
-from orchestrator.search.reach import Reach
+from orchestrator.search.linear_programme import Programme
+from orchestrator.search.receptive_field import Reach
 
 pytestmark = pytest.mark.usefixtures("brief_search")
 
@@ -132,10 +140,10 @@ def test_links_that_are_waited_for_are_worth_something_and_others_nothing() -> N
     saved = {worth.change: worth.saves.latency_seconds for worth in found.worths}
     before = figures_of(run(plan, profile, model), profile)
     for change, changed in {
-        "b 1 % faster": what_if.faster_device(profile, "b", 1.01),
-        "10 % more bandwidth a -> b": what_if.faster_link(profile, "a", "b", 1.1),
-        "10 % more bandwidth b -> a": what_if.faster_link(profile, "b", "a", 1.1),
-        "10 % less latency of all links": what_if.lower_latency(profile, 1.1),
+        "b 1 % faster": sensitivity.faster_device(profile, "b", 1.01),
+        "10 % more bandwidth a -> b": sensitivity.faster_link(profile, "a", "b", 1.1),
+        "10 % more bandwidth b -> a": sensitivity.faster_link(profile, "b", "a", 1.1),
+        "10 % less latency of all links": sensitivity.lower_latency(profile, 1.1),
     }.items():
         after = figures_of(run(plan, changed, model), changed)
         assert saved[change] == pytest.approx(before.latency_seconds - after.latency_seconds) and saved[change] > 0
@@ -172,17 +180,17 @@ def test_changed_profiles_differ_in_what_they_say_alone(data: st.DataObject) -> 
     model, timeline = halos(), run(plan, profile, halos())
     name = data.draw(st.sampled_from(profile.names))
     _ = profile.by_name, profile.link("a", "b")  # looked up before: copies must not keep it
-    faster = run(plan, what_if.faster_device(profile, name, 2.0), model)
+    faster = run(plan, sensitivity.faster_device(profile, name, 2.0), model)
     for device, seconds in timeline.compute_seconds().items():
         assert faster.compute_seconds()[device] == pytest.approx(seconds / 2 if device == name else seconds)
-    thrifty = what_if.fewer_watts(profile, name, 4.0)
+    thrifty = sensitivity.fewer_watts(profile, name, 4.0)
     for item, other in zip(timeline.energy(profile), timeline.energy(thrifty), strict=True):
         assert other.joules == pytest.approx(item.joules / 4 if item.device == name else item.joules)
-    nearer = what_if.lower_latency(profile, 2.0, [name])
+    nearer = sensitivity.lower_latency(profile, 2.0, [name])
     for link in profile.links:
         half = link.latency_seconds / 2 if name in (link.sender, link.receiver) else link.latency_seconds
         assert nearer.link(link.sender, link.receiver).latency_seconds == pytest.approx(half)
-    doubled = what_if.faster_link(profile, "a", "b", 2.0)
+    doubled = sensitivity.faster_link(profile, "a", "b", 2.0)
     assert doubled.link("a", "b").bytes_per_second == 2 * profile.link("a", "b").bytes_per_second
     assert [x for x in doubled.links if (x.sender, x.receiver) != ("a", "b")] == [
         x for x in profile.links if (x.sender, x.receiver) != ("a", "b")
@@ -305,12 +313,12 @@ def test_memory_that_is_short_is_said_with_what_more_is_worth() -> None:
     plan = make_plan(model, profile, Objective(goal="energy"))
     everything = made(one_stage(model, {"b": UNIT}, "a"), model, profile)
     assert plan.predicted and everything.predicted
-    from coedge.memory import program_nbytes
+    from coedge.plan.memory import program_nbytes
 
     needed = program_nbytes(lower(everything, model)["b"], model)
     tight = profile
     for name in ("b", "c"):
-        tight = what_if.more_memory(_limited(tight, name, needed * 0.98), name, 1.0)
+        tight = sensitivity.more_memory(_limited(tight, name, needed * 0.98), name, 1.0)
     _, found = constraint(Objective(goal="energy"), model, tight)
     states = {name: c.state for name, c in found.items()}
     assert "binds" in states.values(), states

@@ -38,15 +38,15 @@ from coedge import (
     PlanError,
     StepFailed,
 )
-from coedge.capturing import capture
-from coedge.model import Model
-from coedge.plan import Plan
-from coedge.program import CLIENT, Receive
-from coedge.region import UNIT, UnitRect
-from orchestrator.cluster import Cluster
-from workers.message import Kind, Message
-from workers.transport import Endpoint
-from workers.zmq_transport import ZmqTransport
+from coedge.core.region import UNIT, UnitRect
+from coedge.execution.program import CLIENT, Receive
+from coedge.graph.capture import capture
+from coedge.graph.model import Model
+from coedge.plan.plan import Plan
+from orchestrator.cluster.cluster import Cluster
+from workers.transport.message import Kind, Message
+from workers.transport.transport import Endpoint
+from workers.transport.zmq_transport import ZmqTransport
 
 pytestmark = pytest.mark.ray
 
@@ -146,7 +146,7 @@ def wait_until_running(cluster: Cluster, job: Any, name: str) -> None:
     import ray
 
     def running() -> bool:
-        now = ray.get(cluster._members.actors[name].status.remote(), timeout=GRACE_SECONDS).running
+        now = ray.get(cluster._group.actors[name].status.remote(), timeout=GRACE_SECONDS).running
         return now is not None and now[1] == job.frame
 
     until(running, f"{name} runs frame {job.frame}", GRACE_SECONDS)

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from nets import examples
 from virtual import cases, chain, cluster, halos, layer_split, run
 
-from coedge import gantt
-from coedge.errors import ConfigError
-from coedge.lowering import lower
-from coedge.plan import Plan
-from coedge.profile import Profile
-from coedge.simulator import simulate
-from coedge.span import Span
-from coedge.timeline import Timeline
+from coedge.core.errors import ConfigError
+from coedge.plan.lowering import lower
+from coedge.plan.plan import Plan
+from coedge.profile.profile import Profile
+from coedge.simulation import gantt
+from coedge.simulation.simulator import simulate
+from coedge.simulation.span import Span
+from coedge.simulation.timeline import Timeline
 
 
 def two_devices(frames: int = 1, in_flight: int = 1) -> Timeline:
@@ -149,7 +149,8 @@ def test_no_picture_of_nothing() -> None:
 
 def test_drawing_leaves_no_global_state(tmp_path: Path) -> None:
     code = (
-        "import sys, coedge.gantt as g; from coedge.timeline import Timeline; from coedge.span import Span\n"
+        "import sys, coedge.simulation.gantt as g\n"
+        "from coedge.simulation.timeline import Timeline; from coedge.simulation.span import Span\n"
         "assert 'matplotlib' not in sys.modules\n"
         "t = Timeline((Span('a', 0, 'compute', 'conv', 0.0, 1.0),), {0: (0.0, 1.0)}, False)\n"
         f"g.draw(t, {str(tmp_path / 'x.png')!r})\n"

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from nets import TOLERANCE, Net, difference, image, unsplit
 
-from coedge.capturing import capture
-from coedge.lowering import lower
-from coedge.model import Model
-from coedge.plan import even_plan
-from coedge.program import Tile
-from coedge.tile import vector_matrices
-from coedge.weight_part import PART
-from workers.in_process import InProcess
-from workers.kernels import FED_NBYTES, Kernels
+from coedge.execution.program import Tile
+from coedge.graph.capture import capture
+from coedge.graph.model import Model
+from coedge.graph.tile import vector_matrices
+from coedge.graph.weight_slice import PART
+from coedge.plan.lowering import lower
+from coedge.plan.plan import even_plan
+from workers.runtime.in_process import InProcess
+from workers.runtime.kernels import FED_NBYTES, Kernels
 
 SHAPE = (1, 8, 12, 12)
 
@@ -98,10 +98,10 @@ def grown(script: str) -> float:
 MANY_STAGES = """
 import psutil
 from nets import Net
-from coedge.capturing import capture
-from coedge.lowering import lower
-from coedge.plan import even_plan
-from workers.kernels import Kernels
+from coedge.graph.capture import capture
+from coedge.plan.lowering import lower
+from coedge.plan.plan import even_plan
+from workers.runtime.kernels import Kernels
 
 net = Net()
 x = net.input((1, 16, 256, 256))
@@ -129,13 +129,13 @@ LARGE_WEIGHTS = """
 import numpy as np
 import psutil
 from nets import Net, make_plan
-from coedge.capturing import capture
-from coedge.lowering import lower
-from coedge.region import UNIT
-from workers.kernels import give_back_memory
-from workers.spec import WorkerSpec
-from workers.transport import InMemoryHub, InMemoryTransport
-from workers.worker import Worker
+from coedge.graph.capture import capture
+from coedge.plan.lowering import lower
+from coedge.core.region import UNIT
+from workers.runtime.kernels import give_back_memory
+from workers.runtime.spec import WorkerSpec
+from workers.transport.transport import InMemoryHub, InMemoryTransport
+from workers.runtime.worker import Worker
 
 net = Net()
 x = net.input((1, 512, 8, 8))

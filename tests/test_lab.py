@@ -19,15 +19,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nets import examples
 
-from coedge.config import load_config
-from coedge.errors import ClusterError, ConfigError
+from coedge.config.cluster_config import load_config
+from coedge.core.errors import ClusterError, ConfigError
 from orchestrator.lab.lab import Lab
 from orchestrator.lab.namespace import check_possible, namespaces
 from orchestrator.lab.nodes import start_command
 from orchestrator.lab.shaping import FRAME_NBYTES, add_host, burst_nbytes, network, put_on_medium, shape
 from orchestrator.lab.spec import LabDevice, LabMedium, LabSpec, overrides, parse_rate, show_rate, spec_of
 from orchestrator.lab.state import LabState
-from workers.transport import own_clock
+from workers.transport.transport import own_clock
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs" / "lab").glob("*.yaml"))
@@ -356,7 +356,10 @@ class TestLab:
         assert told["latencies"]["one>three"] >= 0.02 > told["latencies"]["one>two"]
 
     def test_a_command_gets_its_arguments_and_its_exit_code_is_the_commands(self, lab: Lab) -> None:
-        command = "import sys; from workers.transport import own_clock; print(sys.argv[1:], own_clock()); sys.exit(7)"
+        command = (
+            "import sys; from workers.transport.transport import own_clock; "
+            "print(sys.argv[1:], own_clock()); sys.exit(7)"
+        )
         done = run("run", "--lab", NAME, "--", sys.executable, "-c", command, "--json", "-x", code=7)
         arguments, clock = done.stdout.strip().split("] ", 1)
         assert arguments == "['--json', '-x'"

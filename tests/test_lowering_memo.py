@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from nets import examples, plans, zoo_model
 from test_lowering_options import options
 
-from coedge.lowering import Memo, lower
-from coedge.memory import program_nbytes, surely_within
-from coedge.plan import Plan, Stage
+from coedge.plan.lowering import Memo, lower
+from coedge.plan.memory import program_nbytes, surely_within
+from coedge.plan.plan import Plan, Stage
 
 NETS = ["mobilenet_v3", "unet", "squeezenet"]
 

@@ -35,22 +35,22 @@ from nets import (
 from test_exact_random import BLOCKS, arrays_for, captured, nets
 from virtual import LOWER, ROW_NBYTES, UPPER, cases, chain, cluster, halos, layer_split
 
-from coedge.capturing import capture
-from coedge.codec import LOSSLESS, channel_key
-from coedge.errors import PlanError
-from coedge.graph import Tensor
-from coedge.lowering import lower
-from coedge.memory import activation_nbytes
-from coedge.model import Model
-from coedge.pieces import Piece, pieces_of
-from coedge.plan import Plan, even_plan, strips
-from coedge.profile import CodecSpeed, Profile
-from coedge.program import RAW, Compute, Program, Receive, Send
-from coedge.region import UNIT, Region, UnitRect
-from coedge.simulator import send_nbytes, simulate
-from coedge.timeline import Timeline
-from workers.in_process import InProcess
-from workers.kernels import Kernels
+from coedge.core.errors import PlanError
+from coedge.core.region import UNIT, Region, UnitRect
+from coedge.execution.program import RAW, Compute, Program, Receive, Send
+from coedge.graph.capture import capture
+from coedge.graph.graph import Tensor
+from coedge.graph.model import Model
+from coedge.plan.codec import LOSSLESS, channel_key
+from coedge.plan.halo_first import Piece, pieces_of
+from coedge.plan.lowering import lower
+from coedge.plan.memory import activation_nbytes
+from coedge.plan.plan import Plan, even_plan, strips
+from coedge.profile.profile import CodecSpeed, Profile
+from coedge.simulation.simulator import send_nbytes, simulate
+from coedge.simulation.timeline import Timeline
+from workers.runtime.in_process import InProcess
+from workers.runtime.kernels import Kernels
 
 Codecs = dict[str, str]
 

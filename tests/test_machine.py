@@ -7,22 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nets import examples, zoo_model
 
-from coedge.lowering import lower
-from coedge.machine import Machine, patches_read
-from coedge.plan import even_plan
-from coedge.program import (
-    CLIENT,
-    Answer,
-    Compute,
-    Part,
-    Patch,
-    Program,
-    Read,
-    Receive,
-    Send,
-    Tile,
-)  # fmt: skip
-from coedge.region import Region
+from coedge.core.region import Region
+from coedge.execution.dataflow_machine import Machine, patches_read
+from coedge.execution.program import CLIENT, Answer, Compute, Part, Patch, Program, Read, Receive, Send, Tile
+from coedge.plan.lowering import lower
+from coedge.plan.plan import even_plan
 
 ROWS = Region(0, 4, 0, 4)
 TILE = Tile(nodes=(), inputs=("x",), outputs=("y",), fixed_cols=())

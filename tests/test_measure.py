@@ -1,4 +1,4 @@
-"""What is measured on whom, and where watts come from: decisions about members, without Ray."""
+"""What is measured on whom, and where watts come from: decisions about workers, without Ray."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 
-from coedge.config import DeviceConfig, PowerConfig
-from orchestrator.links import Way
-from orchestrator.measure import AT_ONCE_NBYTES, MOST_AT_ONCE, Member, _client_seconds, _kinds
-from workers.spec import MeteredPower, WorkerFacts
-from workers.transport import Endpoint
+from coedge.config.cluster_config import DeviceConfig, PowerConfig
+from coedge.profile.network import ClientLink
+from orchestrator.control.worker_group import RemoteWorker
+from orchestrator.profiling.model_measurement import AT_ONCE_NBYTES, MOST_AT_ONCE, _client_seconds, _kinds
+from workers.runtime.spec import MeteredPower, WorkerFacts
+from workers.transport.transport import Endpoint
 
 
-def member(name: str, kind: str = "cpu", metered: MeteredPower | None = None, **config: Any) -> Member:
+def member(name: str, kind: str = "cpu", metered: MeteredPower | None = None, **config: Any) -> RemoteWorker:
     facts = WorkerFacts(Endpoint(0, name, ""), "host", 1, "0", 1, kind, 0.0)
-    return Member(DeviceConfig(name=name, **config), None, facts, metered)
+    return RemoteWorker(DeviceConfig(name=name, **config), None, facts, metered)
 
 
 def model(weight_nbytes: int) -> Any:
@@ -46,7 +47,7 @@ def test_devices_of_a_kind_are_measured_once() -> None:
     first, second, other = _kinds(
         model(1), [member("a", speed=0.5), member("b"), member("c", "gpu"), member("d", speed=0.1), member("e")]
     )
-    assert [[m.name for m in kind.members] for kind in (first, second, other)] == [["a", "d"], ["b", "e"], ["c"]]
+    assert [[m.name for m in kind.workers] for kind in (first, second, other)] == [["a", "d"], ["b", "e"], ["c"]]
     assert len({kind.key for kind in (first, second, other)}) == 3
     assert [m.name for m in second.players] == ["b"]
 
@@ -73,5 +74,5 @@ def test_the_client_waits_for_inputs_and_outputs() -> None:
         return SimpleNamespace(whole=None, region_nbytes=lambda region: nbytes)
 
     asked: Any = SimpleNamespace(inputs=(tensor(1000),), outputs=(tensor(100), tensor(200)))
-    assert _client_seconds(asked, Way(0.5, 1000.0)) == pytest.approx(0.5 + 1.0 + 0.5 + 0.3)
+    assert _client_seconds(asked, ClientLink(0.5, 1000.0)) == pytest.approx(0.5 + 1.0 + 0.5 + 0.3)
     assert _client_seconds(asked, None) == 0.0

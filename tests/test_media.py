@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coedge.profile import Medium
-from orchestrator.links import Latency, Network, measure_network
-from orchestrator.media import Contention, Pair, shared_media
+from coedge.profile.profile import Medium
+from orchestrator.profiling.contention import Contention, Pair, shared_media
+from orchestrator.profiling.links import Latency, Network, measure_network
 
 LINE = 100.0
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.meter import CounterMeter, PowerMeter, find_meter, measure_power
+from workers.runtime.energy_meter import CounterMeter, PowerMeter, find_meter, measure_power
 
 
 def write(path: Path, value: object) -> None:

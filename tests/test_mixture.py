@@ -9,15 +9,15 @@ from nets import examples
 from scipy.optimize import linprog
 
 from benchmarks.instances import chain, small_profile
-from coedge.errors import InfeasibleError
-from coedge.lowering import lower
-from coedge.memory import held_nbytes
-from coedge.model import Model
-from coedge.objective import Objective
-from coedge.profile import Profile, scaled
-from orchestrator.bound import bound_seconds
-from orchestrator.mixture import MOST_PASSING, Mixture, make_mixture
-from orchestrator.planner import SCHEMES, make_plan
+from coedge.core.errors import InfeasibleError
+from coedge.core.objective import Objective
+from coedge.graph.model import Model
+from coedge.plan.lowering import lower
+from coedge.plan.memory import held_nbytes
+from coedge.profile.profile import Profile, scaled
+from orchestrator.evaluation.divisible_load import bound_seconds
+from orchestrator.planner.mixture import MOST_PASSING, Mixture, make_mixture
+from orchestrator.planner.planner import SCHEMES, make_plan
 
 STREAM = Objective(goal="throughput")
 

@@ -21,7 +21,7 @@ SMALL = {
 # Names of the notebook before are gone; Ray stays, and `connect` uses the one that its process has joined. Searches are
 # short.
 BEFORE = """%reset -f
-from coedge.config import load_config
+from coedge.config.cluster_config import load_config
 from orchestrator import ray_control
 from orchestrator.search import space
 ray_control.enter(load_config())

@@ -16,11 +16,11 @@ from benchmarks.paper_cluster import check_devices, emulated, set_rates, speeds
 from benchmarks.paper_plots import draw
 from benchmarks.paper_points import Figures, Point, Value, claims_of, median_value, orderings
 from benchmarks.paper_trials import NETWORKS, PAPERS, trials, with_rates
-from coedge.config import load_config
-from coedge.errors import ClusterError
-from coedge.testbed import load_testbed
-from orchestrator.cluster import Cluster
-from orchestrator.planner import make_plan
+from coedge.config.cluster_config import load_config
+from coedge.core.errors import ClusterError
+from coedge.profile.testbed import load_testbed
+from orchestrator.cluster.cluster import Cluster
+from orchestrator.planner.planner import make_plan
 
 
 def points_of_paper(predicted: float = 1.0) -> list[Point]:

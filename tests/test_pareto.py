@@ -14,15 +14,15 @@ from test_algorithm_1 import chain, profiles, synthetic_profile
 from virtual import halos
 
 from benchmarks import instances
-from coedge.errors import PlanError
-from coedge.model import Model
-from coedge.objective import Objective
-from coedge.plan import Plan, check_plan
-from coedge.profile import Profile
-from coedge.region import UNIT
-from orchestrator.evaluator import Evaluator, Judged
-from orchestrator.pareto import SAME, frontier, pareto, parts_of, spread
-from orchestrator.planner import SCHEMES, make_plan
+from coedge.core.errors import PlanError
+from coedge.core.objective import Objective
+from coedge.core.region import UNIT
+from coedge.graph.model import Model
+from coedge.plan.plan import Plan, check_plan
+from coedge.profile.profile import Profile
+from orchestrator.evaluation.evaluator import Evaluator, Judged
+from orchestrator.planner.pareto import SAME, frontier, pareto, parts_of, spread
+from orchestrator.planner.planner import SCHEMES, make_plan
 
 pytestmark = pytest.mark.usefixtures("brief_search")
 

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nets import Net, examples, make_plan, plans, zoo_model
 
-from coedge.capturing import capture
-from coedge.errors import PlanError
-from coedge.lowering import lower
-from coedge.model import Model
-from coedge.plan import Plan, Prediction, Stage, check_plan, even_plan, strips
-from coedge.program import CLIENT, Answer, Compute, Program, Receive, Send
-from coedge.region import UNIT, UnitRect
+from coedge.core.errors import PlanError
+from coedge.core.region import UNIT, UnitRect
+from coedge.execution.program import CLIENT, Answer, Compute, Program, Receive, Send
+from coedge.graph.capture import capture
+from coedge.graph.model import Model
+from coedge.plan.lowering import lower
+from coedge.plan.plan import Plan, Prediction, Stage, check_plan, even_plan, strips
 
 NETS = ["mobilenet_v3", "unet", "ssd"]
 

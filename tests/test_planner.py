@@ -13,16 +13,16 @@ from test_algorithm_1 import dense_only, objectives, profiles, softmax_inside, s
 
 import coedge
 from coedge import zoo
-from coedge.errors import PlanError
-from coedge.lowering import lower
-from coedge.memory import activation_nbytes, program_nbytes, weight_nbytes
-from coedge.model import Model
-from coedge.objective import Objective
-from coedge.plan import Plan, check_plan
-from coedge.profile import Profile
-from coedge.program import Answer, Compute, Program, Receive, Send
-from coedge.simulator import simulate
-from orchestrator.planner import AUTO, SCHEMES, make_plan
+from coedge.core.errors import PlanError
+from coedge.core.objective import Objective
+from coedge.execution.program import Answer, Compute, Program, Receive, Send
+from coedge.graph.model import Model
+from coedge.plan.lowering import lower
+from coedge.plan.memory import activation_nbytes, program_nbytes, weight_nbytes
+from coedge.plan.plan import Plan, check_plan
+from coedge.profile.profile import Profile
+from coedge.simulation.simulator import simulate
+from orchestrator.planner.planner import AUTO, SCHEMES, make_plan
 
 MODELS = ("resnet18", "alexnet", "mobilenet_v3", "unet", "ssd", "densenet")
 

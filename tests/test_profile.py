@@ -11,13 +11,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from nets import Net
 
-from coedge.capturing import capture
-from coedge.errors import PlanError
-from coedge.model import Model
-from coedge.profile import CodecSpeed, DeviceProfile, LayerTime, Link, Profile, fit, scaled
-from coedge.program import Work
-from orchestrator.layer_cache import LayerTimes, load_times, store_times
-from workers.layer_times import MOST_SWEEPS, LayerPlay, measure_gflops, measure_layers
+from coedge.core.errors import PlanError
+from coedge.execution.program import Work
+from coedge.graph.capture import capture
+from coedge.graph.model import Model
+from coedge.profile.profile import CodecSpeed, DeviceProfile, LayerTime, Link, Profile, fit, scaled
+from orchestrator.profiling.layer_cache import LayerTimes, load_times, store_times
+from workers.calibration.layer_times import MOST_SWEEPS, LayerPlay, measure_gflops, measure_layers
 
 ROWS = st.integers(1, 4096)
 SECONDS = st.floats(1e-7, 100.0)

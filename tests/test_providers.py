@@ -12,17 +12,17 @@ import pytest
 from nets import Net, check_split, image
 
 import coedge
-from coedge.capturing import capture
-from coedge.errors import ClusterError
-from coedge.lowering import lower
-from coedge.plan import even_plan
-from coedge.provider import CPU, KNOWN, ON_CPU, Provider, with_fallback
-from workers.kernels import Kernels, session
-from workers.layer_times import LayerPlay
-from workers.providers import problem_of
-from workers.spec import WorkerSpec
-from workers.transport import InMemoryHub, InMemoryTransport
-from workers.worker import Worker
+from coedge.core.errors import ClusterError
+from coedge.core.provider import CPU, KNOWN, ON_CPU, Provider, with_fallback
+from coedge.graph.capture import capture
+from coedge.plan.lowering import lower
+from coedge.plan.plan import even_plan
+from workers.calibration.layer_times import LayerPlay
+from workers.runtime.kernels import Kernels, session
+from workers.runtime.providers import problem_of
+from workers.runtime.spec import WorkerSpec
+from workers.runtime.worker import Worker
+from workers.transport.transport import InMemoryHub, InMemoryTransport
 
 ARENA = Provider(CPU, (("use_arena", "0"),))
 ABSENT = next(name for name in KNOWN if name not in onnxruntime.get_available_providers())

@@ -24,14 +24,14 @@ from onnx import helper, numpy_helper
 
 import coedge
 from coedge import zoo
-from coedge.lowering import lower
-from coedge.model import Model
-from coedge.plan import Plan, even_plan, strips
-from coedge.program import Send
-from coedge.quantised import tighten
-from coedge.simulator import send_nbytes
-from coedge.tile import build_tile
-from workers.kernels import Kernels, session_options
+from coedge.execution.program import Send
+from coedge.graph.model import Model
+from coedge.graph.quantised import tighten
+from coedge.graph.tile import build_tile
+from coedge.plan.lowering import lower
+from coedge.plan.plan import Plan, even_plan, strips
+from coedge.simulation.simulator import send_nbytes
+from workers.runtime.kernels import Kernels, session_options
 
 NETS = ("resnet18", "mobilenet_v2")
 SIZE = (69, 85)
@@ -348,8 +348,8 @@ def unsplit_of(made: onnx.ModelProto) -> Array:
 
 
 def test_the_commands_take_a_quantised_file(cli: Any, tmp_path: Path) -> None:
-    from coedge.cli.models import load_image, load_model, photograph
-    from coedge.cli.models import unsplit as answer
+    from orchestrator.cli.models import load_image, load_model, photograph
+    from orchestrator.cli.models import unsplit as answer
 
     onnx.save(proto("resnet18"), str(tmp_path / "small.onnx"))
     captured = load_model(str(tmp_path / "small.onnx"))

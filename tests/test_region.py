@@ -13,11 +13,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from nets import Net, examples, mosaic, session
 
-from coedge.axis_map import AxisMap, Linear, Mirror, Repeat, Same, Spread, Whole, Window
-from coedge.capturing import capture
-from coedge.errors import PlanError
-from coedge.plan import strips
-from coedge.region import UNIT, Interval, Region, UnitRect, check_cover
+from coedge.core.errors import PlanError
+from coedge.core.region import UNIT, Interval, Region, UnitRect, check_cover
+from coedge.graph.axis_map import AxisMap, Linear, Mirror, Repeat, Same, Spread, Whole, Window
+from coedge.graph.capture import capture
+from coedge.plan.plan import strips
 
 EXTENT = 7
 

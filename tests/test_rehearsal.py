@@ -8,11 +8,18 @@ import threading
 import pytest
 from nets import Net
 
-from coedge.capturing import capture
-from coedge.model import Model
-from coedge.program import Compute, Program, Receive, Send
-from workers.layer_times import FEATURE_SHARES, alike, border_nbytes, features_program, rows_program, whole_program
-from workers.rehearsal import Rehearsal, made_up_weights
+from coedge.execution.program import Compute, Program, Receive, Send
+from coedge.graph.capture import capture
+from coedge.graph.model import Model
+from workers.calibration.calibration_run import Rehearsal, made_up_weights
+from workers.calibration.layer_times import (
+    FEATURE_SHARES,
+    alike,
+    border_nbytes,
+    features_program,
+    rows_program,
+    whole_program,
+)
 
 
 @functools.cache

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from nets import examples, image, unsplit, zoo_kernels, zoo_model
 from test_machine import PROGRAM, program, read
 
-from coedge.lowering import lower
-from coedge.plan import even_plan
-from coedge.program import CLIENT, Answer, Compute, Receive, Send
-from coedge.scheduler import REMEMBERED_FRAMES, Ended, Failed, Ran, Scheduler, Task
-from workers.kernels import received
+from coedge.execution.program import CLIENT, Answer, Compute, Receive, Send
+from coedge.execution.scheduler import REMEMBERED_FRAMES, Ended, Failed, Ran, Scheduler, Task
+from coedge.plan.lowering import lower
+from coedge.plan.plan import even_plan
+from workers.runtime.kernels import received
 
 SHORT = program(Receive(0, CLIENT, -1, (0,)), Answer((read(0),)))
 

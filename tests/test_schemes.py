@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from nets import Net, check_split, examples, image, unsplit, zoo_image, zoo_model
 from test_algorithm_1 import chain, dense_only, powers_of_ten, profiles, softmax_inside, synthetic_profile
 
-from coedge.capturing import capture
-from coedge.lowering import tile_of
-from coedge.model import Model
-from coedge.objective import Objective
-from coedge.plan import Plan, Stage, check_plan, strips
-from coedge.profile import LayerTime, Medium, Profile
-from coedge.program import Work
-from coedge.region import UNIT, UnitRect
-from orchestrator.evaluator import Evaluator
-from orchestrator.planner import SCHEMES, make_plan
+from coedge.core.objective import Objective
+from coedge.core.region import UNIT, UnitRect
+from coedge.execution.program import Work
+from coedge.graph.capture import capture
+from coedge.graph.model import Model
+from coedge.plan.lowering import tile_of
+from coedge.plan.plan import Plan, Stage, check_plan, strips
+from coedge.profile.profile import LayerTime, Medium, Profile
+from orchestrator.evaluation.evaluator import Evaluator
+from orchestrator.planner.planner import SCHEMES, make_plan
 from orchestrator.schemes.aofl import cheapest_borders, runs_of
 from orchestrator.schemes.fused_blocks import Backwards, block_costs
 from orchestrator.schemes.musical_chair import Need, choose, mean_of

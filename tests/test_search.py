@@ -15,11 +15,11 @@ from nets import EFFORT, examples
 from benchmarks.branch_and_bound import best_by_bound
 from benchmarks.enumeration import best_of_all
 from benchmarks.instances import chain, small_profile
-from coedge.objective import Objective
-from coedge.plan import Plan
-from coedge.region import UNIT
-from orchestrator.evaluator import Evaluator
-from orchestrator.planner import SCHEMES, make_plan
+from coedge.core.objective import Objective
+from coedge.core.region import UNIT
+from coedge.plan.plan import Plan
+from orchestrator.evaluation.evaluator import Evaluator
+from orchestrator.planner.planner import SCHEMES, make_plan
 
 GOALS = (
     Objective(),
@@ -165,8 +165,8 @@ def test_who_does_not_help_is_left_out() -> None:
 def test_the_same_question_gets_the_same_plan_in_every_process() -> None:
     code = (
         "from benchmarks.instances import chain, small_profile\n"
-        "from coedge.objective import Objective\n"
-        "from orchestrator.planner import make_plan\n"
+        "from coedge.core.objective import Objective\n"
+        "from orchestrator.planner.planner import make_plan\n"
         "model = chain(3, 4, 16)\n"
         "print(make_plan(model, small_profile(3, model, 3), Objective()).digest)\n"
     )

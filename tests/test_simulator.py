@@ -13,13 +13,9 @@ from nets import make_plan
 from nets import one_stage as one_stage_plan
 from virtual import LOWER, ROW_NBYTES, UPPER, cases, chain, cluster, halos, layer_split, run
 
-from coedge.dealing import deal
-from coedge.errors import PlanError
-from coedge.lowering import lower
-from coedge.model import Model
-from coedge.plan import Plan
-from coedge.profile import Medium, Profile, scaled
-from coedge.program import (
+from coedge.core.errors import PlanError
+from coedge.core.region import UNIT, Region
+from coedge.execution.program import (
     CLIENT,
     Answer,
     Compute,
@@ -32,10 +28,14 @@ from coedge.program import (
     Step,
     Tile,
     Work,
-)  # fmt: skip
-from coedge.region import UNIT, Region
-from coedge.simulator import send_nbytes, simulate, simulate_mixture, stream_fps
-from coedge.timeline import Timeline
+)
+from coedge.graph.model import Model
+from coedge.plan.frame_assignment import deal
+from coedge.plan.lowering import lower
+from coedge.plan.plan import Plan
+from coedge.profile.profile import Medium, Profile, scaled
+from coedge.simulation.simulator import send_nbytes, simulate, simulate_mixture, stream_fps
+from coedge.simulation.timeline import Timeline
 
 # ---------------------------------------------------------------- worked out by hand
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coedge.profile import DeviceProfile, LayerTime
-from coedge.program import Work
-from coedge.stage_fit import StageTime, fit_fused, fit_layers
+from coedge.execution.program import Work
+from coedge.profile.profile import DeviceProfile, LayerTime
+from coedge.profile.stage_fit import StageTime, fit_fused, fit_layers
 
 ROWS = (4.0, 8.0, 16.0, 32.0)
 NBYTES = (1000.0, 4000.0, 2000.0, 500.0, 8000.0, 3000.0)

@@ -20,16 +20,16 @@ from threads import Threads, shuffled
 from virtual import LOWER, UPPER, halos
 from waiting import until
 
-from coedge.capturing import capture
-from coedge.dealing import deal
-from coedge.errors import Cancelled, StepFailed
-from coedge.lowering import lower
-from coedge.model import Model
-from coedge.plan import Plan
-from coedge.region import UNIT
-from orchestrator.job import Job
-from orchestrator.loaded_plan import LoadedPlan
-from orchestrator.stream import in_order
+from coedge.core.errors import Cancelled, StepFailed
+from coedge.core.region import UNIT
+from coedge.graph.capture import capture
+from coedge.graph.model import Model
+from coedge.plan.frame_assignment import deal
+from coedge.plan.lowering import lower
+from coedge.plan.plan import Plan
+from orchestrator.runtime.job import Job
+from orchestrator.runtime.loaded_plan import LoadedPlan
+from orchestrator.runtime.stream import in_order
 
 SHAPE = (1, 3, 16, 8)
 

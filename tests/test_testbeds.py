@@ -24,20 +24,21 @@ from hypothesis import strategies as st
 from nets import EFFORT, Net, examples, zoo_model
 
 from coedge import zoo
-from coedge.capturing import capture
-from coedge.cli.models import load_model
-from coedge.config import describe_keys
-from coedge.cost_model import fit_cost_model, nonnegative_least_squares
-from coedge.errors import ConfigError, PlanError
-from coedge.layer_cost import LayerCost, layer_costs, multiply_adds
-from coedge.model import Model
-from coedge.objective import Objective
-from coedge.plan import Prediction
-from coedge.profile import LayerTime, Profile
-from coedge.reference import FOLDER, ReferenceModel, leaving, reference_models, reference_times
-from coedge.testbed import Testbed as Bed  # pytest would take a name that begins with Test for a test
-from coedge.testbed import load_testbed, profile_of
-from orchestrator.planner import make_plan
+from coedge.config.cluster_config import describe_keys
+from coedge.core.errors import ConfigError, PlanError
+from coedge.core.objective import Objective
+from coedge.core.package_data import REFERENCE_TIMES
+from coedge.graph.capture import capture
+from coedge.graph.model import Model
+from coedge.plan.plan import Prediction
+from coedge.profile.cost_model import fit_cost_model, nonnegative_least_squares
+from coedge.profile.layer_work import LayerCost, layer_costs, multiply_adds
+from coedge.profile.profile import LayerTime, Profile
+from coedge.profile.reference_times import ReferenceModel, leaving, reference_models, reference_times
+from coedge.profile.testbed import Testbed as Bed
+from coedge.profile.testbed import load_testbed, profile_of
+from orchestrator.cli.models import load_model
+from orchestrator.planner.planner import make_plan
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "configs" / "testbeds").glob("*.yaml"))
@@ -324,13 +325,13 @@ def test_the_whole_zoo_was_measured_on_one_machine() -> None:
     assert set(found) == set(zoo.NAMES)
     assert len({model.machine["processor"] for model in found.values()}) == 1
     for name, model in found.items():
-        assert (FOLDER / f"{name}.json").exists()
+        assert (REFERENCE_TIMES / f"{name}.json").exists()
         assert (model.input_dtype, model.input_shape) == ("uint8", tuple(zoo.example(name).shape))
         assert all(layer.layer.time.seconds(layer.cost.rows) > 0 for layer in model.layers)
 
 
 def test_the_reference_is_small_and_names_no_host() -> None:
-    files = list(FOLDER.glob("*.json"))
+    files = list(REFERENCE_TIMES.glob("*.json"))
     assert sum(path.stat().st_size for path in files) < 300_000
     host = os.uname().nodename
     assert len(host) < 4 or not any(host in path.read_text(encoding="utf-8") for path in files)
@@ -340,7 +341,7 @@ def test_the_reference_is_installed_with_the_package() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     patterns = settings["tool"]["setuptools"]["package-data"]["coedge"]
     shipped = {path for pattern in patterns for path in (ROOT / "coedge").glob(pattern)}
-    assert shipped >= set(FOLDER.glob("*.json"))
+    assert shipped >= set(REFERENCE_TIMES.glob("*.json"))
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from nets import DEVICES, examples
 from virtual import ROW_NBYTES, cases, chain, cluster, halos, layer_split, run
 
-from coedge.config import PowerConfig
-from coedge.errors import PlanError
-from coedge.lowering import lower
-from coedge.plan import Plan
-from coedge.profile import Medium, Profile
-from coedge.simulator import simulate
-from coedge.span import Span
-from coedge.timeline import Timeline
+from coedge.config.cluster_config import PowerConfig
+from coedge.core.errors import PlanError
+from coedge.plan.lowering import lower
+from coedge.plan.plan import Plan
+from coedge.profile.profile import Medium, Profile
+from coedge.simulation.simulator import simulate
+from coedge.simulation.span import Span
+from coedge.simulation.timeline import Timeline
 
 WATTS = PowerConfig(idle_watts=100.0, compute_watts=3.0, transmit_watts=7.0, receive_watts=5.0)
 

@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from waiting import listening, until
 
-from coedge.errors import ClusterError, ConfigError
-from coedge.link_clock import LinkClock
-from workers.message import Kind, MalformedMessage, Message, array_to_text, decode, encode, text_to_array
-from workers.paced_transport import LinkSpec, PacedTransport
-from workers.transport import Endpoint, InMemoryHub, InMemoryTransport, Transport
-from workers.zmq_transport import ZmqTransport
+from coedge.core.errors import ClusterError, ConfigError
+from coedge.execution.link_clock import LinkClock
+from workers.emulation.paced_transport import LinkSpec, PacedTransport
+from workers.transport.message import Kind, MalformedMessage, Message, array_to_text, decode, encode, text_to_array
+from workers.transport.transport import Endpoint, InMemoryHub, InMemoryTransport, Transport
+from workers.transport.zmq_transport import ZmqTransport
 
 SOON = 10.0  # seconds: longer than anything here takes, so that it fails rather than hangs
 

@@ -9,12 +9,12 @@ import pytest
 
 import coedge
 from benchmarks.instances import chain
-from coedge.model import Model
-from coedge.objective import Objective
-from coedge.plan import Plan, Prediction
-from orchestrator.cluster import Cluster
-from orchestrator.planner import SCHEMES, make_plan, named_plans
-from orchestrator.trial import MARGIN, MOST, Rank, least_cost, worth_trying
+from coedge.core.objective import Objective
+from coedge.graph.model import Model
+from coedge.plan.plan import Plan, Prediction
+from orchestrator.cluster.cluster import Cluster
+from orchestrator.planner.planner import SCHEMES, make_plan, named_plans
+from orchestrator.runtime.trial import MARGIN, MOST, Rank, least_cost, worth_trying
 
 DEVICES = [{"name": "a", "speed": 0.5}, {"name": "b", "speed": 0.5}]
 

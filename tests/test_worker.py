@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import coedge
-from coedge.lowering import lower
-from coedge.model import Model
-from coedge.weight_part import WeightPart
-from workers.message import Kind, Message
-from workers.spec import WorkerSpec
-from workers.transport import InMemoryHub, InMemoryTransport
-from workers.worker import Worker
+from coedge.graph.model import Model
+from coedge.graph.weight_slice import WeightPart
+from coedge.plan.lowering import lower
+from workers.runtime.spec import WorkerSpec
+from workers.runtime.worker import Worker
+from workers.transport.message import Kind, Message
+from workers.transport.transport import InMemoryHub, InMemoryTransport
 
 
 @pytest.fixture(scope="module")

@@ -14,17 +14,17 @@ import pytest
 from nets import Array, Net, difference, image, make_plan, unsplit
 from test_lowering_options import everywhere, with_options
 
-from coedge.capturing import capture
-from coedge.codec import LOSSLESS
-from coedge.lowering import lower
-from coedge.model import Model
-from coedge.plan import Plan, strips
-from coedge.program import CLIENT, Program, Receive, Send
-from coedge.simulator import send_nbytes
-from workers.message import Kind, Message, array_to_text
-from workers.spec import WorkerSpec
-from workers.transport import InMemoryHub, InMemoryTransport
-from workers.worker import Worker
+from coedge.execution.program import CLIENT, Program, Receive, Send
+from coedge.graph.capture import capture
+from coedge.graph.model import Model
+from coedge.plan.codec import LOSSLESS
+from coedge.plan.lowering import lower
+from coedge.plan.plan import Plan, strips
+from coedge.simulation.simulator import send_nbytes
+from workers.runtime.spec import WorkerSpec
+from workers.runtime.worker import Worker
+from workers.transport.message import Kind, Message, array_to_text
+from workers.transport.transport import InMemoryHub, InMemoryTransport
 
 NAMES = ("a", "b", "c")
 CLIENT_INDEX = len(NAMES)

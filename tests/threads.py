@@ -13,20 +13,20 @@ from typing import Any
 from nets import Array
 from waiting import MOST_SECONDS
 
-from coedge.dealing import dealing
-from coedge.errors import CoEdgeError, FrameTimeout
-from coedge.lowering import lower
-from coedge.model import Model
-from coedge.plan import Plan
-from coedge.program import CLIENT
-from orchestrator.dispatcher import Dispatcher
-from orchestrator.job import Job
-from orchestrator.loaded_plan import LoadedPlan
-from orchestrator.stream import in_order
-from workers.message import Kind, Message, decode, encode
-from workers.spec import WorkerSpec
-from workers.transport import Endpoint, InMemoryHub, InMemoryTransport, Transport
-from workers.worker import Worker
+from coedge.core.errors import CoEdgeError, FrameTimeout
+from coedge.execution.program import CLIENT
+from coedge.graph.model import Model
+from coedge.plan.frame_assignment import dealing
+from coedge.plan.lowering import lower
+from coedge.plan.plan import Plan
+from orchestrator.runtime.dispatcher import Dispatcher
+from orchestrator.runtime.job import Job
+from orchestrator.runtime.loaded_plan import LoadedPlan
+from orchestrator.runtime.stream import in_order
+from workers.runtime.spec import WorkerSpec
+from workers.runtime.worker import Worker
+from workers.transport.message import Kind, Message, decode, encode
+from workers.transport.transport import Endpoint, InMemoryHub, InMemoryTransport, Transport
 
 FRAME_SECONDS = 20.0
 

@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from hypothesis import strategies as st
 from nets import DEVICES, Net, make_plan, plans
 
-from coedge.capturing import capture
-from coedge.config import PowerConfig
-from coedge.lowering import lower
-from coedge.model import Model
-from coedge.plan import Plan
-from coedge.profile import DeviceProfile, LayerTime, Link, Medium, Profile, scaled
-from coedge.region import UNIT, UnitRect
-from coedge.simulator import simulate
-from coedge.timeline import Timeline
+from coedge.config.cluster_config import PowerConfig
+from coedge.core.region import UNIT, UnitRect
+from coedge.graph.capture import capture
+from coedge.graph.model import Model
+from coedge.plan.lowering import lower
+from coedge.plan.plan import Plan
+from coedge.profile.profile import DeviceProfile, LayerTime, Link, Medium, Profile, scaled
+from coedge.simulation.simulator import simulate
+from coedge.simulation.timeline import Timeline
 
 UPPER, LOWER = UnitRect(row_stop=0.5), UnitRect(row_start=0.5)
 ROW_NBYTES = 4 * 8 * 4

@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coedge.model import Model
-from coedge.profile import CodecSpeed
-from coedge.program import Program
-from coedge.weight_part import WeightPart
-from workers.codecs import measure_codecs, typical_rows
-from workers.layer_times import LayerPlay, convolution, measure_gflops
-from workers.meter import find_meter, measure_power
-from workers.paced_transport import LinkSpec
-from workers.rehearsal import Played
-from workers.spec import MeteredPower, ProbeTimes, WorkerFacts, WorkerSpec, WorkerStatus
-from workers.transport import Endpoint
-from workers.whole import Whole
-from workers.worker import Worker
+from coedge.execution.program import Program
+from coedge.graph.model import Model
+from coedge.graph.weight_slice import WeightPart
+from coedge.profile.profile import CodecSpeed
+from workers.calibration.calibration_run import Played
+from workers.calibration.layer_times import LayerPlay, convolution, measure_gflops
+from workers.calibration.unsplit import Whole
+from workers.emulation.paced_transport import LinkSpec
+from workers.runtime.energy_meter import find_meter, measure_power
+from workers.runtime.spec import MeteredPower, ProbeTimes, WorkerFacts, WorkerSpec, WorkerStatus
+from workers.runtime.worker import Worker
+from workers.transport.codecs import measure_codecs, typical_rows
+from workers.transport.transport import Endpoint
 
 REST_SECONDS = 0.003
 

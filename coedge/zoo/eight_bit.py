@@ -14,9 +14,8 @@ import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from coedge.capturing import capture
-
-PHOTOGRAPH = Path(__file__).resolve().parent.parent / "data" / "flower.jpg"
+from coedge.core.package_data import PHOTOGRAPH
+from coedge.graph.capture import capture
 
 
 def photograph(height: int, width: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Pages that follow from the code, as MyST directives.
 
-```{config-keys} coedge.config:ClusterConfig      a table of every key of a pydantic model
+```{config-keys} coedge.config.cluster_config:ClusterConfig      a table of every key of a pydantic model
 ```{command-line}                                 a section for each command, with its arguments and options
 ```{error-table}                                  every deliberate error
 ```{public-api}                                   autodoc of the names of `coedge` that it holds
@@ -39,7 +39,7 @@ class ConfigKeys(Generated):
     required_arguments = 1
 
     def text(self) -> str:
-        from coedge.config import describe_keys
+        from coedge.config.cluster_config import describe_keys
 
         module, _, name = self.arguments[0].partition(":")
         rows = describe_keys(getattr(importlib.import_module(module), name))
@@ -57,7 +57,7 @@ class CommandLine(Generated):
     def text(self) -> str:
         import typer.main
 
-        from coedge.cli.app import app
+        from orchestrator.cli.app import app
 
         commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
         return "\n\n".join(part for name in commands for part in command_parts(commands[name], f"coedge {name}"))
@@ -87,9 +87,9 @@ def _default(parameter: Any) -> str:
 
 class ErrorTable(Generated):
     def text(self) -> str:
-        import coedge.errors
+        import coedge.core.errors
 
-        kinds = [kind for kind in vars(coedge.errors).values() if inspect.isclass(kind)]
+        kinds = [kind for kind in vars(coedge.core.errors).values() if inspect.isclass(kind)]
         rows = []
         for kind in kinds:
             bases = ", ".join(f"`{base.__name__}`" for base in kind.__bases__)

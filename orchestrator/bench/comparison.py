@@ -15,8 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from coedge.errors import CoEdgeError
-from coedge.json_file import load_json, save_json
+from coedge.core.errors import CoEdgeError
+from coedge.core.json_file import load_json, save_json
 
 COMPARISON, SAMPLES = "comparison.json", "samples.csv"
 _COLUMNS = ("model", "scheme", "frame", "seconds", "joules", "difference", "sent_nbytes")

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coedge.errors import ClusterError
-from coedge.model import Model
-from coedge.plan import Plan
-from coedge.profile import Profile
-from coedge.program import Work
-from coedge.span import Span
-from coedge.timeline import Timeline
-from orchestrator import ray_control
+from coedge.core.errors import ClusterError
+from coedge.execution.program import Work
+from coedge.graph.model import Model
+from coedge.plan.plan import Plan
+from coedge.profile.profile import Profile
+from coedge.simulation.span import Span
+from coedge.simulation.timeline import Timeline
 from orchestrator.bench.turns import Ran
-from orchestrator.measure import Member
+from orchestrator.control import ray_control
+from orchestrator.control.worker_group import RemoteWorker
 
 if TYPE_CHECKING:
-    from orchestrator.cluster import Cluster
+    from orchestrator.cluster.cluster import Cluster
 
 PREPARE_SECONDS, RUN_SECONDS = 300.0, 120.0
 
@@ -53,33 +53,33 @@ class OneSession:
     The device's emulated speed applies, as to the kernels of a plan; no link does.
     """
 
-    def __init__(self, member: Member, model: Model, arrays: Sequence[Array], profile: Profile) -> None:
+    def __init__(self, worker: RemoteWorker, model: Model, arrays: Sequence[Array], profile: Profile) -> None:
         import ray
 
-        self._member, self._arrays, self._profile = member, list(arrays), profile
+        self._worker, self._arrays, self._profile = worker, list(arrays), profile
         proto = ray.put(np.frombuffer(model.reference, np.uint8))
-        self._ask(member.actor.prepare_whole.remote(proto), PREPARE_SECONDS, f"prepare all of {model.name}")
+        self._ask(worker.actor.prepare_whole.remote(proto), PREPARE_SECONDS, f"prepare all of {model.name}")
 
     def run(self) -> list[Array]:
         return self._run()[1]
 
     def measure(self) -> Ran:
         seconds, outputs = self._run()
-        return alone(self._profile, self._member.name, seconds, outputs)
+        return alone(self._profile, self._worker.name, seconds, outputs)
 
     def close(self) -> None:
         """Lets the device forget the network, if it is still there."""
         with contextlib.suppress(ClusterError):
-            self._ask(self._member.actor.forget_whole.remote(), PREPARE_SECONDS, "let go of a network")
+            self._ask(self._worker.actor.forget_whole.remote(), PREPARE_SECONDS, "let go of a network")
 
     def _run(self) -> tuple[float, list[Array]]:
         found: tuple[float, list[Array]] = self._ask(
-            self._member.actor.run_whole.remote(self._arrays), RUN_SECONDS, "run the whole network"
+            self._worker.actor.run_whole.remote(self._arrays), RUN_SECONDS, "run the whole network"
         )
         return found
 
     def _ask(self, reference: Any, seconds: float, what: str) -> Any:
-        return ray_control.gather({self._member.name: reference}, seconds, what)[self._member.name]
+        return ray_control.gather({self._worker.name: reference}, seconds, what)[self._worker.name]
 
 
 def alone(profile: Profile, device: str, seconds: float, output: Any) -> Ran:

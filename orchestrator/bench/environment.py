@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from typing import Any
 
-from coedge.version import VERSION
+from coedge.core.version import VERSION
 
 
 def environment() -> dict[str, Any]:

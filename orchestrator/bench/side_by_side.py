@@ -9,18 +9,18 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from coedge.errors import CoEdgeError
-from coedge.model import Model
-from coedge.plan import Plan
-from coedge.profile import Profile
-from coedge.progress import progress
-from coedge.timeline import Timeline
+from coedge.core.errors import CoEdgeError
+from coedge.core.progress import progress
+from coedge.graph.model import Model
+from coedge.plan.plan import Plan
+from coedge.profile.profile import Profile
+from coedge.simulation.timeline import Timeline
 from orchestrator.bench.comparison import Case, Sample
 from orchestrator.bench.contenders import OneSession, Planned, best_single
 from orchestrator.bench.turns import Contender, Outcome, take_turns
-from orchestrator.bound import bound_seconds
-from orchestrator.cluster import Cluster
-from orchestrator.measure import Member
+from orchestrator.cluster.cluster import Cluster
+from orchestrator.control.worker_group import RemoteWorker
+from orchestrator.evaluation.divisible_load import bound_seconds
 
 ONE_SESSION = "onnxruntime"
 # Sums of float32 in another order.
@@ -86,10 +86,10 @@ def side_by_side(
     with ExitStack() as closing:
         if one_session:
             device, seconds = best_single(model, profile)
-            member = cluster.member(device)
-            case = alone_case(model, profile, ONE_SESSION, member, seconds, bound)
+            worker = cluster.worker(device)
+            case = alone_case(model, profile, ONE_SESSION, worker, seconds, bound)
             try:
-                session = OneSession(member, model, arrays, profile)
+                session = OneSession(worker, model, arrays, profile)
                 closing.callback(session.close)
                 contenders[ONE_SESSION] = session
             except CoEdgeError as error:
@@ -110,9 +110,11 @@ def side_by_side(
     return ran
 
 
-def alone_case(model: Model, profile: Profile, name: str, member: Member, seconds: float | None, bound: float) -> Case:
+def alone_case(
+    model: Model, profile: Profile, name: str, worker: RemoteWorker, seconds: float | None, bound: float
+) -> Case:
     """The whole network on one device, which has the input."""
-    device, speed = member.name, member.config.speed
+    device, speed = worker.name, worker.config.speed
     power = profile.by_name[device].power
     watts = power.compute_watts + (power.idle_watts if profile.joules == "total" else 0.0)
     return Case(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from orchestrator.bench.comparison import Case, Sample
-from orchestrator.planner import AUTO
+from orchestrator.planner.planner import AUTO
 
 # Of the latency: by less, one scheme is not said to lose to another.
 LOSS = 0.03

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from coedge.errors import CoEdgeError
-from coedge.timeline import Timeline
+from coedge.core.errors import CoEdgeError
+from coedge.simulation.timeline import Timeline
 
 # Frames of a turn that count.
 COUNTED = 3

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from coedge.errors import ClusterError, ConfigError
+from coedge.core.errors import ClusterError, ConfigError
 from orchestrator.lab import nodes
 from orchestrator.lab.namespace import call, check_possible, delete, end_processes
 from orchestrator.lab.shaping import SLOWEST, network, shape

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from coedge.errors import ClusterError
+from coedge.core.errors import ClusterError
 
 COMMAND_SECONDS = 10.0
 TERMINATE_SECONDS, KILL_SECONDS = 3.0, 5.0

@@ -15,7 +15,7 @@ from typing import IO
 
 import psutil
 
-from coedge.errors import ClusterError
+from coedge.core.errors import ClusterError
 from orchestrator.lab.spec import OBJECT_PORT, RAY_PORT, LabDevice
 
 START_SECONDS = 90.0

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from coedge.config import ClusterConfig, DeviceConfig
-from coedge.errors import ConfigError
+from coedge.config.cluster_config import ClusterConfig, DeviceConfig
+from coedge.core.errors import ConfigError
 
 SUBNET = "10.77.0"
 RAY_PORT, OBJECT_PORT = 6379, 8076  # of Ray's head; of every node, for large objects

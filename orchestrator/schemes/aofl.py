@@ -21,11 +21,11 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from coedge.model import Model
-from coedge.objective import Objective
-from coedge.plan import Plan, Stage, strips
-from coedge.profile import Profile
-from coedge.region import UNIT
+from coedge.core.objective import Objective
+from coedge.core.region import UNIT
+from coedge.graph.model import Model
+from coedge.plan.plan import Plan, Stage, strips
+from coedge.profile.profile import Profile
 from orchestrator.schemes.fused_blocks import Array, Backwards, block_costs
 from orchestrator.schemes.scheme import best_of, full_seconds, on_one_device, place_whole
 

@@ -22,14 +22,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coedge.lowering import lower
-from coedge.model import Model
-from coedge.objective import Objective
-from coedge.plan import Plan, even_plan, stages_of, strips
-from coedge.profile import Profile
-from coedge.program import Send
-from coedge.region import UnitRect
-from orchestrator.convex import solved
+from coedge.core.objective import Objective
+from coedge.core.region import UnitRect
+from coedge.execution.program import Send
+from coedge.graph.model import Model
+from coedge.plan.lowering import lower
+from coedge.plan.plan import Plan, even_plan, stages_of, strips
+from coedge.profile.profile import Profile
+from orchestrator.evaluation.convex_solver import solved
 from orchestrator.schemes.scheme import best, evaluate, on_one_device, place_whole, single_device
 from orchestrator.schemes.traffic import Traffic, made_whole, traffic
 

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coedge.axis_map import AxisMap
-from coedge.graph import Node
-from coedge.layers import Layer
-from coedge.model import Model
-from coedge.objective import Objective
-from coedge.profile import DeviceProfile, Profile
-from coedge.region import UNIT, Interval, UnitRect
-from coedge.rules.rule import WholeRule
-from orchestrator.kernel_times import kernel_times
+from coedge.core.objective import Objective
+from coedge.core.region import UNIT, Interval, UnitRect
+from coedge.graph.axis_map import AxisMap
+from coedge.graph.graph import Node
+from coedge.graph.layers import Layer
+from coedge.graph.model import Model
+from coedge.graph.rules.rule import WholeRule
+from coedge.profile.profile import DeviceProfile, Profile
+from orchestrator.evaluation.kernel_times import kernel_times
 from orchestrator.schemes.traffic import made_whole
 
 Array = NDArray[np.float64]

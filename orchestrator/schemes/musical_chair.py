@@ -23,14 +23,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
-from coedge.graph import Tensor
-from coedge.layers import Layer
-from coedge.lowering import needs_of
-from coedge.model import Model
-from coedge.objective import Objective
-from coedge.plan import Plan, Stage, strips
-from coedge.profile import LayerTime, Profile
-from coedge.region import UNIT, Region, UnitRect
+from coedge.core.objective import Objective
+from coedge.core.region import UNIT, Region, UnitRect
+from coedge.graph.graph import Tensor
+from coedge.graph.layers import Layer
+from coedge.graph.model import Model
+from coedge.plan.lowering import needs_of
+from coedge.plan.plan import Plan, Stage, strips
+from coedge.profile.profile import LayerTime, Profile
 from orchestrator.schemes.scheme import best_of, place_whole
 
 Regions = Mapping[str, UnitRect]

@@ -16,14 +16,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from coedge.lowering import needs_of
-from coedge.model import Model
-from coedge.objective import Objective
-from coedge.plan import Plan, Stage
-from coedge.profile import Profile
-from coedge.program import Work
-from coedge.region import UNIT
-from orchestrator.evaluator import Evaluator, Judged
+from coedge.core.objective import Objective
+from coedge.core.region import UNIT
+from coedge.execution.program import Work
+from coedge.graph.model import Model
+from coedge.plan.lowering import needs_of
+from coedge.plan.plan import Plan, Stage
+from coedge.profile.profile import Profile
+from orchestrator.evaluation.evaluator import Evaluator, Judged
 from orchestrator.schemes.scheme import on_one_device
 
 # The rate of a stream is measured over some rounds of frames, and may come out a little above what it can be.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from coedge.model import Model
-from coedge.objective import Objective
-from coedge.plan import Plan
-from coedge.profile import Profile
+from coedge.core.objective import Objective
+from coedge.graph.model import Model
+from coedge.plan.plan import Plan
+from coedge.profile.profile import Profile
 from orchestrator.schemes.scheme import single_device
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from coedge.model import Model
-from coedge.objective import Objective
-from coedge.plan import Plan, Stage
-from coedge.profile import Profile
-from coedge.program import Work
-from coedge.region import UNIT
-from orchestrator.evaluator import Evaluator
+from coedge.core.objective import Objective
+from coedge.core.region import UNIT
+from coedge.execution.program import Work
+from coedge.graph.model import Model
+from coedge.plan.plan import Plan, Stage
+from coedge.profile.profile import Profile
+from orchestrator.evaluation.evaluator import Evaluator
 
 Scheme = Callable[[Model, Profile, Objective], Plan]
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coedge.lowering import lower
-from coedge.memory import activation_nbytes
-from coedge.model import Model
-from coedge.plan import even_plan
-from coedge.program import Send
+from coedge.execution.program import Send
+from coedge.graph.model import Model
+from coedge.plan.lowering import lower
+from coedge.plan.memory import activation_nbytes
+from coedge.plan.plan import even_plan
 
 Vector = NDArray[np.float64]
 

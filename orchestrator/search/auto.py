@@ -15,22 +15,22 @@ from dataclasses import replace
 
 import numpy as np
 
-from coedge.model import Model
-from coedge.objective import Objective
-from coedge.plan import Plan, Stage
-from coedge.profile import Profile
-from orchestrator.evaluator import Evaluator, Judged, distinct
-from orchestrator.search.boundaries import FULL, Programme
-from orchestrator.search.costs import Costs
+from coedge.core.objective import Objective
+from coedge.graph.model import Model
+from coedge.plan.plan import Plan, Stage
+from coedge.profile.profile import Profile
+from orchestrator.evaluation.evaluator import Evaluator, Judged, distinct
 from orchestrator.search.draft import as_draft, as_stages
-from orchestrator.search.joining import PARTS, ROW_CHANGES, Joining, unused
+from orchestrator.search.forced_inclusion import PARTS, ROW_CHANGES, Joining, unused
 from orchestrator.search.layout import nearest_devices
-from orchestrator.search.polish import better, polish, polish_dress
-from orchestrator.search.reach import Reach
+from orchestrator.search.linear_programme import FULL, Programme
+from orchestrator.search.local_search import better, polish, polish_dress
+from orchestrator.search.multistart import more_drafts, thoroughly
+from orchestrator.search.receptive_field import Reach
 from orchestrator.search.rounding import fair, nearest, stages_of_path
 from orchestrator.search.shortest_path import TRANSFERS, Path, Prices, pareto_paths, prices_of, shortest_path
 from orchestrator.search.space import Space, is_small
-from orchestrator.search.thorough import more_drafts, thoroughly
+from orchestrator.search.stage_costs import Costs
 
 # How many drafts go through the convex core, and how often each.
 REFINED, ROUNDS = 3, 2

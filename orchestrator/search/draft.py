@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from coedge.plan import Stage
+from coedge.plan.plan import Stage
 from orchestrator.search.layout import Layout, layout_of
 
 

@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from coedge.model import Model
-from coedge.profile import Profile
+from coedge.graph.model import Model
+from coedge.profile.profile import Profile
 from orchestrator.search.draft import DraftStage
-from orchestrator.search.reach import Reach, StageInput
+from orchestrator.search.receptive_field import Reach, StageInput
 
 SOURCE = -1
 

@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from coedge.model import Model
-from coedge.plan import Stage
-from coedge.profile import Profile
-from coedge.region import UnitRect
+from coedge.core.region import UnitRect
+from coedge.graph.model import Model
+from coedge.plan.plan import Stage
+from coedge.profile.profile import Profile
 
 # Up to so many devices, every subset is looked at.
 ALL_SUBSETS = 4

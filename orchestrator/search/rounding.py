@@ -9,14 +9,14 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 
-from coedge.model import Model
-from coedge.plan import Stage
-from coedge.profile import Profile
-from orchestrator.search.costs import Costs
+from coedge.graph.model import Model
+from coedge.plan.plan import Stage
+from coedge.profile.profile import Profile
 from orchestrator.search.draft import DraftStage, as_stages
 from orchestrator.search.layout import Layout
-from orchestrator.search.reach import Reach
+from orchestrator.search.receptive_field import Reach
 from orchestrator.search.shortest_path import Path
+from orchestrator.search.stage_costs import Costs
 
 
 def stage_rows(model: Model, stage: DraftStage) -> int:

@@ -15,8 +15,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from coedge.objective import Objective
-from orchestrator.search.costs import Costs
+from coedge.core.objective import Objective
+from orchestrator.search.stage_costs import Costs
 
 Array = NDArray[np.float64]
 # (first, stop, index of the layout)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from coedge.model import Model
-from coedge.objective import Objective
-from coedge.profile import Profile
-from orchestrator.search.costs import Costs
-from orchestrator.search.dress import Dress, dresses, effective
+from coedge.core.objective import Objective
+from coedge.graph.model import Model
+from coedge.profile.profile import Profile
 from orchestrator.search.layout import ALL_SUBSETS, Layout, candidates, in_every_order
-from orchestrator.search.reach import Reach
+from orchestrator.search.receptive_field import Reach
+from orchestrator.search.stage_costs import Costs
+from orchestrator.search.transfer_options import Dress, dresses, effective
 
 # How many program steps polishing may simulate.
 POLISH_STEPS = 12_000

@@ -1,0 +1,1 @@
+"""Errors, regions, objectives and small helpers. Imports no other part of CoEdge."""

@@ -1,0 +1,37 @@
+"""Values on disk: pydantic models as JSON, with errors that say what is wrong with a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from coedge.core.errors import PlanError
+
+Value = TypeVar("Value", bound=BaseModel)
+
+
+def save_json(value: BaseModel, path: str | Path) -> None:
+    Path(path).write_text(value.model_dump_json(indent=1), encoding="utf-8")
+
+
+def load_json(kind: type[Value], path: str | Path, what: str) -> Value:
+    """The value in a file.
+
+    Args:
+        what: for messages: "plan", "profile".
+
+    Raises:
+        PlanError: the file cannot be read, or holds something else.
+    """
+    try:
+        return kind.model_validate_json(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PlanError(f"cannot read the {what} {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise PlanError(f"{path} is not a {what}: it is not a text file") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise PlanError(f"{path} is not a {what}: {where}: {first['msg']}") from error

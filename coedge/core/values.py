@@ -1,0 +1,60 @@
+"""Between what the user hands over (tensors, structures) and what flows (arrays)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from coedge.core.errors import InputError
+
+
+def as_arrays(values: Any) -> tuple[np.ndarray, ...]:
+    """Tensors or arrays, one or several, as a tuple of arrays.
+
+    Raises:
+        InputError: something else was given, or a tensor of a dtype that arrays do not have.
+    """
+    if values is None:
+        return ()
+    if not isinstance(values, (tuple, list)):
+        values = (values,)
+    return tuple(_as_array(value) for value in values)
+
+
+def _as_array(value: Any) -> np.ndarray:
+    if isinstance(value, np.ndarray):
+        return value
+    if not hasattr(value, "detach"):
+        raise InputError(f"an input is a torch tensor or a NumPy array; a {type(value).__name__} was given")
+    try:
+        array: np.ndarray = value.detach().cpu().numpy()
+    except TypeError as error:
+        raise InputError(f"a tensor of {value.dtype} cannot travel: {error}; convert it to float32 or uint8") from None
+    return array
+
+
+def wants_tensors(given: Any) -> bool:
+    """Whether somebody who hands this over gets torch tensors back (arrays otherwise)."""
+    first = given[0] if isinstance(given, (tuple, list)) and given else given
+    return not isinstance(first, np.ndarray)
+
+
+def output(array: np.ndarray, as_tensor: bool) -> Any:
+    """The array, writable, or as a torch tensor."""
+    if not array.flags.writeable:
+        array = np.array(array)
+    if not as_tensor:
+        return array
+    import torch
+
+    return torch.from_numpy(array)
+
+
+def restore(structure: str | None, flat: list[Any]) -> Any:
+    """The outputs in the structure that the module returns: a single value, a tuple, a dict, nested."""
+    if structure is not None:
+        from torch.utils import _pytree
+
+        return _pytree.tree_unflatten(flat, _pytree.treespec_loads(structure))
+    return flat[0] if len(flat) == 1 else tuple(flat)

@@ -1,0 +1,169 @@
+"""The dataflow machine: which step of which frame comes next. Pure; it neither waits nor computes.
+
+    events in       begin(frame)   arrived(frame, channel, arrays)   done(frame, step, arrays)   drop(frame)
+    decision out    next() -> (frame, step)
+
+One rule: *the first step whose patches are here, oldest frame first*. While frame 7 waits for a halo, frame 8
+computes. A patch is let go as soon as its last reader is done. The values that flow are opaque: arrays at a
+worker and in process, nothing at all in the simulator.
+"""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from coedge.execution.program import Answer, Compute, Program, Receive, Send, Step
+
+
+def patches_read(step: Step) -> tuple[int, ...]:
+    """The patches that a step reads, each once."""
+    if isinstance(step, (Compute, Answer)):
+        return tuple(dict.fromkeys(part.patch for read in step.reads for part in read.parts))
+    if isinstance(step, Send):
+        return tuple(dict.fromkeys(part.patch for part in step.parts))
+    return ()
+
+
+@dataclass(slots=True)
+class _Frame:
+    waits_for: list[int]
+    readers: list[int]
+    left: int
+    values: dict[int, Any] = field(default_factory=dict)
+    ready: list[int] = field(default_factory=list)
+    received: set[int] = field(default_factory=set)
+
+
+class Machine:
+    """Runs one program over any number of frames at a time."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self._reads: list[tuple[int, ...]] = []
+        self._readers_of: list[list[int]] = [[] for _ in program.patches]
+        self._receives: dict[int, tuple[int, Receive]] = {}
+        # Steps that read nothing and wait for no message either.
+        self._ready_at_once: list[int] = []
+        for index, step in enumerate(program.steps):
+            patches = patches_read(step)
+            self._reads.append(patches)
+            for patch in patches:
+                self._readers_of[patch].append(index)
+            if isinstance(step, Receive):
+                self._receives[step.channel] = index, step
+            elif not patches:
+                self._ready_at_once.append(index)
+        self._wait_counts = [len(patches) for patches in self._reads]
+        self._reader_counts = [len(readers) for readers in self._readers_of]
+        self._frames: dict[int, _Frame] = {}
+        self._order: list[int] = []  # the frames, oldest first
+
+    @property
+    def idle(self) -> bool:
+        return not self._frames
+
+    @property
+    def frames(self) -> tuple[int, ...]:
+        return tuple(self._order)
+
+    @property
+    def oldest(self) -> int:
+        """The first frame under way; there must be one."""
+        return self._order[0]
+
+    def __contains__(self, frame: int) -> bool:
+        return frame in self._frames
+
+    def begin(self, frame: int) -> None:
+        """Expect a frame. Idempotent."""
+        if frame in self._frames or not self.program.steps:
+            return
+        self._frames[frame] = _Frame(
+            list(self._wait_counts),
+            list(self._reader_counts),
+            len(self.program.steps),
+            ready=list(self._ready_at_once),
+        )
+        bisect.insort(self._order, frame)
+
+    def arrived(self, frame: int, channel: int, values: Sequence[Any]) -> bool:
+        """A message is here. False where nobody waits for it (a stale, doubled or unknown one)."""
+        entry = self._receives.get(channel)
+        state = self._frames.get(frame)
+        if entry is None or state is None or channel in state.received:
+            return False
+        index, receive = entry
+        if len(values) != len(receive.patches):
+            return False
+        state.received.add(channel)
+        self._put(frame, state, receive.patches, values)
+        self._finish(frame, state, index)
+        return True
+
+    def next(self) -> tuple[int, int] | None:
+        """The step to run now, as (frame, index of the step); None: wait for a message."""
+        for frame in self._order:
+            ready = self._frames[frame].ready
+            if ready:
+                return frame, heapq.heappop(ready)
+        return None
+
+    def values(self, frame: int, index: int) -> dict[int, Any]:
+        """The values of the patches that a step reads."""
+        held = self._frames[frame].values
+        return {patch: held[patch] for patch in self._reads[index]}
+
+    def done(self, frame: int, index: int, written: Sequence[Any] = ()) -> bool:
+        """A step has run; `written` are the values of a computation's patches. True when it ends the frame."""
+        state = self._frames.get(frame)
+        if state is None:
+            return False
+        step = self.program.steps[index]
+        if isinstance(step, Compute):
+            self._put(frame, state, step.writes, written)
+        for patch in self._reads[index]:
+            state.readers[patch] -= 1
+            if state.readers[patch] == 0:
+                state.values.pop(patch, None)
+        return self._finish(frame, state, index)
+
+    def drop(self, frame: int) -> None:
+        """Forget a frame: it was cancelled, or it failed."""
+        if self._frames.pop(frame, None) is not None:
+            self._order.remove(frame)
+
+    def receive_of(self, channel: int) -> tuple[int, Receive] | None:
+        """The step that a message on this channel is for, with its index."""
+        return self._receives.get(channel)
+
+    def expects(self, frame: int, channel: int) -> bool:
+        """Whether a frame that is under way still waits for a message on this channel."""
+        state = self._frames.get(frame)
+        return state is not None and channel in self._receives and channel not in state.received
+
+    def waiting(self, frame: int) -> list[Receive]:
+        """The messages that a frame still waits for, in program order."""
+        state = self._frames.get(frame)
+        if state is None:
+            return []
+        return [r for channel, (_, r) in sorted(self._receives.items()) if channel not in state.received]
+
+    def _put(self, frame: int, state: _Frame, patches: Sequence[int], values: Sequence[Any]) -> None:
+        for patch, value in zip(patches, values, strict=True):
+            if state.readers[patch]:
+                state.values[patch] = value
+            for reader in self._readers_of[patch]:
+                state.waits_for[reader] -= 1
+                if state.waits_for[reader] == 0:
+                    heapq.heappush(state.ready, reader)
+
+    def _finish(self, frame: int, state: _Frame, index: int) -> bool:
+        state.left -= 1
+        if state.left:
+            return False
+        self.drop(frame)
+        return True

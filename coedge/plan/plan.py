@@ -1,0 +1,307 @@
+"""A plan: which device produces which part of the network, stage by stage."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from coedge.core.errors import PlanError
+from coedge.core.json_file import load_json, save_json
+from coedge.core.region import UNIT, UnitRect, check_cover
+from coedge.graph.layers import Layer
+from coedge.graph.model import Model
+from coedge.plan.codec import check_codecs
+
+
+class Prediction(BaseModel):
+    """What a plan is predicted to cost, for one frame at a time.
+
+    Attributes:
+        throughput_fps: of a stream, as the busiest device or link allows with enough frames under way.
+        bound_seconds: least latency that any plan could have, were the work as divisible as sand.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    latency_seconds: float
+    energy_joules: float
+    throughput_fps: float
+    bound_seconds: float | None = None
+
+
+class Stage(BaseModel):
+    """Layers `first` to `last` (inclusive), and the share of their results that each device produces.
+
+    Inside a stage nobody talks: a device recomputes what its own share needs. Of each tensor that is alive at
+    the stage's end, a device owns the pixels of its rectangle.
+
+    Attributes:
+        borders_first: what others wait for is computed and sent before the rest of the region, and what needs
+            no rows of others does not wait for them (see `coedge.plan.halo_first`).
+        codecs: how what this stage fetches is packed for the wire, by "sender>receiver"; raw where not named
+            (see `coedge.plan.codec`). The answer travels as it is.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    first: int = Field(ge=0)
+    last: int = Field(ge=0)
+    regions: dict[str, UnitRect]
+    borders_first: bool = False
+    codecs: dict[str, str] = {}
+
+
+class Plan(BaseModel):
+    """A list of stages. Transfers are not planned, they follow from the regions (see `coedge.plan.lowering`).
+
+    Attributes:
+        source: the device where the input starts.
+        sink: the device where the output is put together.
+        feasible: whether the objective's constraints are met, as predicted; `reason` says why not, or why
+            the scheme chose what it chose.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scheme: str
+    model_name: str
+    model_hash: str
+    devices: tuple[str, ...]
+    source: str
+    sink: str
+    stages: tuple[Stage, ...]
+    feasible: bool = True
+    reason: str = ""
+    predicted: Prediction | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """Identifies what is to be done (not what it is predicted to cost)."""
+        done = self.model_dump_json(exclude={"predicted", "reason", "feasible", "scheme"})
+        return hashlib.blake2b(done.encode(), digest_size=8).hexdigest()
+
+    @property
+    def used_devices(self) -> tuple[str, ...]:
+        """Those with a share of some stage."""
+        shares = [(name, rect) for stage in self.stages for name, rect in stage.regions.items()]
+        names = {name for name, rect in shares if rect.row_stop > rect.row_start and rect.col_stop > rect.col_start}
+        return tuple(name for name in self.devices if name in names)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Plan:
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("digest", None)  # a copy would keep what was cached of another plan
+        return copied
+
+    def save(self, path: str | Path) -> None:
+        save_json(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path, model: Model | None = None) -> Plan:
+        """Reads a plan; with a model, checks that it fits.
+
+        Raises:
+            PlanError: not a plan, or not a plan for this model.
+        """
+        plan = load_json(cls, path, "plan")
+        if model is not None:
+            check_plan(plan, model)
+        return plan
+
+    def __str__(self) -> str:
+        lines = [f"plan {self.scheme} for {self.model_name}, {self.source} -> {self.sink}"]
+        if self.predicted:
+            lines[0] += (
+                f": {self.predicted.latency_seconds * 1e3:.1f} ms, {self.predicted.energy_joules:.3f} J predicted"
+            )
+        if not self.feasible:
+            lines.append(f"  infeasible: {self.reason}")
+        for start, stop, stage in stage_runs(self.stages):
+            count = stop - start
+            label = f"stage {start}" if count == 1 else f"stages {start}-{stop - 1}"
+            layers = f"layers {self.stages[start].first}-{self.stages[stop - 1].last}"
+            shares = ", ".join(
+                f"{name} {share}" for name, share in ((n, _share(r)) for n, r in stage.regions.items()) if share
+            )
+            dress = [", borders first"] if stage.borders_first else []
+            dress += [f", {codec} packed" for codec in sorted(set(stage.codecs.values()))]
+            lines.append(f"  {label:14s} {layers:16s} {shares}{''.join(dress)}")
+        return "\n".join(lines)
+
+
+def _share(rect: UnitRect) -> str:
+    rows, cols = rect.row_stop - rect.row_start, rect.col_stop - rect.col_start
+    if rows * cols <= 0:
+        return ""
+    if (rect.col_start, rect.col_stop) == (0, 1):
+        return "all" if rows == 1 else f"{rect.row_start:.1%}..{rect.row_stop:.1%}"
+    return f"{rect.row_start:.0%}..{rect.row_stop:.0%} x {rect.col_start:.0%}..{rect.col_stop:.0%}"
+
+
+def stage_runs(stages: Sequence[Stage]) -> list[tuple[int, int, Stage]]:
+    """Consecutive stages with the same regions, done in the same way, as (start, stop, stage)."""
+    runs: list[tuple[int, int, Stage]] = []
+    for index, stage in enumerate(stages):
+        if runs and _done_as(runs[-1][2]) == _done_as(stage):
+            runs[-1] = (runs[-1][0], index + 1, stage)
+        else:
+            runs.append((index, index + 1, stage))
+    return runs
+
+
+def _done_as(stage: Stage) -> tuple[object, ...]:
+    """All but the layers."""
+    return stage.regions, stage.borders_first, sorted(set(stage.codecs.values()))
+
+
+def check_plan(plan: Plan, model: Model) -> None:
+    """Checks that a plan fits its model.
+
+    Raises:
+        PlanError: with what does not fit.
+    """
+    if plan.model_hash != model.hash:
+        raise PlanError(
+            f"the plan is for model {plan.model_name!r} ({plan.model_hash}), "
+            f"this is {model.name!r} ({model.hash}); make a plan for this model"
+        )
+    if len(set(plan.devices)) != len(plan.devices):
+        raise PlanError(f"the plan names a device twice: {', '.join(plan.devices)}")
+    for role, name in (("source", plan.source), ("sink", plan.sink)):
+        if name not in plan.devices:
+            raise PlanError(f"the {role} {name!r} is not one of the plan's devices: {', '.join(plan.devices)}")
+    expected = 0
+    for position, stage in enumerate(plan.stages):
+        if stage.first != expected or stage.last < stage.first:
+            raise PlanError(
+                f"stage {position} covers layers {stage.first} to {stage.last}; it must begin with layer {expected}"
+            )
+        expected = stage.last + 1
+        unknown = [name for name in stage.regions if name not in plan.devices]
+        if unknown:
+            raise PlanError(
+                f"stage {position} names device {unknown[0]!r}, which is not one of: {', '.join(plan.devices)}"
+            )
+        try:
+            check_cover(stage.regions.values())
+            check_codecs(stage.codecs, plan.devices)
+        except PlanError as error:
+            raise PlanError(f"stage {position}: {error}") from None
+    if expected != len(model.layers):
+        raise PlanError(f"the stages cover {expected} layers, the model has {len(model.layers)}")
+
+
+def strips(shares: Mapping[str, float]) -> dict[str, UnitRect]:
+    """Horizontal strips, from the top down, proportional to the shares (which need not sum to one)."""
+    total = sum(shares.values())
+    edges, passed = [0.0], 0.0
+    for share in shares.values():
+        passed += share
+        edges.append(passed / total)
+    edges[-1] = 1.0
+    # Devices behind the last one with a share meet at the end exactly.
+    return {name: UnitRect(row_start=min(a, 1.0), row_stop=min(b, 1.0)) for name, a, b in zip(shares, edges, edges[1:])}
+
+
+def stages_of(
+    model: Model,
+    regions: Mapping[str, UnitRect],
+    alone: str,
+    stage_layers: int = 1,
+    dense: Mapping[str, UnitRect] | None = None,
+) -> tuple[Stage, ...]:
+    """Stages of so many layers each; layers that cannot be split go to the device `alone`.
+
+    Args:
+        dense: who makes which of the features of layers that are split by features, each of them a stage of its
+            own; they go to `alone` as well where this is left out.
+    """
+
+    def place(layer: Layer) -> tuple[int, dict[str, UnitRect]]:
+        if layer.splittable:
+            return -1, dict(regions)
+        # Inside of one stage every device would make all features that the next layer reads.
+        return (layer.index, dict(dense)) if layer.by_features and dense else (-2, {alone: UNIT})
+
+    stages: list[Stage] = []
+    first = 0
+    for layer in model.layers:
+        after = model.layers[layer.index + 1] if layer.index + 1 < len(model.layers) else None
+        full = layer.index - first + 1 >= stage_layers
+        kind, chosen = place(layer)
+        if after is None or full or place(after)[0] != kind:
+            stages.append(Stage(first=first, last=layer.index, regions=chosen))
+            first = layer.index + 1
+    return tuple(stages)
+
+
+def even_plan(
+    model: Model,
+    devices: int | Sequence[str] = 4,
+    boundaries: Sequence[float] | None = None,
+    grid: tuple[int, int] | None = None,
+    stage_layers: int = 1,
+    source: str | None = None,
+    split_dense: bool = False,
+) -> Plan:
+    """A plan with equal (or given) strips, or a grid, and a stage per so many layers. Needs no profile.
+
+    Args:
+        devices: how many (`device-0`, ...), or their names.
+        boundaries: where the strips meet, from 0 to 1: `devices - 1` inner ones, or with 0 and 1 at the ends.
+        grid: (rows, columns) of a grid; `devices` may then be left out.
+        stage_layers: layers per stage.
+        source: where the input starts and the output ends; the first device by default.
+        split_dense: dense layers are split too, by output features, by the boundaries or in equal parts; they run
+            on one device otherwise.
+
+    Raises:
+        PlanError: the numbers do not fit each other.
+    """
+    if stage_layers < 1:
+        raise PlanError(f"stage_layers is {stage_layers}; a stage has at least one layer")
+    if grid is not None and isinstance(devices, int):
+        devices = grid[0] * grid[1]
+    if isinstance(devices, int):
+        if devices < 1:
+            raise PlanError(f"{devices} devices were asked for; a plan has at least one")
+        devices = [f"device-{i}" for i in range(devices)]
+    names = list(devices)
+    if not names:
+        raise PlanError("a plan has at least one device; an empty list was given")
+    if grid is not None:
+        if boundaries is not None:
+            raise PlanError("give boundaries or a grid, not both")
+        high, wide = grid
+        if high < 1 or wide < 1 or high * wide != len(names):
+            raise PlanError(f"a grid of {high} x {wide} does not fit {len(names)} devices")
+        regions = {
+            name: UnitRect((i // wide) / high, (i // wide + 1) / high, (i % wide) / wide, (i % wide + 1) / wide)
+            for i, name in enumerate(names)
+        }
+    elif boundaries is None:
+        regions = strips(dict.fromkeys(names, 1.0))
+    else:
+        edges = list(boundaries)
+        if len(edges) == len(names) - 1:
+            edges = [0.0, *edges, 1.0]
+        if len(edges) != len(names) + 1 or edges != sorted(edges) or edges[0] != 0 or edges[-1] != 1:
+            raise PlanError(
+                f"boundaries {list(boundaries)} do not make {len(names)} strips: give {len(names) - 1} "
+                "ascending numbers between 0 and 1"
+            )
+        regions = {name: UnitRect(a, b) for name, a, b in zip(names, edges, edges[1:])}
+    alone = max(names, key=lambda n: regions[n].row_stop - regions[n].row_start)
+    source = source or names[0]
+    # Features have no columns: a grid would leave all of them to its first one.
+    dense = (strips(dict.fromkeys(names, 1.0)) if grid else regions) if split_dense else None
+    plan = Plan(
+        scheme="even", model_name=model.name, model_hash=model.hash, devices=tuple(names),
+        source=source, sink=source, stages=stages_of(model, regions, alone, stage_layers, dense),
+    )  # fmt: skip
+    check_plan(plan, model)
+    return plan

@@ -1,0 +1,87 @@
+"""Seconds of layers that nobody measured, from those of layers that somebody did.
+
+    seconds of r of R rows  =  (r / R) (a multiply_adds + b moved_nbytes)  +  c weight_nbytes  +  d
+
+with a, b, c, d >= 0 for each family of operators: least squares of relative errors, exact, over all families.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coedge.profile.layer_work import LayerCost
+from coedge.profile.profile import LayerTime
+
+Array = NDArray[np.float64]
+
+# What a layer of another family counts: enough to settle what a family's own layers leave open, such as what
+# its weights cost where all of them are small, and too little to be heard elsewhere.
+_STRANGER = 0.003
+# Errors below this matter to nobody, however small the layer.
+_FLOOR_SECONDS = 1e-5
+_SHARES = (1.0, 0.5, 0.25)
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Coefficients (a, b, c, d) by family; `anything` is for families that were not measured."""
+
+    families: Mapping[str, tuple[float, ...]]
+    anything: tuple[float, ...]
+
+    def time(self, cost: LayerCost) -> LayerTime:
+        """The predicted time of a layer on the machine that was measured."""
+        adds, moved, weights, once = self.families.get(cost.family, self.anything)
+        return LayerTime(
+            fixed_seconds=weights * cost.weight_nbytes + once,
+            seconds_per_row=(adds * cost.multiply_adds + moved * cost.moved_nbytes) / cost.rows,
+        )
+
+
+def fit_cost_model(measured: Iterable[tuple[LayerCost, LayerTime]]) -> CostModel:
+    """The cost model of a machine.
+
+    Args:
+        measured: of at least one layer; of many different ones, to be of use.
+    """
+    features, seconds, families = [], [], []
+    for cost, time in measured:
+        for share in _SHARES if cost.rows >= 1 / min(_SHARES) else (1.0,):
+            features.append([share * cost.multiply_adds, share * cost.moved_nbytes, cost.weight_nbytes, 1.0])
+            seconds.append(time.seconds(share * cost.rows))
+            families.append(cost.family)
+    design, target, of = np.array(features), np.array(seconds), np.array(families)
+    scale = np.maximum(design.max(axis=0), 1.0)
+    relative = 1 / np.maximum(target, _FLOOR_SECONDS)
+
+    def coefficients(importance: Array) -> tuple[float, ...]:
+        weight = relative * np.sqrt(importance)
+        found = nonnegative_least_squares(design / scale * weight[:, None], target * weight) / scale
+        return tuple(float(value) for value in found)
+
+    return CostModel(
+        {str(family): coefficients(np.where(of == family, 1.0, _STRANGER)) for family in np.unique(of)},
+        coefficients(np.ones(len(target))),
+    )
+
+
+def nonnegative_least_squares(design: Array, target: Array) -> Array:
+    """The x >= 0 that minimises |design x - target|: the best of all sets of columns that may be positive.
+
+    Exact, and quick enough for the handful of columns that there are.
+    """
+    columns = design.shape[1]
+    best, least = np.zeros(columns), float(target @ target)
+    for size in range(1, columns + 1):
+        for chosen in itertools.combinations(range(columns), size):
+            part, *_ = np.linalg.lstsq(design[:, chosen], target, rcond=None)
+            error = design[:, chosen] @ part - target
+            if (part >= 0).all() and float(error @ error) < least:
+                best, least = np.zeros(columns), float(error @ error)
+                best[list(chosen)] = part
+    return best

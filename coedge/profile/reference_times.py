@@ -1,0 +1,260 @@
+"""Layer times of the zoo on one machine, shipped with the package, and what follows from them for any model.
+
+    a model of the zoo            its layers are those that were measured: their times
+    a layer of a measured kind    the time of the most similar one, row by row as much longer as it has more to do
+    any other layer               the cost model that is fitted to all that was measured
+
+`python -m benchmarks.reference` measures them anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from coedge.core.errors import PlanError
+from coedge.core.json_file import load_json
+from coedge.core.package_data import REFERENCE_TIMES
+from coedge.graph.model import Model
+from coedge.profile.cost_model import CostModel, fit_cost_model
+from coedge.profile.layer_work import LayerCost, layer_costs
+from coedge.profile.profile import CodecSpeed, LayerTime
+
+
+class Affine(NamedTuple):
+    """A `LayerTime`, in few characters."""
+
+    fixed_seconds: float
+    seconds_per_row: float
+
+    @property
+    def time(self) -> LayerTime:
+        return LayerTime(fixed_seconds=self.fixed_seconds, seconds_per_row=self.seconds_per_row)
+
+
+class ReferenceLayer(BaseModel):
+    """A layer as measured.
+
+    Attributes:
+        layer: its time where its stage ends with it.
+        fused: its time where the next layer runs in the same stage.
+        codec_ratios: packed over raw bytes, by codec, of each tensor that leaves the layer, in their order.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cost: LayerCost
+    layer: Affine
+    fused: Affine
+    codec_ratios: tuple[dict[str, float], ...] = ()
+
+
+class ReferenceModel(BaseModel):
+    """A network of the zoo as measured.
+
+    Attributes:
+        name: in the zoo.
+        input_shape, input_dtype: of its one input.
+        machine: what it was measured on, for people.
+        codecs: how fast the machine packs and unpacks.
+        input_codec_ratios: as of layers, of the input.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    input_shape: tuple[int, ...]
+    input_dtype: str
+    machine: dict[str, str]
+    layers: tuple[ReferenceLayer, ...]
+    codecs: dict[str, CodecSpeed] = {}
+    input_codec_ratios: dict[str, float] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Of one frame on the machine, all layers in one stage."""
+        rows = [layer.cost.rows for layer in self.layers]
+        return _one_stage_seconds([x.layer.time for x in self.layers], [x.fused.time for x in self.layers], rows)
+
+
+@dataclass(frozen=True)
+class ReferenceTimes:
+    """Layer times of a model on the reference machine.
+
+    Attributes:
+        layers, fused: as in `DeviceProfile`.
+        seconds: of one frame, all layers in one stage.
+        like: the network of the zoo that it is, at any size; None: none of them.
+        measured, scaled, modelled: how many of the times are those of the same layer, follow from those of a
+            similar one, or from the cost model.
+        codecs, codec_ratios: as in `DeviceProfile` and `Profile`, as far as they are known.
+    """
+
+    layers: tuple[LayerTime, ...]
+    fused: tuple[LayerTime, ...]
+    seconds: float
+    like: str | None
+    measured: int
+    scaled: int
+    modelled: int
+    codecs: Mapping[str, CodecSpeed] = field(default_factory=dict)
+    codec_ratios: Mapping[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def estimated(self) -> bool:
+        """Whether some of the times are of layers that were not measured."""
+        return self.scaled + self.modelled > 0
+
+    def __str__(self) -> str:
+        """Where the times come from, for people."""
+        counts = (
+            (self.measured, "measured"),
+            (self.scaled, "scaled from measured ones of their kind"),
+            (self.modelled, "from a regression over all that was measured"),
+        )
+        words = ", ".join(f"{count} of {len(self.layers)} layers {how}" for count, how in counts if count)
+        return f"layer times of {self.like or 'another network'} on the reference machine: {words}"
+
+
+@functools.cache
+def reference_models() -> Mapping[str, ReferenceModel]:
+    """What ships with the package, by name in the zoo."""
+    loaded = [load_json(ReferenceModel, path, "reference profile") for path in sorted(REFERENCE_TIMES.glob("*.json"))]
+    return {model.name: model for model in loaded}
+
+
+def reference_times(model: Model, references: Mapping[str, ReferenceModel] | None = None) -> ReferenceTimes:
+    """How long the reference machine takes, or would take, for the layers of a model.
+
+    Args:
+        references: what was measured. None: what ships with the package.
+
+    Raises:
+        PlanError: nothing was measured.
+    """
+    known = reference_models() if references is None else references
+    if not known:
+        raise PlanError(f"there is no reference profile in {REFERENCE_TIMES}; make one: python -m benchmarks.reference")
+    costs = layer_costs(model)
+    like = _same_structure(model.name, costs, known)
+    if like is not None:
+        sources: list[ReferenceLayer | None] = list(like.layers)
+    else:
+        by_kind: dict[str, list[ReferenceLayer]] = {}
+        for layer in (layer for reference in known.values() for layer in reference.layers):
+            by_kind.setdefault(layer.cost.kind, []).append(layer)
+        sources = [_most_similar(cost, by_kind.get(cost.kind, ())) for cost in costs]
+    ends, inside = _shipped_cost_models() if references is None else _cost_models(known)
+    pairs = list(zip(sources, costs))
+    measured = sum(source is not None and _same_work(source.cost, cost) for source, cost in pairs)
+    modelled = sources.count(None)
+    layers = tuple(_scaled(s.layer, s.cost, cost, ends) if s else ends.time(cost) for s, cost in pairs)
+    fused = tuple(_scaled(s.fused, s.cost, cost, inside) if s else inside.time(cost) for s, cost in pairs)
+    return ReferenceTimes(
+        layers=layers,
+        fused=fused,
+        seconds=_one_stage_seconds(layers, fused, [cost.rows for cost in costs]),
+        like=like.name if like else None,
+        measured=measured,
+        scaled=len(costs) - measured - modelled,
+        modelled=modelled,
+        codecs=next((r.codecs for r in known.values() if r.codecs), {}),
+        codec_ratios=_codec_ratios(model, like) if like else {},
+    )
+
+
+def _one_stage_seconds(layers: Sequence[LayerTime], fused: Sequence[LayerTime], rows: Sequence[int]) -> float:
+    """Of all the layers in one stage on one device."""
+    times = [*fused[:-1], layers[-1]]
+    return sum(time.seconds(count) for time, count in zip(times, rows, strict=True))
+
+
+def _same_structure(
+    name: str, costs: Sequence[LayerCost], references: Mapping[str, ReferenceModel]
+) -> ReferenceModel | None:
+    """The network with the same layers, whatever its weights, its size and the names of its nodes.
+
+    What comes before the first convolution (normalisation, a uint8 input) is part of no kind: networks of the
+    zoo are found with and without it.
+    """
+    kinds = [cost.kind for cost in costs]
+    found = [r for r in references.values() if [layer.cost.kind for layer in r.layers] == kinds]
+    return next((r for r in found if r.name == name), found[0] if found else None)
+
+
+def _most_similar(cost: LayerCost, known: Sequence[ReferenceLayer]) -> ReferenceLayer | None:
+    """Of layers of one kind, the one of the most similar size that does the most similar things to a pixel.
+
+    Where nothing is multiplied, a kind says little of what is done: there, only the same layer counts.
+    """
+
+    def distance(layer: ReferenceLayer) -> float:
+        other = layer.cost
+        adds = math.log(other.multiply_adds / other.rows * cost.rows / cost.multiply_adds)
+        return abs(adds) + abs(math.log((other.moved_nbytes + 1) / (cost.moved_nbytes + 1)))
+
+    if cost.multiply_adds:
+        return min((layer for layer in known if layer.cost.multiply_adds), key=distance, default=None)
+    return next((layer for layer in known if _same_work(layer.cost, cost)), None)
+
+
+def _same_work(known: LayerCost, cost: LayerCost) -> bool:
+    """What comes before the first convolution does not count."""
+    same_adds = (known.rows, known.multiply_adds) == (cost.rows, cost.multiply_adds)
+    return same_adds and (cost.multiply_adds > 0 or known.moved_nbytes == cost.moved_nbytes)
+
+
+def _scaled(time: Affine, known: LayerCost, cost: LayerCost, model: CostModel) -> LayerTime:
+    """The time of a layer of the same kind and another size.
+
+    Where it multiplies, what it takes at all stays, and a row takes longer as it has more to do (that is, with
+    more columns). Elsewhere all of it takes longer as the cost model says.
+    """
+    if _same_work(known, cost):
+        return time.time
+    if known.multiply_adds and cost.multiply_adds:
+        ratio = (cost.multiply_adds / cost.rows) / (known.multiply_adds / known.rows)
+        return LayerTime(fixed_seconds=time.fixed_seconds, seconds_per_row=time.seconds_per_row * ratio)
+    ratio = model.time(cost).seconds(cost.rows) / max(model.time(known).seconds(known.rows), 1e-9)
+    return LayerTime(
+        fixed_seconds=time.fixed_seconds * ratio,
+        seconds_per_row=time.seconds_per_row * ratio * known.rows / cost.rows,
+    )
+
+
+def _cost_models(references: Mapping[str, ReferenceModel]) -> tuple[CostModel, CostModel]:
+    """Of layers that end their stages, and of layers inside."""
+    layers = [layer for reference in references.values() for layer in reference.layers]
+    return (
+        fit_cost_model((layer.cost, layer.layer.time) for layer in layers),
+        fit_cost_model((layer.cost, layer.fused.time) for layer in layers),
+    )
+
+
+@functools.cache
+def _shipped_cost_models() -> tuple[CostModel, CostModel]:
+    return _cost_models(reference_models())
+
+
+def _codec_ratios(model: Model, like: ReferenceModel) -> dict[str, dict[str, float]]:
+    """By tensor; tensors have other names in other versions of the exporter, so they are told by their places."""
+    taken = model.inputs[0]
+    known = like.input_codec_ratios and taken.dtype == like.input_dtype
+    found = {taken.name: like.input_codec_ratios} if known else {}
+    for index, layer in enumerate(like.layers):
+        found.update(zip(leaving(model, index), layer.codec_ratios))
+    return found
+
+
+def leaving(model: Model, index: int) -> tuple[str, ...]:
+    """The tensors that a layer makes and that others need, in the order in which they are made."""
+    layer = model.layers[index]
+    later = {n for node in model.graph.nodes[layer.stop :] for n in model.graph.activations(node)}
+    later |= set(model.graph.outputs)
+    made = (name for node in model.graph.nodes[layer.first : layer.stop] for name in node.outputs)
+    return tuple(name for name in made if name in later)

@@ -1,0 +1,152 @@
+"""From measured stages to the time of every layer: where its stage ends with it, and where the next layer follows.
+
+    stage [a, b, c]     fused(a) + fused(b) + layer(c)
+    fused(a)            (layer(a) - u - v x bytes that would cross the border behind a) x scale(a)
+
+A border costs a call of the runtime (u), and for each byte (v) that rows are laid out as arrays and back again, out of
+the cache. Both are the same for all layers of a model on one machine, so a few measured stages tell them. What is left
+is the layer's own, scale(a): it stays near one, unless stages insist.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coedge.execution.program import Work
+from coedge.profile.profile import LayerTime, fit, scaled
+
+Floats = NDArray[np.float64]
+
+ROUNDS = 20
+# Residuals beyond so many times the median one count less (Huber's loss, by reweighting).
+TOLERANCE = 1.5
+# Ridge: what a scale of 2 costs, in squared relative errors of one layer's time.
+SCALE_COST = 0.1
+LEAST_SCALE, MOST_SCALE = 0.2, 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class StageTime:
+    """What a device took for one stage: `work` is how many rows of each of its layers, in order."""
+
+    work: tuple[Work, ...]
+    seconds: float
+
+
+def fit_layers(samples: Iterable[StageTime], alike: Sequence[int]) -> tuple[LayerTime, ...]:
+    """The affine time of every layer at the end of its stage, from stages of one layer.
+
+    Args:
+        alike: for each layer, the number of a kind; layers of one kind share their samples.
+    """
+    seconds: dict[int, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for sample in samples:
+        if len(sample.work) == 1:
+            work = sample.work[0]
+            seconds[alike[work.layer]][work.rows].append(sample.seconds)
+    fits = {
+        kind: fit((rows, statistics.median(taken)) for rows, taken in points.items())
+        for kind, points in seconds.items()
+    }
+    return tuple(fits.get(kind, LayerTime(fixed_seconds=0, seconds_per_row=0)) for kind in alike)
+
+
+def fit_fused(
+    samples: Iterable[StageTime],
+    layers: Sequence[LayerTime],
+    border_nbytes_per_row: Sequence[float],
+    alike: Sequence[int],
+) -> tuple[LayerTime, ...]:
+    """The affine time of every layer where the next one runs in the same stage, from stages of several layers.
+
+    Args:
+        layers: their times at the end of a stage.
+        border_nbytes_per_row: what a row of each layer adds to what crosses the border behind it.
+        alike: as of `fit_layers`; layers of one kind have one scale.
+    """
+    taken: dict[tuple[Work, ...], list[float]] = defaultdict(list)
+    for sample in samples:
+        if len(sample.work) > 1:
+            taken[sample.work].append(sample.seconds)
+    if not taken:
+        return tuple(layers)
+    stages = [(work, statistics.median(times)) for work, times in taken.items()]
+    borders, saved = [], []
+    for work, seconds in stages:
+        inner = work[:-1]
+        borders.append((len(inner), sum(border_nbytes_per_row[w.layer] * w.rows for w in inner)))
+        saved.append(sum(layers[w.layer].seconds(w.rows) for w in work) - seconds)
+    u, v = _robust(np.array(borders, float), np.array(saved), np.array([seconds for _, seconds in stages]))
+    without = [
+        LayerTime(
+            fixed_seconds=max(time.fixed_seconds - u, 0.0), seconds_per_row=max(time.seconds_per_row - v * nbytes, 0.0)
+        )
+        for time, nbytes in zip(layers, border_nbytes_per_row, strict=True)
+    ]
+    scales = _scales(stages, layers, without, alike)
+    return tuple(scaled(time, scales[kind]) for time, kind in zip(without, alike))
+
+
+def _scales(
+    stages: Sequence[tuple[tuple[Work, ...], float]],
+    layers: Sequence[LayerTime],
+    without: Sequence[LayerTime],
+    alike: Sequence[int],
+) -> dict[int, float]:
+    """By kind of layer, so that stages take what they took: least squares of relative errors, with a ridge at one.
+
+    A stage counts as often as it has layers: the errors of many layers even out.
+    """
+    kinds = sorted(set(alike))
+    place = {kind: index for index, kind in enumerate(kinds)}
+    parts = np.zeros((len(stages), len(kinds)))
+    rest = np.zeros(len(stages))
+    for row, (work, seconds) in enumerate(stages):
+        for item in work[:-1]:
+            parts[row, place[alike[item.layer]]] += without[item.layer].seconds(item.rows) / seconds
+        rest[row] = 1 - layers[work[-1].layer].seconds(work[-1].rows) / seconds
+    counts = np.array([len(work) for work, _ in stages], float)
+    ridge = np.sqrt(SCALE_COST) * np.eye(len(kinds))
+    found, weights = np.ones(len(kinds)), np.ones(len(stages))
+    for _ in range(ROUNDS):
+        root = np.sqrt(weights * counts)
+        terms = np.vstack([parts * root[:, None], ridge])
+        wanted = np.concatenate([rest * root, ridge.sum(axis=1)])
+        found = np.clip(np.linalg.lstsq(terms, wanted, rcond=None)[0], LEAST_SCALE, MOST_SCALE)
+        weights = _huber(np.abs(parts @ found - rest))
+    return dict(zip(kinds, found.tolist()))
+
+
+def _robust(terms: Floats, saved: Floats, seconds: Floats) -> tuple[float, float]:
+    """(u, v), neither below zero, so that terms @ (u, v) is about `saved`: errors count relative to `seconds`."""
+    weights = np.ones(len(saved))
+    found = (0.0, 0.0)
+    for _ in range(ROUNDS):
+        found = _not_negative(terms, saved, weights / seconds**2)
+        weights = _huber(np.abs(terms @ found - saved) / seconds)
+    return found
+
+
+def _huber(errors: Floats) -> Floats:
+    """The weights that make least squares count large errors no more than in proportion."""
+    limit = max(TOLERANCE * float(np.median(errors)), 1e-9)
+    return np.where(errors > limit, limit / np.maximum(errors, limit), 1.0)
+
+
+def _not_negative(terms: Floats, saved: Floats, weights: Floats) -> tuple[float, float]:
+    """Weighted least squares in two unknowns; where one of them would be negative, it is zero."""
+    scale = np.maximum(np.abs(terms).max(axis=0), 1e-300)
+    scaled = terms / scale
+    square, target = scaled.T @ (scaled * weights[:, None]), scaled.T @ (saved * weights)
+    both = np.linalg.lstsq(square, target, rcond=None)[0]
+    if (both < 0).any():
+        alone = np.maximum(target / np.maximum(np.diag(square), 1e-300), 0.0)
+        losses = [square[i, i] * alone[i] ** 2 - 2 * target[i] * alone[i] for i in (0, 1)]
+        both = np.where(np.arange(2) == int(np.argmin(losses)), alone, 0.0)
+    return float(both[0] / scale[0]), float(both[1] / scale[1])

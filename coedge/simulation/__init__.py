@@ -1,0 +1,1 @@
+"""Programs in virtual time: the simulator, timelines, critical paths and their pictures."""

@@ -1,0 +1,19 @@
+"""The command line: `coedge demo | devices | plan | simulate | pareto | run | bench | lab`."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    try:
+        from orchestrator.cli.app import run_app
+    except ModuleNotFoundError as error:
+        if error.name not in ("typer", "rich", "click"):
+            raise
+        print(
+            f"the command line needs {error.name}, which is not installed here: pip install 'coedge[full]'",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+    sys.exit(run_app())

@@ -1,0 +1,1 @@
+"""The front door: a cluster that plans and answers."""

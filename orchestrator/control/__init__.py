@@ -1,0 +1,1 @@
+"""Ray: nodes, worker actors, and the death of either."""

@@ -1,0 +1,269 @@
+"""Ray, for control: which nodes exist, one worker actor on each device, and noticing when one dies."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from coedge.config.cluster_config import ClusterConfig, DeviceConfig
+from coedge.core.errors import ClusterError
+
+REACH_SECONDS = 3.0
+
+
+@dataclass
+class _Session:
+    """This process's connection to Ray, of which there is at most one.
+
+    Attributes:
+        clusters: how many of ours use it.
+        ours: whether we made it; if our caller did, it is our caller's to end.
+    """
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    clusters: int = 0
+    ours: bool = False
+
+
+_session = _Session()
+
+
+def enter(config: ClusterConfig) -> None:
+    """Makes sure that this process is connected to Ray, until as many calls of `leave` as of this.
+
+    Raises:
+        ClusterError: nobody answers at the address, or this process is connected to another one.
+    """
+    import ray
+
+    with _session.lock:
+        if ray.is_initialized():
+            _check_same(config.ray.address, ray.get_runtime_context().gcs_address)
+        else:
+            _start_or_join(config)
+            _session.ours = True
+        _session.clusters += 1
+
+
+def leave() -> None:
+    """Ends the connection (and Ray itself, if it was started here) when no cluster uses it any more."""
+    import ray
+
+    with _session.lock:
+        _session.clusters -= 1
+        if _session.ours and not _session.clusters:
+            ray.shutdown()
+            _session.ours = False
+
+
+def _check_same(wanted: str | None, joined: str) -> None:
+    if wanted is None or wanted == "auto":
+        return
+
+    def resolve(address: str) -> tuple[str, str]:
+        host, _, port = address.rpartition(":")
+        try:
+            return socket.gethostbyname(host.strip("[]")), port
+        except OSError:
+            return host, port
+
+    if resolve(wanted) != resolve(joined):
+        raise ClusterError(
+            f"this process is connected to Ray at {joined}, it cannot join {wanted} at the same time; close the "
+            "other cluster first (or call ray.shutdown())"
+        )
+
+
+def _start_or_join(config: ClusterConfig) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    address = config.ray.address
+    common: dict[str, Any] = {
+        "namespace": config.ray.namespace,
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+    }
+    if address is None:
+        ray.init(address="local", include_dashboard=False, **common)
+        return
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
+        except OSError as error:
+            raise ClusterError(
+                f"no Ray cluster answers at {address}: {error}. Is `ray start --head --port={port}` running on "
+                f"{host}, and is the port open? Leave out ray.address to start a local cluster"
+            ) from error
+    try:
+        ray.init(address=address, **common)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ClusterError(
+            f"cannot join Ray at {address}: {first}. Start one with `ray start --head`, or leave out "
+            "ray.address to start a local cluster"
+        ) from error
+
+
+def own_node() -> str:
+    """The id of the Ray node that this process is on."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def own_address() -> str:
+    """The address by which Ray knows this host."""
+    import ray
+
+    return str(ray.util.get_node_ip_address())
+
+
+def alive_nodes() -> list[dict[str, Any]]:
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return sorted(nodes, key=lambda node: (node["NodeManagerAddress"], node["NodeID"]))
+
+
+def place_devices(config: ClusterConfig) -> list[tuple[DeviceConfig, dict[str, Any]]]:
+    """Every device with the Ray node that it runs on. Without devices in the config, every node is one.
+
+    Raises:
+        ClusterError: a device's node is not in the cluster.
+    """
+    import ray
+
+    nodes = alive_nodes()
+    here = ray.get_runtime_context().get_node_id()
+    local = next((node for node in nodes if node["NodeID"] == here), nodes[0])
+    if not config.devices:
+        names: dict[str, int] = {}
+        placed = []
+        for node in nodes:
+            base = "".join(c if c.isalnum() or c in "._-" else "-" for c in node["NodeManagerHostname"])[:56] or "node"
+            names[base] = names.get(base, 0) + 1
+            name = base if names[base] == 1 else f"{base}-{names[base]}"
+            placed.append((DeviceConfig(name=name), node))
+        return placed
+    placed = []
+    for device in config.devices:
+        if device.node is None:
+            placed.append((device, local))
+            continue
+        wanted = (device.node,)
+        found = [n for n in nodes if {n["NodeManagerAddress"], n["NodeManagerHostname"], n["NodeID"]} & set(wanted)]
+        if not found:
+            known = ", ".join(f"{n['NodeManagerAddress']} ({n['NodeManagerHostname']})" for n in nodes)
+            raise ClusterError(
+                f"device {device.name}: there is no Ray node {device.node!r}; alive nodes are {known}. "
+                f"Run `ray start --address=HEAD:PORT` on {device.node}"
+            )
+        placed.append((device, found[0]))
+    return placed
+
+
+def create_actor(spec: Any, node_id: str) -> Any:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from workers.actor import WorkerActor
+
+    strategy = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
+    actor = ray.remote(WorkerActor).options(num_cpus=0, max_concurrency=8, max_restarts=0, scheduling_strategy=strategy)
+    return actor.remote(spec)
+
+
+def gather(references: Mapping[str, Any], timeout_seconds: float, what: str) -> dict[str, Any]:
+    """The values of one reference per device.
+
+    Raises:
+        ClusterError: naming the devices that failed or did not answer, and what they were to do.
+    """
+    import ray
+
+    names = {reference: name for name, reference in references.items()}
+    ready, late = ray.wait(list(names), num_returns=len(names), timeout=timeout_seconds)
+    values: dict[str, Any] = {}
+    problems = []
+    for reference in ready:
+        try:
+            values[names[reference]] = ray.get(reference)
+        except Exception as error:
+            problems.append(f"{names[reference]}: {explain(error)}")
+    problems += [f"{names[reference]}: no answer" for reference in late]
+    if problems:
+        raise ClusterError(
+            f"only {len(values)} of {len(references)} devices managed to {what} within {timeout_seconds:.0f} s: "
+            + "; ".join(sorted(problems))
+        )
+    return {name: values[name] for name in references}
+
+
+def explain(error: BaseException) -> str:
+    """What happened, without Ray's wrapping."""
+    import ray
+
+    if isinstance(error, ray.exceptions.RayTaskError):
+        cause = getattr(error, "cause", None)
+        text = f"{type(cause).__name__}: {cause}" if cause is not None else str(error).strip().splitlines()[-1]
+        return text if "No module named" not in text else f"{text} (is coedge installed there? pip install coedge)"
+    if isinstance(error, ray.exceptions.ActorDiedError):
+        text = str(error)
+        if "No module named" in text:
+            line = next(line for line in text.splitlines() if "No module named" in line)
+            return f"{line.strip()} (is coedge installed there? pip install coedge)"
+        return "its worker process died"
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def watch(references: Mapping[str, Any], stopped: Callable[[], bool], on_death: Callable[[str, str], None]) -> None:
+    """Returns when `stopped`; calls `on_death(device, reason)` for every worker whose `serve` ends before."""
+    import ray
+
+    names = {reference: name for name, reference in references.items()}
+    while names and not stopped():
+        try:
+            ready, _ = ray.wait(list(names), num_returns=1, timeout=0.25)
+        except (Exception, SystemExit):  # Ray itself was shut down under us
+            return
+        for reference in ready:
+            name = names.pop(reference)
+            if stopped():
+                return
+            try:
+                ray.get(reference)
+                on_death(name, "its worker stopped")
+            except Exception as error:
+                on_death(name, explain(error))
+
+
+def stop_actors(actors: Sequence[Any], timeout_seconds: float = 2.0) -> None:
+    """Asks the workers to end, then makes sure."""
+    import ray
+
+    if not ray.is_initialized():  # shut down under us: to ask it for anything would start it anew
+        return
+    pending = []
+    for actor in actors:
+        try:
+            pending.append(actor.stop.remote())
+        except Exception:  # it is gone already
+            continue
+    if pending:
+        with contextlib.suppress(Exception):
+            ray.wait(pending, num_returns=len(pending), timeout=timeout_seconds)
+    time.sleep(0.05)  # `serve` ends behind `stop`, and closes its sockets
+    for actor in actors:
+        with contextlib.suppress(Exception):
+            ray.kill(actor)

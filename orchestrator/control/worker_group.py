@@ -1,0 +1,210 @@
+"""The workers of a cluster, as the client sees them: placed on devices, connected, ready or lost."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from coedge.config.cluster_config import ClusterConfig, DeviceConfig, PowerConfig
+from coedge.core.errors import ClusterError
+from coedge.core.version import VERSION
+from coedge.execution.program import CLIENT
+from coedge.profile.network import Network
+from coedge.profile.profile import Link
+from orchestrator.control import ray_control
+from workers.emulation.paced_transport import LinkSpec
+from workers.runtime.spec import MeteredPower, WorkerFacts, WorkerSpec, WorkerStatus
+from workers.transport.transport import Endpoint
+from workers.transport.zmq_transport import ZmqTransport
+
+CLOCK_ROUND_TRIPS = 5
+SET_LINK_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteWorker:
+    """A device that has joined: its configuration, its actor, what its worker and its energy meter say."""
+
+    config: DeviceConfig
+    actor: Any
+    facts: WorkerFacts
+    metered: MeteredPower | None = None
+
+    @property
+    def power(self) -> PowerConfig:
+        """Watts as configured; else as metered, as far as a meter tells; else by default."""
+        if self.config.power_given or self.metered is None:
+            return self.config.power
+        return PowerConfig(idle_watts=self.metered.idle_watts, compute_watts=self.metered.compute_watts)
+
+    @property
+    def power_source(self) -> str:
+        if self.config.power_given:
+            return "configured"
+        return "default" if self.metered is None else f"{self.metered.source}; of its radio: default"
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def emulated(self) -> bool:
+        return self.config.speed is not None
+
+    @property
+    def memory_bytes(self) -> float | None:
+        """What a plan may use there; None: not limited."""
+        return None if self.config.memory_mb is None else self.config.memory_mb * 1e6
+
+
+@dataclass
+class WorkerGroup:
+    """The workers of one cluster.
+
+    Attributes:
+        transport: the client's end of the wire.
+        clocks: per device, (its monotonic clock minus ours, uncertainty), seconds.
+        gflops: per kind of machine (its fingerprint), at full speed.
+        serving: per device, the call that ends only with its worker.
+        lost: per device that is not there any more, why.
+    """
+
+    by_name: dict[str, RemoteWorker]
+    source: str
+    transport: ZmqTransport
+    clocks: dict[str, tuple[float, float]]
+    serving: dict[str, Any]
+    network: Network = field(default_factory=lambda: Network(()))
+    gflops: dict[str, float] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        return self.network.links
+
+    @property
+    def actors(self) -> dict[str, Any]:
+        return {name: worker.actor for name, worker in self.by_name.items()}
+
+    @property
+    def pids(self) -> dict[str, int]:
+        return {name: worker.facts.pid for name, worker in self.by_name.items()}
+
+    @property
+    def index_of(self) -> dict[str, int]:
+        """Of every device on the wire."""
+        return {name: worker.facts.endpoint.index for name, worker in self.by_name.items()}
+
+    def statuses(self, names: Iterable[str], timeout_seconds: float) -> dict[str, WorkerStatus]:
+        """What those do who answer in time."""
+        import ray
+
+        references = {self.by_name[name].actor.status.remote(): name for name in names if name not in self.lost}
+        if not references:
+            return {}
+        ready, _ = ray.wait(list(references), num_returns=len(references), timeout=timeout_seconds)
+        found = {}
+        for reference in ready:
+            with contextlib.suppress(Exception):
+                found[references[reference]] = ray.get(reference)
+        return found
+
+
+def place_workers(config: ClusterConfig) -> WorkerGroup:
+    """Place a worker on every device and let all of them and this client know each other. Ray is running already.
+
+    Raises:
+        ClusterError: names the devices that do not answer, or what does not fit.
+    """
+    actors: dict[str, Any] = {}
+    try:
+        return _place_workers(config, actors)
+    except BaseException:
+        ray_control.stop_actors(list(actors.values()))
+        raise
+
+
+def _place_workers(config: ClusterConfig, actors: dict[str, Any]) -> WorkerGroup:
+    timeout = config.connect_timeout_seconds
+    placed = ray_control.place_devices(config)
+    own_node = ray_control.own_node()
+    names = [device.name for device, _ in placed]
+    local = [device.name for device, node in placed if node["NodeID"] == own_node]
+    source = config.source or (local or names)[0]
+    if source not in names:
+        raise ClusterError(f"the source {source!r} is not a device; devices are {', '.join(names)}")
+    # Nobody but this machine takes part: nothing has to leave the loopback interface.
+    local_only = len(local) == len(names) and len(ray_control.alive_nodes()) == 1
+    specs = {}
+    for index, (device, node) in enumerate(placed):
+        host = "127.0.0.1" if local_only else node["NodeManagerAddress"]
+        specs[device.name] = _spec(index, device, host, config.encryption)
+        actors[device.name] = ray_control.create_actor(specs[device.name], node["NodeID"])
+    facts = ray_control.gather({name: actor.facts.remote() for name, actor in actors.items()}, timeout, "start")
+    other = {name: fact.version for name, fact in facts.items() if fact.version != VERSION}
+    if other:
+        raise ClusterError(
+            f"this is coedge {VERSION}, but {', '.join(f'{n} runs {v}' for n, v in other.items())}; "
+            "install the same version everywhere"
+        )
+    unfit = [f"device {name}: {fact.provider_problem}" for name, fact in facts.items() if fact.provider_problem]
+    if unfit:
+        raise ClusterError("\n".join(f"{text} of `providers` of this device" for text in unfit))
+    host = "127.0.0.1" if local_only else ray_control.own_address()
+    transport = ZmqTransport(len(placed), CLIENT, host, encrypted=config.encryption, short_cut=True)
+    try:
+        endpoints: list[Endpoint] = [*(fact.endpoint for fact in facts.values()), transport.endpoint]
+        emulated = any(spec.link for spec in specs.values())
+        links = {spec.index: spec.link or LinkSpec() for spec in specs.values()} if emulated else {}
+        calls = {name: actor.connect.remote(endpoints, links) for name, actor in actors.items()}
+        ray_control.gather(calls, timeout, "connect to each other")
+        transport.connect(endpoints)
+        return WorkerGroup(
+            by_name={
+                device.name: RemoteWorker(device, actors[device.name], facts[device.name]) for device, _ in placed
+            },
+            source=source,
+            transport=transport,
+            clocks={name: _clock(name, actor) for name, actor in actors.items()},
+            serving={name: actor.serve.remote() for name, actor in actors.items()},
+        )
+    except BaseException:
+        transport.close()
+        raise
+
+
+def set_link(group: WorkerGroup, name: str, link: LinkSpec) -> None:
+    """Gives a device another emulated link.
+
+    Raises:
+        ClusterError: links are not emulated, or somebody does not answer.
+    """
+    index = group.index_of[name]
+    calls = {n: a.set_link.remote(index, link) for n, a in group.actors.items() if n not in group.lost}
+    ray_control.gather(calls, SET_LINK_SECONDS, f"set the link of {name}")
+
+
+def _spec(index: int, device: DeviceConfig, host: str, encrypted: bool) -> WorkerSpec:
+    link = None
+    if device.link.mbps is not None or device.link.latency_ms:
+        rate = None if device.link.mbps is None else device.link.mbps * 1e6 / 8
+        link = LinkSpec(rate, device.link.latency_ms / 1000)
+    return WorkerSpec(index, device.name, host, encrypted, device.speed, link, device.threads, device.session_providers)
+
+
+def _clock(name: str, actor: Any) -> tuple[float, float]:
+    """(the device's monotonic clock minus ours, uncertainty), by the fastest of a few round trips."""
+    best = (0.0, float("inf"))
+    for _ in range(CLOCK_ROUND_TRIPS):
+        before = time.monotonic()
+        fact = ray_control.gather({name: actor.facts.remote()}, 10.0, "tell the time")[name]
+        after = time.monotonic()
+        if fact.host == platform.node():
+            return 0.0, 0.0  # one host has one monotonic clock
+        if (after - before) / 2 < best[1]:
+            best = (fact.clock_seconds - (before + after) / 2, (after - before) / 2)
+    return best

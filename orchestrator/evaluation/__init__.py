@@ -1,0 +1,1 @@
+"""The predicted cost of a plan, and the lower bound beside it."""

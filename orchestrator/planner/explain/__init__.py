@@ -1,0 +1,1 @@
+"""The reasons behind a plan: critical path, sensitivities, constraints and unused devices."""

@@ -1,0 +1,106 @@
+"""Measures a cluster that has just been placed: its links, the client's link, power and speed."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from coedge.config.cluster_config import ClusterConfig
+from coedge.core.errors import ClusterError
+from coedge.profile.network import ClientLink, Network
+from coedge.profile.profile import Medium
+from orchestrator.control import ray_control
+from orchestrator.control.worker_group import RemoteWorker, WorkerGroup
+from orchestrator.profiling.links import measure_network
+from orchestrator.profiling.probing import ActorProber
+from workers.runtime.spec import MeteredPower
+from workers.transport.message import Kind, Message
+from workers.transport.transport import Endpoint
+from workers.transport.zmq_transport import ZmqTransport
+
+POWER_SECONDS, POWER_TIMEOUT_SECONDS = 1.0, 30.0
+CLIENT_PROBES, CLIENT_NBYTES, CLIENT_SECONDS = 6, 600_000, 20.0
+
+
+def measure_cluster(config: ClusterConfig, group: WorkerGroup) -> None:
+    """Measure the network, power and speed of workers that do nothing else yet, and store the results in `group`.
+
+    Raises:
+        ClusterError: names the devices that do not answer, or that cannot talk to each other.
+    """
+    client = _measure_client_link(group.transport, group.by_name[group.source].facts.endpoint)
+    group.network = replace(_measure_network(config, group.by_name), client=client)
+    group.by_name = _measure_power(group.by_name)
+    group.gflops = _measure_gflops(group.by_name, config.connect_timeout_seconds)
+
+
+def measure_links(config: ClusterConfig, group: WorkerGroup) -> None:
+    """Measures the links between those that are there again; between frames, or frames and probes take turns.
+
+    Raises:
+        ClusterError: two of them cannot talk to each other.
+    """
+    there = {name: worker for name, worker in group.by_name.items() if name not in group.lost}
+    network = _measure_network(config, there)
+    links = [link for link in group.links if {link.sender, link.receiver} & set(group.lost)]
+    group.network = replace(network, links=(*network.links, *links), client=group.network.client)
+
+
+def _measure_network(config: ClusterConfig, workers: Mapping[str, RemoteWorker]) -> Network:
+    """The links, and the media: those of the configuration, and what is found between others."""
+    for medium in config.media:
+        unknown = [name for name in medium.devices if name not in workers]
+        if unknown:
+            raise ClusterError(
+                f"medium {medium.name!r} is of {unknown[0]!r}, which is not a device; devices are {', '.join(workers)}"
+            )
+    given = [Medium(name=m.name, devices=m.devices, bytes_per_second=m.mbps * 1e6 / 8) for m in config.media]
+    addresses = {name: worker.facts.endpoint.address.rpartition(":")[0] for name, worker in workers.items()}
+    return measure_network(addresses, ActorProber(workers), given)
+
+
+def _measure_client_link(transport: ZmqTransport, source: Endpoint) -> ClientLink:
+    """Between us and the source. Nobody else receives on this transport yet.
+
+    Raises:
+        ClusterError: no answer.
+    """
+
+    def there_and_back(nbytes: int) -> float:
+        payload = (np.zeros(nbytes, np.uint8),) if nbytes else ()
+        start = time.monotonic()
+        transport.send(source.index, Message(Kind.PROBE, transport.endpoint.index, arrays=payload))
+        while (left := start + CLIENT_SECONDS - time.monotonic()) > 0:
+            message = transport.receive(left)
+            if message is not None and message.kind is Kind.ECHO:
+                return time.monotonic() - start
+        raise ClusterError(f"{source.name} did not answer at {source.address} within {CLIENT_SECONDS:.0f} s")
+
+    empty, full = (
+        statistics.median([there_and_back(nbytes) for _ in range(CLIENT_PROBES)][1:]) for nbytes in (0, CLIENT_NBYTES)
+    )
+    return ClientLink(empty / 2, CLIENT_NBYTES / max(full - empty, 1e-6))
+
+
+def _measure_power(workers: Mapping[str, RemoteWorker]) -> dict[str, RemoteWorker]:
+    """By the meters of real devices whose watts are not configured; hosts at once, devices of a host in turn."""
+    asked = {name: m for name, m in workers.items() if not m.emulated and not m.config.power_given}
+    measured: dict[str, MeteredPower | None] = {}
+    while turn := {m.facts.host: name for name, m in asked.items() if name not in measured}:
+        calls = {name: workers[name].actor.measure_power.remote(POWER_SECONDS) for name in turn.values()}
+        measured |= ray_control.gather(calls, POWER_TIMEOUT_SECONDS, "read their energy meters")
+    return {name: replace(worker, metered=measured.get(name)) for name, worker in workers.items()}
+
+
+def _measure_gflops(workers: Mapping[str, RemoteWorker], timeout_seconds: float) -> dict[str, float]:
+    """Measure one worker of every kind, so that devices which share a host are not measured at once."""
+    first: dict[str, RemoteWorker] = {}
+    for worker in workers.values():
+        first.setdefault(worker.facts.fingerprint, worker)
+    calls = {worker.name: worker.actor.measure_gflops.remote(worker.emulated) for worker in first.values()}
+    measured = ray_control.gather(calls, timeout_seconds, "measure their speed")
+    return {kind: measured[worker.name] for kind, worker in first.items()}

@@ -1,0 +1,167 @@
+"""Measures what a model's layers take on every kind of device of a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from coedge.config.cluster_config import ClusterConfig
+from coedge.core.progress import progress
+from coedge.graph.model import Model
+from coedge.profile.network import ClientLink, Network
+from coedge.profile.profile import DeviceProfile, Profile, scaled
+from orchestrator.control.ray_control import gather
+from orchestrator.control.worker_group import RemoteWorker
+from orchestrator.profiling.codec_ratios import codec_ratios
+from orchestrator.profiling.layer_cache import LayerTimes, load_times, store_times
+from workers.calibration.calibration_run import Played
+from workers.calibration.layer_times import MOST_SWEEPS, model_times
+
+MEASURE_SECONDS = 300.0
+CODEC_SECONDS = 0.3
+PROGRESS_STEPS, PROGRESS_SECONDS = 100, 0.5
+# Emulated devices share cores, and find them cold after each other: they are measured beside each other, as they
+# run, where the weights of all leave room. (Large layers do not notice.)
+MOST_AT_ONCE, AT_ONCE_NBYTES = 4, 400_000_000
+
+
+def measure_model(
+    model: Model, workers: Mapping[str, RemoteWorker], network: Network, source: str, config: ClusterConfig
+) -> Profile:
+    """The profile of a cluster on a model. Devices of one kind on one host are measured once, and kept on disk."""
+    kinds = _kinds(model, workers.values())
+    times: dict[str, LayerTimes] = {}
+    missing: list[_Kind] = []
+    for kind in kinds:
+        found = load_times(config.cache_path, model.hash, kind.key)
+        if found is not None and len(found.layers) == len(model.layers):
+            times[kind.key] = found
+        else:
+            missing.append(kind)
+    for measured in _measure_kinds(model, missing, config.profile_budget_seconds):
+        times[measured.fingerprint] = measured
+        store_times(config.cache_path, measured)
+    by_worker = {worker.name: times[kind.key] for kind in kinds for worker in kind.workers}
+    several = len(workers) > 1
+    return Profile(
+        model_name=model.name,
+        model_hash=model.hash,
+        source=source,
+        devices=tuple(_device_profile(worker, by_worker[name]) for name, worker in workers.items()),
+        links=network.links,
+        media=network.media,
+        joules=config.joules,
+        codec_ratios=codec_ratios(model, config.cache_path) if several else {},
+        client_seconds=_client_seconds(model, network.client),
+    )
+
+
+def _client_seconds(model: Model, link: ClientLink | None) -> float:
+    """For the inputs to the source, and the outputs from the sink."""
+    if link is None:
+        return 0.0
+    return sum(
+        link.seconds(sum(tensor.region_nbytes(tensor.whole) for tensor in tensors))
+        for tensors in (model.inputs, model.outputs)
+    )
+
+
+def _device_profile(worker: RemoteWorker, times: LayerTimes) -> DeviceProfile:
+    slower = 1 / (worker.config.speed or 1.0)
+    return DeviceProfile(
+        name=worker.name,
+        layers=tuple(scaled(time, slower) for time in times.layers),
+        fused=tuple(scaled(time, slower) for time in times.fused),
+        power=worker.power,
+        power_source=worker.power_source,
+        memory_bytes=worker.memory_bytes,
+        send_seconds=times.send_seconds * slower,
+        receive_seconds=times.receive_seconds * slower,
+        codecs={codec: speed.scaled(slower) for codec, speed in times.codecs.items()},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Devices that take the same times at full speed.
+
+    Attributes:
+        key: names the hardware, the software and the way of measuring.
+        players: those that are measured: one, or as many at once as share the cores of their host when emulated.
+        speed: of emulated devices, their median: what they rest for between kernels grows cold.
+    """
+
+    key: str
+    workers: tuple[RemoteWorker, ...]
+    players: tuple[RemoteWorker, ...]
+    speed: float | None
+
+
+def _kinds(model: Model, workers: Iterable[RemoteWorker]) -> list[_Kind]:
+    groups: dict[tuple[str, bool], list[RemoteWorker]] = {}
+    for worker in workers:
+        groups.setdefault((worker.facts.fingerprint, worker.emulated), []).append(worker)
+    kinds = []
+    for (fingerprint, emulated), same in groups.items():
+        # Who has the most memory measures the most of a dense layer.
+        same.sort(key=lambda worker: -(worker.memory_bytes or math.inf))
+        room = int(AT_ONCE_NBYTES / max(model.weight_nbytes, 1))
+        count = max(1, min(len(same), MOST_AT_ONCE, room)) if emulated else 1
+        speed = statistics.median(worker.config.speed or 1.0 for worker in same) if emulated else None
+        way = f"cpu|{count}|{speed:.2g}" if speed is not None else "wall"
+        kinds.append(_Kind(f"{fingerprint}|{way}", tuple(same), tuple(same[:count]), speed))
+    return kinds
+
+
+def _measure_kinds(model: Model, missing: Sequence[_Kind], budget_seconds: float) -> Iterator[LayerTimes]:
+    """One kind after another on each host, so that they do not disturb each other; hosts at the same time."""
+    by_host: dict[str, list[_Kind]] = {}
+    for kind in missing:
+        by_host.setdefault(kind.players[0].facts.host, []).append(kind)
+    with progress(f"measuring {model.name}", PROGRESS_STEPS * sum(len(kind.players) for kind in missing)) as advance:
+        while any(by_host.values()):
+            turn = [kinds.pop(0) for kinds in by_host.values() if kinds]
+            played = _play(model, turn, budget_seconds, advance)
+            firsts = [kind.players[0] for kind in turn]
+            packers = {first.name: first.actor.measure_codecs.remote(CODEC_SECONDS) for first in firsts}
+            speeds = gather(packers, MEASURE_SECONDS, "measure how fast they pack")
+            for kind in turn:
+                frames = [frame for player in kind.players for frame in played[player.name]]
+                times = model_times(model, frames)
+                codecs = speeds[kind.players[0].name]
+                yield LayerTimes(fingerprint=kind.key, model_hash=model.hash, codecs=codecs, **asdict(times))
+
+
+def _play(
+    model: Model, kinds: Sequence[_Kind], budget_seconds: float, advance: Callable[[], None]
+) -> dict[str, list[Played]]:
+    """All players at once, with `PROGRESS_STEPS` calls of `advance` for each."""
+    import ray
+
+    players = {player.name: player for kind in kinds for player in kind.players}
+    speeds = {player.name: kind.speed for kind in kinds for player in kind.players}
+    what = f"measure {model.name}"
+    ready = {
+        name: player.actor.prepare_layers.remote(
+            model.skeleton, player.facts.threads, speeds[name], budget_seconds, player.memory_bytes
+        )
+        for name, player in players.items()
+    }
+    gather(ready, MEASURE_SECONDS, what)
+    calls = {name: player.actor.play_layers.remote(MOST_SWEEPS) for name, player in players.items()}
+    deadline = time.monotonic() + budget_seconds + MEASURE_SECONDS
+    shown, pending = 0, list(calls.values())
+    while pending and time.monotonic() < deadline:
+        _, pending = ray.wait(pending, num_returns=len(pending), timeout=PROGRESS_SECONDS)
+        asked = [player.actor.played.remote() for player in players.values()]
+        answers, _ = ray.wait(asked, num_returns=len(asked), timeout=PROGRESS_SECONDS)
+        with contextlib.suppress(ray.exceptions.RayError):  # who died is named below
+            done = PROGRESS_STEPS * (sum(ray.get(answers)) if pending else len(players))
+            for _ in range(shown, int(done)):
+                advance()
+            shown = max(shown, int(done))
+    return gather(calls, max(deadline - time.monotonic(), 1.0), what)

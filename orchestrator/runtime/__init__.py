@@ -1,0 +1,1 @@
+"""Frames under way: loading plans, dispatching jobs, streams and diagnosis."""

@@ -1,0 +1,1 @@
+"""Slower processors and links, emulated in user space."""

@@ -1,0 +1,1 @@
+"""One device at work: the worker's loop, its kernels and its energy meter."""

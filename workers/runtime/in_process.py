@@ -1,0 +1,89 @@
+"""All devices of a plan in this process: the same programs on in-memory channels, no Ray and no sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coedge.core.errors import PlanError
+from coedge.core.values import as_arrays, output, restore, wants_tensors
+from coedge.execution.program import CLIENT, Answer, Program, Receive, Send
+from coedge.execution.scheduler import Scheduler, Task
+from coedge.graph.model import Model
+from coedge.plan.lowering import lower
+from coedge.plan.plan import Plan
+from workers.runtime.kernels import Kernels, received
+
+Array = NDArray[Any]
+
+
+def run_in_process(model: Model, plan: Plan, x: Any, threads: int = 1) -> Any:
+    """Runs a plan on one input, all devices in turn, in this process.
+
+    Args:
+        x: the input (tensor or array), or a tuple of them.
+
+    Returns:
+        What the module returns: tensors for tensors, arrays for arrays.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+        InputError: the input does not fit the model.
+    """
+    arrays = model.check_inputs(as_arrays(x))
+    outputs = InProcess(model, lower(plan, model), Kernels(model, threads)).run(arrays)
+    return restore(model.structure, [output(array, wants_tensors(x)) for array in outputs])
+
+
+class InProcess:
+    """Programs of all devices, with one set of kernels for all: runs frames one after another."""
+
+    def __init__(self, model: Model, programs: Mapping[str, Program], kernels: Kernels) -> None:
+        self.model, self.kernels = model, kernels
+        self.programs = dict(programs)
+        self._frame = 0
+
+    def run(self, arrays: tuple[Array, ...]) -> list[Array]:
+        """The model's outputs for its inputs."""
+        self._frame += 1
+        schedulers = {name: Scheduler() for name in self.programs}
+        mail: list[tuple[str, int, list[Array]]] = []
+        for name, program in self.programs.items():
+            schedulers[name].load(0, program)
+            for step in program.steps:
+                if isinstance(step, Receive) and step.peer == CLIENT:
+                    mail.append((name, step.channel, list(arrays)))
+        answer: list[Array] | None = None
+        ended: set[str] = set()
+        moved = True
+        while moved:
+            moved = False
+            while mail:
+                receiver, channel, came = mail.pop()
+                task = schedulers[receiver].came(0, self._frame, channel)
+                if isinstance(task, Task) and isinstance(task.step, Receive):
+                    rows = received(task.step, task.program.patches, self.model.graph.tensors, came)
+                    if schedulers[receiver].done(task, rows):
+                        ended.add(receiver)
+            for name, scheduler in schedulers.items():
+                while (task := scheduler.next()) is not None:
+                    moved = True
+                    made = self._perform(name, task, scheduler.values(task))
+                    if isinstance(task.step, Send):
+                        mail.append((task.step.peer, task.step.channel, made))
+                    elif isinstance(task.step, Answer):
+                        # Not np.ascontiguousarray, which makes a vector of a scalar.
+                        answer = [np.asarray(array, order="C") for array in made]
+                    if scheduler.done(task, made):
+                        ended.add(name)
+        stuck = [name for name, program in self.programs.items() if program.steps and name not in ended]
+        if answer is None or stuck:
+            raise PlanError(f"the programs do not end: {', '.join(stuck)} wait for messages that nobody sends")
+        return answer
+
+    def _perform(self, name: str, task: Task, values: Mapping[int, Array]) -> list[Array]:
+        """What a step of a device makes."""
+        return self.kernels.perform(task.program.patches, task.step, values)

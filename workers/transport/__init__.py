@@ -1,0 +1,1 @@
+"""Messages between devices: their bytes, codecs and transports."""
