@@ -31,7 +31,7 @@ from coedge.graph.model import Model
 from coedge.plan.lowering import tile_of
 from coedge.plan.plan import Stage
 from coedge.profile.profile import Profile
-from orchestrator.evaluation.evaluator import Evaluator, Judged
+from orchestrator.evaluation.evaluator import Evaluation, Evaluator
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -215,10 +215,10 @@ class Best:
 
     Attributes:
         judged: the best plan that meets the deadline; None: there is none, or none was found.
-        bound: what no plan is below; the cost of `judged` where the search came to its end.
+        bound: what no plan is below; the cost of `evaluated` where the search came to its end.
     """
 
-    judged: Judged | None
+    evaluated: Evaluation | None
     bound: float
 
 
@@ -254,10 +254,10 @@ def best_by_bound(evaluator: Evaluator, rows: int, most: int) -> Best:
             heapq.heappush(heap, (following, next(ties), children, number + 1))
         stop, layout = int(children.step.stops[at]), int(children.step.layouts[at])
         if stop > space.count:
-            judged = evaluator.judge(space.stages(children.path))
-            cost = objective.cost(judged.latency_seconds, judged.energy_joules)
-            if objective.meets_deadline(judged.latency_seconds) and cost < limit:
-                best, limit = judged, cost
+            evaluated = evaluator.evaluate(space.stages(children.path))
+            cost = objective.cost(evaluated.latency_seconds, evaluated.energy_joules)
+            if objective.meets_deadline(evaluated.latency_seconds) and cost < limit:
+                best, limit = evaluated, cost
             continue
         most -= 1
         if most < 0:

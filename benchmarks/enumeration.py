@@ -9,7 +9,7 @@ from coedge.core.region import UnitRect
 from coedge.graph.model import Model
 from coedge.plan.plan import Stage
 from coedge.profile.profile import Profile
-from orchestrator.evaluation.evaluator import Evaluator, Judged
+from orchestrator.evaluation.evaluator import Evaluation, Evaluator
 
 # The first row of each device's strip, and the number of rows.
 Edges = tuple[int, ...]
@@ -43,7 +43,7 @@ def plan_count(devices: int, layers: int, rows: int) -> int:
     return layouts * (1 + layouts) ** (layers - 1)
 
 
-def best_of_all(evaluator: Evaluator, rows: int) -> Judged:
+def best_of_all(evaluator: Evaluator, rows: int) -> Evaluation:
     for stages in every_plan(evaluator.model, evaluator.profile, rows):
-        evaluator.judge(stages)
+        evaluator.evaluate(stages)
     return evaluator.best()

@@ -90,7 +90,7 @@ def best_plan(instance: Instance) -> tuple[Objective, Best]:
     if instance.kind[1]:
         quickest = best_by_bound(evaluator, instance.rows, MOST)
         # Where that was not decided, what `auto` finds is a latency that there is, too.
-        seconds = [judged.latency_seconds for judged in (quickest.judged,) if judged is not None]
+        seconds = [evaluated.latency_seconds for evaluated in (quickest.evaluated,) if evaluated is not None]
         if not seconds:
             plan = make_plan(instance.model, instance.profile)
             assert plan.predicted is not None
@@ -107,9 +107,9 @@ def cost_of(plan: Plan, objective: Objective) -> float:
 
 
 def _decided(best: Best, objective: Objective) -> bool:
-    if best.judged is None:
+    if best.evaluated is None:
         return False
-    return objective.cost(best.judged.latency_seconds, best.judged.energy_joules) <= best.bound
+    return objective.cost(best.evaluated.latency_seconds, best.evaluated.energy_joules) <= best.bound
 
 
 def _rows(report: Report, outcomes: list[Outcome]) -> None:

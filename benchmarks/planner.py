@@ -26,8 +26,8 @@ from coedge.profile.testbed import load_testbed, profile_of
 from orchestrator.cli.models import load_model
 from orchestrator.planner.planner import AUTO, SCHEMES, make_plan
 from orchestrator.search.draft import as_draft, as_stages
-from orchestrator.search.linear_programme import Programme
-from orchestrator.search.receptive_field import Reach
+from orchestrator.search.linear_programme import BoundaryProblem
+from orchestrator.search.receptive_field import ReceptiveFields
 from orchestrator.search.rounding import nearest
 
 BEDS = Path(__file__).resolve().parent.parent / "configs" / "testbeds"
@@ -104,7 +104,7 @@ def replan(model: Model, profile: Profile, plan: Plan) -> float:
     draft = as_draft(plan.stages)
     if draft is None:
         return 0.0
-    programme = Programme(model, profile, Reach(model), draft, again=True)
+    programme = BoundaryProblem(model, profile, ReceptiveFields(model), draft, again=True)
     programme.solve(profile, Objective())
     taken = []
     for factor in (0.67, 0.9, 1.1, 0.8, 0.7):

@@ -28,7 +28,7 @@ from coedge.graph.model import Model
 from coedge.plan.plan import Plan
 from coedge.profile.profile import DeviceProfile
 from orchestrator.planner.planner import AUTO, SCHEMES
-from workers.calibration.calibration_run import Rehearsal
+from workers.calibration.calibration_run import CalibrationRun
 from workers.calibration.layer_times import measure_layers, rows_program
 
 # Speeds add up to 1.0 at most, so that two cores are enough; links in Mbit/s and ms.
@@ -172,7 +172,7 @@ def stages(report: Report, models: dict[str, Model], budget_seconds: float) -> N
         times = measure_layers(model, 1, SPEED, budget_seconds)
         device = DeviceProfile(name="this", layers=times.layers, fused=times.fused)
         taken: dict[Any, list[float]] = defaultdict(list)
-        rehearsal = Rehearsal(model, 1, SPEED)
+        rehearsal = CalibrationRun(model, 1, SPEED)
         try:
             numbers = [rehearsal.add(rows_program(model, share, layers)) for share, layers in HELD_OUT]
             for _ in range(STAGE_SWEEPS):

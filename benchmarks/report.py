@@ -29,7 +29,7 @@ class Row:
     what: str
     value: float
     unit: str
-    reach: str = ""
+    receptive_fields: str = ""
     holds: bool | None = None
 
 
@@ -79,7 +79,7 @@ class Report:
             table.add_column(column, justify="right" if column == "value" else "left")
         for row in self.rows:
             holds = "" if row.holds is None else "yes" if row.holds else "[red]no[/]"
-            table.add_row(row.what, f"{row.value:.3g}", row.unit, row.reach, holds)
+            table.add_row(row.what, f"{row.value:.3g}", row.unit, row.receptive_fields, holds)
         Console(width=140).print(table)
 
 

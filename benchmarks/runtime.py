@@ -222,7 +222,7 @@ def halos(report: Report, frames: int) -> None:
     devices = [{"name": name, "speed": speed, "link": link} for name in ("d0", "d1")]
     with coedge.connect({"devices": devices, "source": "d0"}) as cluster:
         plain = even_plan(model, ["d0", "d1"])
-        first = tuple(stage.model_copy(update={"borders_first": True}) for stage in plain.stages)
+        first = tuple(stage.model_copy(update={"halo_first": True}) for stage in plain.stages)
         plans = {"after": plain, "first": plain.model_copy(update={"stages": first})}
         taken = _latencies(cluster, model, example.numpy(), plans, frames)
     after, before = (report.sample(f"halos: borders {label}, s", values) for label, values in taken.items())

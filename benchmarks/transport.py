@@ -25,7 +25,7 @@ from benchmarks.report import Report, arguments
 from workers.actor import _tune_process
 from workers.emulation.paced_transport import LinkSpec, PacedTransport
 from workers.emulation.processor import sharpen_timers
-from workers.transport.message import Kind, Message
+from workers.transport.message import Message, MessageKind
 from workers.transport.transport import Transport
 from workers.transport.zmq_transport import SPIN_SECONDS, ZmqTransport
 
@@ -71,7 +71,10 @@ def links(report: Report, rounds: int) -> None:
     for link, rate in LINKS.items():
         with _pair("encrypted", rate) as ends:
             for label, nbytes in SIZES.items():
-                wire = Message(Kind.DATA, 0, arrays=(np.zeros(nbytes, np.uint8),)).nbytes / rate + 2 * LATENCY_SECONDS
+                wire = (
+                    Message(MessageKind.DATA, 0, arrays=(np.zeros(nbytes, np.uint8),)).nbytes / rate
+                    + 2 * LATENCY_SECONDS
+                )
                 taken = report.sample(f"{link}, {label}, s", _rounds(*ends, nbytes, rounds))
                 report.at_most(f"{link}, {label} each way: encrypted", taken * 1e3, "ms", 1.1 * wire * 1e3)
                 _say(f"{link}, {label}")
@@ -125,7 +128,7 @@ def _end(other: Connection, index: int, kind: str, rate: float | None) -> Iterat
     spin_seconds = SPIN_SECONDS if rate is None else 0.0
     transport: Transport = ZmqTransport(
         index, f"device-{index}", encrypted=kind in ("encrypted", SHORT_CUT), spin_seconds=spin_seconds,
-        short_cut=kind == SHORT_CUT,
+        local=kind == SHORT_CUT,
     )  # fmt: skip
     other.send(transport.endpoint)
     assert other.poll(WAIT_SECONDS)
@@ -137,7 +140,7 @@ def _end(other: Connection, index: int, kind: str, rate: float | None) -> Iterat
     payload: dict[int, Any] = {nbytes: np.zeros(nbytes, np.uint8) for nbytes in SIZES.values()}
 
     def exchange(nbytes: int) -> None:
-        transport.send(1 - index, Message(Kind.DATA, index, arrays=(payload[nbytes],)))
+        transport.send(1 - index, Message(MessageKind.DATA, index, arrays=(payload[nbytes],)))
         message = transport.receive(WAIT_SECONDS)
         assert message is not None and message.arrays[0].nbytes == nbytes
 

@@ -40,7 +40,7 @@ def brief_search() -> Iterator[None]:
     from orchestrator.search import space
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(space, "THOROUGH_STEPS", 10_000)
+        patch.setattr(space, "MULTISTART_STEPS", 10_000)
         yield
 
 

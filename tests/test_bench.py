@@ -24,8 +24,8 @@ from coedge.simulation.timeline import Timeline
 from orchestrator.bench.comparison import Case, Comparison, Sample, load, save
 from orchestrator.bench.contenders import alone, best_single
 from orchestrator.bench.table import LOSS, losses_of, mean_to_bound, means_of, rows_of
-from orchestrator.bench.turns import COUNTED, Ran, take_turns
-from workers.calibration.unsplit import Whole
+from orchestrator.bench.turns import COUNTED, FrameRun, take_turns
+from workers.calibration.unsplit import UnsplitSession
 
 # ---------------------------------------------------------------- turns
 
@@ -39,8 +39,8 @@ class Runner:
     def run(self) -> float:
         return self._answer(False)
 
-    def measure(self) -> Ran:
-        return Ran(float(self.count), self._answer(True))
+    def measure(self) -> FrameRun:
+        return FrameRun(float(self.count), self._answer(True))
 
     def _answer(self, counts: bool) -> float:
         self.log.append((self.name, counts))
@@ -96,9 +96,9 @@ def test_no_number_is_no_answer() -> None:
 
 def test_the_timeline_is_that_of_the_median_frame() -> None:
     class Traced(Runner):
-        def measure(self) -> Ran:
+        def measure(self) -> FrameRun:
             seconds = float([5, 1, 3][self.count % 3])
-            return Ran(seconds, self._answer(True), timeline=Timeline((), {0: (0.0, seconds)}, True))
+            return FrameRun(seconds, self._answer(True), timeline=Timeline((), {0: (0.0, seconds)}, True))
 
     timeline = take_turns({"t": Traced("t", [])}, 3, float, 0.1)["t"].timeline
     assert timeline is not None and timeline.latency_seconds == 3.0
@@ -280,7 +280,7 @@ def test_one_session_gives_the_unsplit_output(speed: float | None) -> None:
 
     model = chain()
     arrays = [np.random.default_rng(0).standard_normal(t.shape).astype(t.dtype) for t in model.inputs]
-    seconds, outputs = Whole(model.reference, 1, speed).run(arrays)
+    seconds, outputs = UnsplitSession(model.reference, 1, speed).run(arrays)
     assert seconds > 0
     for got, expected in zip(outputs, unsplit(model, arrays), strict=True):
         assert np.array_equal(got, expected)

@@ -185,7 +185,7 @@ def test_the_explanation_names_what_binds_and_everybody_left_out(cli, net: str, 
         "kind": "compute", "device": "camera", "peer": "", "latency_seconds": 0.0,
         "seconds": explained["figures"]["latency_seconds"], "share": 1.0,
     }  # fmt: skip
-    assert [item["devices"] for item in explained["left_out"]] == [["board-1"], ["far"]]
+    assert [item["devices"] for item in explained["unused_devices"]] == [["board-1"], ["far"]]
     assert explained["energy"][0]["source"] == "assumed watts, modelled"
 
 

@@ -45,8 +45,8 @@ from coedge.core.values import as_arrays
 from coedge.execution.program import Compute, Send
 from coedge.graph.capture import capture
 from coedge.graph.model import Model
-from coedge.graph.weight_slice import WeightPart
-from coedge.plan.frame_assignment import deal
+from coedge.graph.weight_slice import WeightSlice
+from coedge.plan.frame_assignment import assign_frames
 from coedge.plan.plan import Plan
 from coedge.simulation.simulator import send_nbytes
 from orchestrator.cluster.cluster import Cluster
@@ -497,7 +497,7 @@ def test_a_stream_for_throughput_runs_a_mixture_of_plans(cluster: Cluster) -> No
         assert count == len(frames)
     epochs = cluster._loader.epoch
     jobs = list(cluster.stream_jobs(model, frames, plan=mixed))
-    assert [job.plan for job in jobs] == [plans[part] for part in deal(mixed.parts, len(frames))]
+    assert [job.plan for job in jobs] == [plans[part] for part in assign_frames(mixed.parts, len(frames))]
     assert jobs[-1].timeline.devices and jobs[-1].latency_seconds > 0
     assert cluster._loader.epoch == epochs, "what is loaded stays loaded"
 
@@ -657,7 +657,7 @@ def test_the_cache_of_measurements_is_keyed_and_survives_damage(cluster: Cluster
 
 
 def missing_weights(cluster: Cluster, device: str, model: Model) -> tuple[bool, list[str]]:
-    parts = [WeightPart(name) for name in sorted(model.weights)]
+    parts = [WeightSlice(name) for name in sorted(model.weights)]
     graph, lacking = ray.get(cluster._group.actors[device].missing_weights.remote(model.hash, parts))
     return graph, [part.key for part in lacking]
 

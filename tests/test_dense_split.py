@@ -32,7 +32,7 @@ from coedge.core.region import UNIT, UnitRect
 from coedge.graph.capture import capture
 from coedge.graph.model import SMALL_NBYTES, Model
 from coedge.graph.rules.dense import DenseRule
-from coedge.graph.weight_slice import PART, WeightPart
+from coedge.graph.weight_slice import PART, WeightSlice
 from coedge.plan.lowering import lower
 from coedge.plan.memory import activation_nbytes, program_nbytes, weight_nbytes
 from coedge.plan.plan import Plan, even_plan, stages_of, strips
@@ -236,7 +236,7 @@ def test_split_is_exact(proto: onnx.ModelProto, data: st.DataObject) -> None:
 @given(proto=dense_nets(), data=st.data())
 @examples(60)
 def test_a_device_computes_the_same_with_its_slices_only(proto: onnx.ModelProto, data: st.DataObject) -> None:
-    """Kernels of a model without weights are given what `weight_parts` says, and nothing else."""
+    """Kernels of a model without weights are given what `weight_slices` says, and nothing else."""
     model = capture(proto)
     arrays = [image(tensor.shape) for tensor in model.inputs]
     programs = lower(data.draw(dense_plans(model)), model)
@@ -244,7 +244,7 @@ def test_a_device_computes_the_same_with_its_slices_only(proto: onnx.ModelProto,
     assert (light.rules, light.layers) == (model.rules, model.layers)
     kernels = Kernels(light)
     for program in programs.values():
-        for key, part in light.weight_parts(program.tiles()).items():
+        for key, part in light.weight_slices(program.tiles()).items():
             assert key == part.key
             if part.name in model.weights:
                 kernels.add_weights({key: part.of(model.weights[part.name]).copy()})
@@ -290,7 +290,7 @@ def test_operands_with_a_value_for_each_feature_are_sliced_too() -> None:
     x = net.op("BatchNormalization", x, *(net.vector(8, 0.5, 1.0) for _ in range(4)))
     model = capture(net.proto(net.op("PRelu", x, net.vector(8))))
     program = lower(even_plan(model, 4, split_dense=True), model)["device-2"]
-    parts = model.weight_parts(program.tiles()).values()
+    parts = model.weight_slices(program.tiles()).values()
     sizes = {part.of(model.graph.constants[part.name]).size for part in parts if part.stop is not None}
     assert sizes == {24 * 2, 2}
     assert {part.name for part in parts if part.stop is None} <= {
@@ -382,12 +382,12 @@ def test_names_like_those_of_parts_do_no_harm() -> None:
 
 
 def test_the_key_of_a_part_reads_like_a_slice() -> None:
-    assert WeightPart("fc1.weight").key == "fc1.weight"
-    assert WeightPart("fc1.weight", 0, 0, 1024).key == f"{PART}fc1.weight[0:1024]"
-    assert WeightPart("fc1.weight", 1, 5, 9).key == f"{PART}fc1.weight[:, 5:9]"
+    assert WeightSlice("fc1.weight").key == "fc1.weight"
+    assert WeightSlice("fc1.weight", 0, 0, 1024).key == f"{PART}fc1.weight[0:1024]"
+    assert WeightSlice("fc1.weight", 1, 5, 9).key == f"{PART}fc1.weight[:, 5:9]"
     value = np.arange(12).reshape(3, 4)
-    assert WeightPart("w", 1, 1, 3).of(value).tolist() == [[1, 2], [5, 6], [9, 10]]
-    assert WeightPart("w").of(value) is value
+    assert WeightSlice("w", 1, 1, 3).of(value).tolist() == [[1, 2], [5, 6], [9, 10]]
+    assert WeightSlice("w").of(value) is value
 
 
 # ---------------------------------------------------------------- plans
@@ -427,7 +427,7 @@ def test_each_weight_of_a_dense_layer_lies_on_one_device_and_the_whole_fits_on_n
     held = dict.fromkeys(dense, 0)
     for program in programs.values():
         assert program_nbytes(program, vgg) < LIMIT_MB * 1e6
-        for part in vgg.weight_parts(program.tiles()).values():
+        for part in vgg.weight_slices(program.tiles()).values():
             if part.name in dense:
                 nbytes = part.of(vgg.weights[part.name]).nbytes
                 held[part.name] += nbytes
@@ -460,8 +460,8 @@ def worker() -> Worker:
     return Worker(WorkerSpec(0, "device-0", "", False, 1.0), InMemoryTransport(0, "device-0", InMemoryHub()))
 
 
-def parts_of(model: Model, plan: Plan, device: str = "device-0") -> dict[str, WeightPart]:
-    parts = model.weight_parts(lower(plan, model)[device].tiles())
+def parts_of(model: Model, plan: Plan, device: str = "device-0") -> dict[str, WeightSlice]:
+    parts = model.weight_slices(lower(plan, model)[device].tiles())
     return {key: part for key, part in parts.items() if part.name in model.weights}
 
 
@@ -504,10 +504,10 @@ def test_slices_smaller_than_what_travels_with_the_graph_are_not_taken_for_zeros
     light = Model.from_skeleton(model.skeleton, {})
     kernels, programs = Kernels(light), lower(plan, model)
     for program in programs.values():
-        (part,) = (p for p in light.weight_parts(program.tiles()).values() if p.name == name)
-        piece = part.of(model.weights[name])
-        assert piece.nbytes < SMALL_NBYTES
-        kernels.add_weights({part.key: np.array(piece)})
+        (part,) = (p for p in light.weight_slices(program.tiles()).values() if p.name == name)
+        portion = part.of(model.weights[name])
+        assert portion.nbytes < SMALL_NBYTES
+        kernels.add_weights({part.key: np.array(portion)})
     arrays = [image((1, 2, 4, 3))]
     (got,) = InProcess(light, programs, kernels).run(model.check_inputs(arrays))
     assert difference(got, unsplit(model, arrays)[0]) <= TOLERANCE
@@ -526,9 +526,9 @@ def test_dense_layers_are_measured_by_feature_and_within_memory(vgg: Model) -> N
 def test_made_up_weights_are_no_more_than_what_is_read(vgg: Model) -> None:
     program = lower(even_plan(vgg, 4, split_dense=True), vgg)["device-1"]
     light = Model.from_skeleton(vgg.skeleton, {})
-    made = made_up_weights(light, light.weight_parts(program.tiles()).values())
+    made = made_up_weights(light, light.weight_slices(program.tiles()).values())
     assert sum(value.nbytes for value in made.values()) <= weight_nbytes(program, vgg)
-    parts = vgg.weight_parts(program.tiles())
+    parts = vgg.weight_slices(program.tiles())
     assert all(value.shape == parts[key].of(vgg.weights[parts[key].name]).shape for key, value in made.items())
 
 

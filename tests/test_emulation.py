@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.emulation.processor import Pace, sharpen_timers
+from workers.emulation.processor import EmulatedProcessor, sharpen_timers
 
 
-class Machine:
+class DataflowMachine:
     """Real time and CPU time of one thread. A sleep takes `late` seconds longer than it was asked for."""
 
     def __init__(self, late: float = 0.0) -> None:
@@ -29,65 +29,65 @@ class Machine:
         self.cpu += seconds
         self.real += seconds + taken_away
 
-    def pace(self, speed: float | None, threads: int = 1) -> Pace:
-        pace = Pace(speed, threads, lambda: self.real, lambda: self.cpu, self.sleep)
-        pace.reach(self.real)
-        return pace
+    def processor(self, speed: float | None, threads: int = 1) -> EmulatedProcessor:
+        processor = EmulatedProcessor(speed, threads, lambda: self.real, lambda: self.cpu, self.sleep)
+        processor.reach(self.real)
+        return processor
 
 
 def test_a_kernel_takes_its_cpu_time_over_the_speed() -> None:
-    machine = Machine()
-    machine.pace(0.25).run(lambda: machine.work(1.0))
+    machine = DataflowMachine()
+    machine.processor(0.25).run(lambda: machine.work(1.0))
     assert machine.real == pytest.approx(104.0)
 
 
 def test_a_device_that_is_not_emulated_does_not_rest() -> None:
-    machine = Machine()
-    pace = machine.pace(None)
-    pace.run(lambda: machine.work(1.0))
-    pace.rest()
-    assert machine.real == 101.0 == pace.now()
+    machine = DataflowMachine()
+    processor = machine.processor(None)
+    processor.run(lambda: machine.work(1.0))
+    processor.rest()
+    assert machine.real == 101.0 == processor.now()
 
 
 def test_sleeps_that_end_late_do_not_add_up() -> None:
-    machine = Machine(late=0.1)
-    pace = machine.pace(0.5)
+    machine = DataflowMachine(late=0.1)
+    processor = machine.processor(0.5)
     for _ in range(100):
-        pace.run(lambda: machine.work(1.0))
+        processor.run(lambda: machine.work(1.0))
     assert machine.real == pytest.approx(100 + 200 + 0.1)
 
 
 def test_a_core_that_was_taken_is_made_up_for() -> None:
-    machine = Machine()
-    pace = machine.pace(0.5)
-    pace.run(lambda: machine.work(1.0, taken_away=1.5))  # 2.5 s instead of 2: nothing to rest
-    assert machine.real == pytest.approx(102.5) and pace.now() == pytest.approx(102.0)
-    pace.run(lambda: machine.work(1.0))
-    assert machine.real == pytest.approx(104.0) == pace.now()
+    machine = DataflowMachine()
+    processor = machine.processor(0.5)
+    processor.run(lambda: machine.work(1.0, taken_away=1.5))  # 2.5 s instead of 2: nothing to rest
+    assert machine.real == pytest.approx(102.5) and processor.now() == pytest.approx(102.0)
+    processor.run(lambda: machine.work(1.0))
+    assert machine.real == pytest.approx(104.0) == processor.now()
 
 
 def test_what_is_done_between_kernels_counts_at_the_device_s_speed() -> None:
-    machine = Machine()
-    pace = machine.pace(0.1)
+    machine = DataflowMachine()
+    processor = machine.processor(0.1)
     machine.work(0.5)
-    assert pace.now() == pytest.approx(105.0)
-    pace.rest()
+    assert processor.now() == pytest.approx(105.0)
+    processor.rest()
     assert machine.real == pytest.approx(105.0)
 
 
 def test_waiting_costs_nothing_but_the_wait() -> None:
-    machine = Machine()
-    pace = machine.pace(0.1)
+    machine = DataflowMachine()
+    processor = machine.processor(0.1)
     machine.work(0.5, taken_away=20.0)  # to poll a socket is not what the device does
-    pace.reach(110.0)
-    assert pace.now() == 110.0
-    pace.reach(103.0)  # came long ago
-    assert pace.now() == 110.0
+    processor.reach(110.0)
+    assert processor.now() == 110.0
+    processor.reach(103.0)  # came long ago
+    assert processor.now() == 110.0
 
 
 def test_kernels_of_several_threads_count_wall_time() -> None:
-    machine = Machine()
-    machine.pace(0.5, threads=2).run(lambda: machine.work(3.0, taken_away=-1.5))  # two cores for one thread each
+    machine = DataflowMachine()
+    machine.processor(0.5, threads=2).run(lambda: machine.work(3.0, taken_away=-1.5))  # two cores for one thread each
     assert machine.real == pytest.approx(103.0)
 
 
@@ -99,17 +99,17 @@ def test_kernels_of_several_threads_count_wall_time() -> None:
 def test_a_device_is_never_ahead_of_real_time_after_a_kernel(
     speed: float, steps: list[tuple[float, float, bool]], late: float
 ) -> None:
-    machine = Machine(late)
-    pace = machine.pace(speed)
+    machine = DataflowMachine(late)
+    processor = machine.processor(speed)
     spent = 0.0
     for seconds, taken, kernel in steps:
         if kernel:
-            pace.run(lambda seconds=seconds, taken=taken: machine.work(seconds, taken))
-            assert pace.now() <= machine.real + 1e-9
+            processor.run(lambda seconds=seconds, taken=taken: machine.work(seconds, taken))
+            assert processor.now() <= machine.real + 1e-9
         else:
             machine.work(seconds, taken)
         spent += seconds
-    assert pace.now() == pytest.approx(100.0 + spent / speed)
+    assert processor.now() == pytest.approx(100.0 + spent / speed)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="timer slack is Linux's")

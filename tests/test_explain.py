@@ -38,13 +38,13 @@ from orchestrator.planner.explain.explanation import (
     mbps,
 )
 from orchestrator.planner.explain.explanation import milliseconds as ms
-from orchestrator.planner.explain.unused_devices import left_out, unused
+from orchestrator.planner.explain.unused_devices import unused, unused_devices
 from orchestrator.planner.planner import SCHEMES, make_plan
 from orchestrator.search.draft import DraftStage
 from orchestrator.search.forced_inclusion import work_share
 from orchestrator.search.layout import in_proportion
-from orchestrator.search.linear_programme import Programme
-from orchestrator.search.receptive_field import Reach
+from orchestrator.search.linear_programme import BoundaryProblem
+from orchestrator.search.receptive_field import ReceptiveFields
 
 pytestmark = pytest.mark.usefixtures("brief_search")
 
@@ -52,7 +52,7 @@ pytestmark = pytest.mark.usefixtures("brief_search")
 def made(plan: Plan, model: Model, profile: Profile, objective: Objective | None = None) -> Plan:
     """The plan as the planner would hand it out: from the source and back, with its prediction."""
     evaluator = Evaluator(model, profile, objective or Objective())
-    return evaluator.plan(evaluator.judge(plan.stages, plan.scheme))
+    return evaluator.plan(evaluator.evaluate(plan.stages, plan.scheme))
 
 
 # ---------------------------------------------------------------- what a frame consists of
@@ -345,7 +345,7 @@ def test_the_multiplier_of_the_deadline_is_what_the_optimum_falls_by() -> None:
     alone = in_proportion({"a": 1.0})
     last = next(layer.index for layer in model.layers if not layer.splittable)
     draft = (DraftStage(0, last, layout), DraftStage(last, len(model.layers), alone))
-    programme = Programme(model, profile, Reach(model), draft)
+    programme = BoundaryProblem(model, profile, ReceptiveFields(model), draft)
     fast = programme.solve(profile, Objective())
     assert fast is not None and fast.deadline_price == pytest.approx(0, abs=1e-6)
 
@@ -370,7 +370,7 @@ def test_everybody_has_a_share_or_is_left_out_and_alike_ones_are_together() -> N
     profile = synthetic_profile(model, {"a": 1.0, "b": 0.01, "c": 0.01, "d": 0.02}, 1e5)
     plan = SCHEMES["local"](model, profile, Objective())
     assert unused(plan, profile) == [("b", "c"), ("d",)]
-    found = left_out(plan, model, profile, Objective())
+    found = unused_devices(plan, model, profile, Objective())
     assert [item.devices for item in found] == [("b", "c"), ("d",)]
     assert parts_of(plan, profile) == 4
     assert unused(SCHEMES["equal"](model, profile, Objective()), profile) == []
@@ -385,7 +385,7 @@ def slow_link(rate: float) -> tuple[Model, Profile]:
 def test_a_slow_link_is_to_blame_and_how_fast_it_would_have_to_be_is_true() -> None:
     model, profile = slow_link(2e5)
     plan = SCHEMES["local"](model, profile, Objective())
-    (item,) = left_out(plan, model, profile, Objective())
+    (item,) = unused_devices(plan, model, profile, Objective())
     words = item.words(Objective())
     assert item.with_it is not None and item.with_it.latency_seconds > item.now.latency_seconds
     assert words.startswith(f"adding b would raise latency from {ms(item.now.latency_seconds)} to ")
@@ -393,7 +393,7 @@ def test_a_slow_link_is_to_blame_and_how_fast_it_would_have_to_be_is_true() -> N
     rate = float(words.split("from about ")[1].split(" Mbit/s")[0]) * 1e6 / 8
     for factor, pays in ((1.05, True), (0.8, False)):
         other = slow_link(rate * factor)[1]
-        (changed,) = left_out(SCHEMES["local"](model, other, Objective()), model, other, Objective())
+        (changed,) = unused_devices(SCHEMES["local"](model, other, Objective()), model, other, Objective())
         assert changed.with_it is not None
         assert (changed.with_it.latency_seconds < changed.now.latency_seconds) == pays
 
@@ -414,7 +414,7 @@ def test_the_figure_to_blame(
 ) -> None:
     model = long_chain()
     profile = synthetic_profile(model, speeds, rate, latency, {"a": (1.0, 0.0), "b": (9.0, 0.0)})
-    (item,) = left_out(SCHEMES["local"](model, profile, objective), model, profile, objective)
+    (item,) = unused_devices(SCHEMES["local"](model, profile, objective), model, profile, objective)
     for word in words:
         assert word in item.words(objective)
 
@@ -422,14 +422,14 @@ def test_the_figure_to_blame(
 def test_memory_is_to_blame_where_it_cannot_hold_its_part() -> None:
     model = long_chain()
     profile = synthetic_profile(model, {"a": 0.1, "b": 1.0}, 1e9, 0.0, memory={"b": 10.0})
-    (item,) = left_out(SCHEMES["local"](model, profile, Objective()), model, profile, Objective())
+    (item,) = unused_devices(SCHEMES["local"](model, profile, Objective()), model, profile, Objective())
     assert "b would need" in item.reason and "its limit is 0.0 MB" in item.reason
 
 
 def test_a_scheme_that_does_not_look_further_is_told_what_it_misses() -> None:
     model = long_chain()
     profile = synthetic_profile(model, {"a": 0.1, "b": 1.0}, 1e9, 0.0)
-    (item,) = left_out(SCHEMES["local"](model, profile, Objective()), model, profile, Objective())
+    (item,) = unused_devices(SCHEMES["local"](model, profile, Objective()), model, profile, Objective())
     assert "would lower latency" in item.words(Objective()) and item.reason == "local does not look for such a plan"
 
 
@@ -437,7 +437,7 @@ def test_who_cannot_take_part_is_said() -> None:
     model, profile = slow_link(1e9)
     objective = Objective(keep_local=len(model.layers))
     plan = make_plan(model, profile, objective)
-    (item,) = left_out(plan, model, profile, objective)
+    (item,) = unused_devices(plan, model, profile, objective)
     assert item.with_it is None
     assert item.words(objective) == f"b cannot take part: all {len(model.layers)} layers are to stay on a"
 
@@ -457,8 +457,8 @@ def test_any_plan_of_any_cluster_is_explained(data: st.DataObject) -> None:
     assert plan.predicted is not None
     assert found.figures.latency_seconds == pytest.approx(plan.predicted.latency_seconds)
     assert found.figures.energy_joules == pytest.approx(plan.predicted.energy_joules)
-    assert {n for item in found.left_out for n in item.devices} == set(profile.names) - set(plan.used_devices)
-    for item in found.left_out:
+    assert {n for item in found.unused_devices for n in item.devices} == set(profile.names) - set(plan.used_devices)
+    for item in found.unused_devices:
         assert item.reason
         assert item.with_it is None or item.share > 0
     assert str(found).startswith("what binds: ") and Explanation.model_validate_json(found.model_dump_json()) == found

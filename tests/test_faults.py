@@ -44,7 +44,7 @@ from coedge.graph.capture import capture
 from coedge.graph.model import Model
 from coedge.plan.plan import Plan
 from orchestrator.cluster.cluster import Cluster
-from workers.transport.message import Kind, Message
+from workers.transport.message import Message, MessageKind
 from workers.transport.transport import Endpoint
 from workers.transport.zmq_transport import ZmqTransport
 
@@ -332,7 +332,7 @@ def test_messages_of_a_stranger_do_not_end_a_worker(cluster: Cluster) -> None:
     for name in ("a", "b"):
         transport = stranger_to(cluster, name)
         try:
-            for kind in Kind:
+            for kind in MessageKind:
                 for epoch in (0, cluster._loader.epoch, 2**32 - 1):
                     frame = 2**63 + STRANGER
                     transport.send(0, Message(kind, STRANGER, epoch, frame, 2**32 - 1, (row,)))
@@ -353,10 +353,10 @@ def test_messages_of_a_stranger_do_not_end_the_client(cluster: Cluster) -> None:
     steps, times, nbytes = np.array([10_000], np.int32), np.zeros((1, 2)), np.zeros(1, np.int64)
     try:
         for sender in (STRANGER, -1, 0):
-            transport.send(0, Message(Kind.TRACE, sender, epoch, job.frame, 0, (steps, times, nbytes)))
-            transport.send(0, Message(Kind.TRACE, sender, epoch, job.frame, 0, (times, steps, nbytes)))
-            transport.send(0, Message(Kind.TRACE, sender, epoch, job.frame, 0, (steps, times)))
-        for kind in Kind:
+            transport.send(0, Message(MessageKind.TRACE, sender, epoch, job.frame, 0, (steps, times, nbytes)))
+            transport.send(0, Message(MessageKind.TRACE, sender, epoch, job.frame, 0, (times, steps, nbytes)))
+            transport.send(0, Message(MessageKind.TRACE, sender, epoch, job.frame, 0, (steps, times)))
+        for kind in MessageKind:
             transport.send(0, Message(kind, STRANGER, epoch, job.frame, 3, (times,)))
     finally:
         transport.close()
@@ -380,8 +380,8 @@ def test_stale_and_doubled_rows_change_nothing(cluster: Cluster) -> None:
                     np.full(model.graph.tensors[p.tensor].region_shape(p.region), 9.0, np.float32) for p in patches
                 )
                 for frame in (old.frame, old.frame, 0):  # ended, doubled, never asked for
-                    transport.send(0, Message(Kind.DATA, 0, epoch, frame, step.channel, rows))
-                transport.send(0, Message(Kind.DATA, 0, epoch + 1000, old.frame + 1, step.channel, rows))
+                    transport.send(0, Message(MessageKind.DATA, 0, epoch, frame, step.channel, rows))
+                transport.send(0, Message(MessageKind.DATA, 0, epoch + 1000, old.frame + 1, step.channel, rows))
     finally:
         transport.close()
     assert_exact(model, x, cluster.submit(model, x, plan=plan).result())
@@ -398,7 +398,7 @@ def test_rows_of_the_wrong_shape_fail_the_frame_and_not_the_worker(cluster: Clus
     snail = [d.name for d in cluster.devices()].index("snail-1")
     try:
         wrong = (np.zeros((1, 2), np.float32),)
-        transport.send(0, Message(Kind.DATA, snail, cluster._loader.epoch, job.frame, channel, wrong))
+        transport.send(0, Message(MessageKind.DATA, snail, cluster._loader.epoch, job.frame, channel, wrong))
         with pytest.raises(StepFailed, match=r"snail-1 sent float32 \[1, 2\] for .* is expected") as caught:
             job.result(GRACE_SECONDS)
     finally:

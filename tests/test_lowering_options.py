@@ -42,7 +42,7 @@ from coedge.graph.capture import capture
 from coedge.graph.graph import Tensor
 from coedge.graph.model import Model
 from coedge.plan.codec import LOSSLESS, channel_key
-from coedge.plan.halo_first import Piece, pieces_of
+from coedge.plan.halo_first import Portion, split_halo_first
 from coedge.plan.lowering import lower
 from coedge.plan.memory import activation_nbytes
 from coedge.plan.plan import Plan, even_plan, strips
@@ -55,13 +55,13 @@ from workers.runtime.kernels import Kernels
 Codecs = dict[str, str]
 
 
-def with_options(plan: Plan, borders_first: bool | Sequence[bool] = True, codecs: Any = ()) -> Plan:
+def with_options(plan: Plan, halo_first: bool | Sequence[bool] = True, codecs: Any = ()) -> Plan:
     """The plan with its borders first, in all or some of its stages, and codecs for all or each of them."""
     count = len(plan.stages)
-    firsts = [borders_first] * count if isinstance(borders_first, bool) else borders_first
+    firsts = [halo_first] * count if isinstance(halo_first, bool) else halo_first
     each = [dict(codecs)] * count if isinstance(codecs, dict) or not codecs else codecs
     stages = [
-        stage.model_copy(update={"borders_first": first, "codecs": codec})
+        stage.model_copy(update={"halo_first": first, "codecs": codec})
         for stage, first, codec in zip(plan.stages, firsts, each, strict=True)
     ]
     return plan.model_copy(update={"stages": tuple(stages)})
@@ -116,7 +116,7 @@ def test_random_networks_under_random_options(proto: onnx.ModelProto, data: st.D
     except Exception:
         reject()  # ONNX Runtime fuses operators of some tiles wrongly, options or not
     packed = check_split(model, plan, arrays, unsplit(model, arrays), intermediates(model, arrays))
-    raw = outputs_of(model, with_options(plan, [stage.borders_first for stage in plan.stages]), arrays)
+    raw = outputs_of(model, with_options(plan, [stage.halo_first for stage in plan.stages]), arrays)
     # The order in which ONNX Runtime sums up an array depends on where in memory it lies.
     sums = any(kind in node.op for node in model.graph.nodes for kind in ("Reduce", "Global", "Norm", "Softmax"))
     for got, expected in zip(packed, raw, strict=True):
@@ -324,39 +324,39 @@ def test_pieces_make_up_the_region(share: tuple[Any, ...]) -> None:
     def is_local(wanted: Mapping[str, Region]) -> bool:
         return all(local[name].contains(region) for name, region in wanted.items())
 
-    pieces = pieces_of(rect, tensors, fetched, is_local)
-    assert sum(piece.inner for piece in pieces) == 1 and len(pieces) <= 5
+    portions = split_halo_first(rect, tensors, fetched, is_local)
+    assert sum(portion.inner for portion in portions) == 1 and len(portions) <= 5
     for t in tensors:
         own = rect.of_extent(t.rows, t.cols)
-        regions = [piece.wanted[t.name] for piece in pieces if t.name in piece.wanted]
+        regions = [portion.wanted[t.name] for portion in portions if t.name in portion.wanted]
         assert all(not region.empty and own.contains(region) for region in regions)
         assert all(a.intersection(b).empty for a, b in itertools.combinations(regions, 2))
         assert sum(region.area for region in regions) == own.area
-    if len(pieces) > 1:
-        check_order(pieces, fetched)
-        inner = next(piece for piece in pieces if piece.inner)
+    if len(portions) > 1:
+        check_order(portions, fetched)
+        inner = next(portion for portion in portions if portion.inner)
         free = not any(meets(inner, name, region) for name, region in fetched)
         assert inner.wanted and (free or is_local(inner.wanted))
-    assert all(piece.wanted for piece in pieces if not piece.inner)
+    assert all(portion.wanted for portion in portions if not portion.inner)
 
 
-def check_order(pieces: Sequence[Piece], fetched: Sequence[tuple[str, Region]]) -> None:
+def check_order(portions: Sequence[Portion], fetched: Sequence[tuple[str, Region]]) -> None:
     """What somebody waits for, the interior, the rest: nobody waits for that."""
-    position = next(i for i, piece in enumerate(pieces) if piece.inner)
-    awaited = [any(meets(piece, name, region) for name, region in fetched) for piece in pieces]
+    position = next(i for i, portion in enumerate(portions) if portion.inner)
+    awaited = [any(meets(portion, name, region) for name, region in fetched) for portion in portions]
     assert all(awaited[:position]) and not any(awaited[position + 1 :])
 
 
-def meets(piece: Piece, name: str, region: Region) -> bool:
-    return name in piece.wanted and not piece.wanted[name].intersection(region).empty
+def meets(portion: Portion, name: str, region: Region) -> bool:
+    return name in portion.wanted and not portion.wanted[name].intersection(region).empty
 
 
 def test_a_grid_has_borders_on_all_sides() -> None:
     t = tensor("t", 40, 40)
     rect = UnitRect(0.25, 0.75, 0.25, 0.75)
     sides = [Region(10, 11, 10, 30), Region(29, 30, 10, 30), Region(10, 30, 10, 11), Region(10, 30, 29, 30)]
-    pieces = pieces_of(rect, [t], [("t", side) for side in sides], lambda wanted: True)
-    assert [piece.wanted["t"] for piece in pieces] == [
+    portions = split_halo_first(rect, [t], [("t", side) for side in sides], lambda wanted: True)
+    assert [portion.wanted["t"] for portion in portions] == [
         Region(10, 11, 10, 30),
         Region(29, 30, 10, 30),
         Region(11, 29, 10, 11),
@@ -368,8 +368,8 @@ def test_a_grid_has_borders_on_all_sides() -> None:
 def test_results_of_different_heights_are_cut_at_the_same_place() -> None:
     tensors = [tensor("fine", 40, 8), tensor("coarse", 10, 8)]
     fetched = [("fine", Region(20, 21, 0, 8)), ("coarse", Region(9, 10, 0, 8))]
-    pieces = pieces_of(UnitRect(row_start=0.5), tensors, fetched, lambda wanted: True)
-    assert [{name: region[:2] for name, region in piece.wanted.items()} for piece in pieces] == [
+    portions = split_halo_first(UnitRect(row_start=0.5), tensors, fetched, lambda wanted: True)
+    assert [{name: region[:2] for name, region in portion.wanted.items()} for portion in portions] == [
         {"fine": (20, 21)},
         {"fine": (36, 40), "coarse": (9, 10)},
         {"fine": (21, 36), "coarse": (5, 9)},

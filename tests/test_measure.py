@@ -49,7 +49,7 @@ def test_devices_of_a_kind_are_measured_once() -> None:
     )
     assert [[m.name for m in kind.workers] for kind in (first, second, other)] == [["a", "d"], ["b", "e"], ["c"]]
     assert len({kind.key for kind in (first, second, other)}) == 3
-    assert [m.name for m in second.players] == ["b"]
+    assert [m.name for m in second.measuring] == ["b"]
 
 
 @pytest.mark.parametrize(
@@ -59,14 +59,14 @@ def test_emulated_devices_are_measured_beside_each_other_as_far_as_there_is_room
     weight_nbytes: int, count: int
 ) -> None:
     (kind,) = _kinds(model(weight_nbytes), [member(f"d{i}", speed=0.1) for i in range(6)])
-    assert len(kind.players) == count
+    assert len(kind.measuring) == count
     (alone,) = _kinds(model(weight_nbytes), [member("d0", speed=0.1)])
     assert (alone.key == kind.key) == (count == 1)
 
 
 def test_who_has_the_most_memory_measures() -> None:
     (kind,) = _kinds(model(AT_ONCE_NBYTES), [member("a", speed=0.1, memory_mb=100), member("b", speed=0.1)])
-    assert [m.name for m in kind.players] == ["b"]
+    assert [m.name for m in kind.measuring] == ["b"]
 
 
 def test_the_client_waits_for_inputs_and_outputs() -> None:

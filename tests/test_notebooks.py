@@ -25,7 +25,7 @@ from coedge.config.cluster_config import load_config
 from orchestrator import ray_control
 from orchestrator.search import space
 ray_control.enter(load_config())
-space.THOROUGH_STEPS = space.POLISH_STEPS = 500
+space.MULTISTART_STEPS = space.POLISH_STEPS = 500
 del load_config, ray_control, space"""
 
 

@@ -20,7 +20,7 @@ from coedge.core.region import UNIT
 from coedge.graph.model import Model
 from coedge.plan.plan import Plan, check_plan
 from coedge.profile.profile import Profile
-from orchestrator.evaluation.evaluator import Evaluator, Judged
+from orchestrator.evaluation.evaluator import Evaluation, Evaluator
 from orchestrator.planner.pareto import SAME, frontier, pareto, parts_of, spread
 from orchestrator.planner.planner import SCHEMES, make_plan
 
@@ -121,15 +121,15 @@ def test_the_profile_of_another_model_is_refused() -> None:
 # ---------------------------------------------------------------- which of them are shown
 
 
-def judged(seconds: float, joules: float, problems: tuple[str, ...] = ()) -> Judged:
+def evaluated(seconds: float, joules: float, problems: tuple[str, ...] = ()) -> Evaluation:
     model, profile = rack()
-    real = Evaluator(model, profile, Objective()).judge(one_stage(model, {"a": UNIT}, "a").stages)
+    real = Evaluator(model, profile, Objective()).evaluate(one_stage(model, {"a": UNIT}, "a").stages)
     return replace(real, latency_seconds=seconds, energy_joules=joules, problems=problems)
 
 
 def test_the_frontier_leaves_out_what_another_one_beats() -> None:
-    cloud = [judged(s, j) for s, j in ((3, 1), (1, 5), (2, 5), (2, 3), (2.5, 4), (4, 1), (4, 0.9999), (9, 0.5))]
-    cloud += [judged(0.5, 9, ("too much memory",))]
+    cloud = [evaluated(s, j) for s, j in ((3, 1), (1, 5), (2, 5), (2, 3), (2.5, 4), (4, 1), (4, 0.9999), (9, 0.5))]
+    cloud += [evaluated(0.5, 9, ("too much memory",))]
     assert [(j.latency_seconds, j.energy_joules) for j in frontier(cloud, Objective())] == [
         (1, 5), (2, 3), (3, 1), (9, 0.5)
     ]  # fmt: skip
@@ -139,7 +139,7 @@ def test_the_frontier_leaves_out_what_another_one_beats() -> None:
 def test_of_many_the_ends_and_what_is_furthest_from_others() -> None:
     # Three at one end, one in the middle, three at the other.
     places = [(0.0, 10.0), (0.1, 9.9), (0.2, 9.8), (5.0, 5.0), (9.8, 0.2), (9.9, 0.1), (10.0, 0.0)]
-    line = [judged(*place) for place in places]
+    line = [evaluated(*place) for place in places]
     assert [j.latency_seconds for j in spread(line, 3)] == [0.0, 5.0, 10.0]
     assert [j.latency_seconds for j in spread(line, 2)] == [0.0, 10.0]
     assert spread(line, 7) == line and spread(line, 50) == line and spread([], 5) == []

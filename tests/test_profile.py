@@ -17,7 +17,7 @@ from coedge.graph.capture import capture
 from coedge.graph.model import Model
 from coedge.profile.profile import CodecSpeed, DeviceProfile, LayerTime, Link, Profile, fit, scaled
 from orchestrator.profiling.layer_cache import LayerTimes, load_times, store_times
-from workers.calibration.layer_times import MOST_SWEEPS, LayerPlay, measure_gflops, measure_layers
+from workers.calibration.layer_times import MOST_SWEEPS, LayerMeasurement, measure_gflops, measure_layers
 
 ROWS = st.integers(1, 4096)
 SECONDS = st.floats(1e-7, 100.0)
@@ -260,7 +260,7 @@ def test_the_time_budget_bounds_how_much_is_played() -> None:
     """Of the sweeps, and of longer stages; what is least needed is left out first."""
     rounds = {}
     for budget_seconds in (0.001, 100.0):
-        play = LayerPlay(small(), 1, 0.3, budget_seconds)
+        play = LayerMeasurement(small(), 1, 0.3, budget_seconds)
         try:
             rounds[budget_seconds] = len(play.sweeps(MOST_SWEEPS)), play.done
         finally:

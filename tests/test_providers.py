@@ -17,7 +17,7 @@ from coedge.core.provider import CPU, KNOWN, ON_CPU, Provider, with_fallback
 from coedge.graph.capture import capture
 from coedge.plan.lowering import lower
 from coedge.plan.plan import even_plan
-from workers.calibration.layer_times import LayerPlay
+from workers.calibration.layer_times import LayerMeasurement
 from workers.runtime.kernels import Kernels, session
 from workers.runtime.providers import problem_of
 from workers.runtime.spec import WorkerSpec
@@ -90,7 +90,7 @@ def test_options_reach_every_session_of_a_device(made_with: list[Any]) -> None:
     device = worker((ARENA,))
     assert made_with == [([(CPU, {"use_arena": "0"})], 0)]
     device.load(1, lower(even_plan(model, 1), model)["device-0"], model.skeleton, model.weights)
-    LayerPlay(model, 1, 0.3, 0.01, providers=(ARENA,)).close()
+    LayerMeasurement(model, 1, 0.3, 0.01, providers=(ARENA,)).close()
     assert len(made_with) > 3
     assert all(made == ([(CPU, {"use_arena": "0"})], 0) for made in made_with)
 

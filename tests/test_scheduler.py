@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nets import examples, image, unsplit, zoo_kernels, zoo_model
-from test_machine import PROGRAM, program, read
+from test_dataflow_machine import PROGRAM, program, read
 
 from coedge.execution.program import CLIENT, Answer, Compute, Receive, Send
-from coedge.execution.scheduler import REMEMBERED_FRAMES, Ended, Failed, Ran, Scheduler, Task
+from coedge.execution.scheduler import REMEMBERED_FRAMES, Ended, Failed, Scheduler, StepSpan, Task
 from coedge.plan.lowering import lower
 from coedge.plan.plan import even_plan
 from workers.runtime.kernels import received
@@ -57,7 +57,7 @@ def test_a_frame_that_ended_says_when_its_steps_ran_and_is_not_begun_again(sched
     assert scheduler.done(task, ["rows"], 1.0, 1.5, 64) is None
     answer = scheduler.next()
     assert answer is not None and scheduler.values(answer) == {0: "rows"}
-    assert finish(scheduler, answer, 2.0, 3.0) == Ended(2, 9, [Ran(0, 1.0, 1.5, 64), Ran(1, 2.0, 3.0, 0)])
+    assert finish(scheduler, answer, 2.0, 3.0) == Ended(2, 9, [StepSpan(0, 1.0, 1.5, 64), StepSpan(1, 2.0, 3.0, 0)])
     assert scheduler.came(2, 9, 0) is None
     assert scheduler.idle and scheduler.next() is None
     bring(scheduler, 1, 9, 0)  # the same number, of another program

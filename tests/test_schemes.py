@@ -246,8 +246,8 @@ def test_neurosurgeon_is_the_best_of_all_cuts_and_servers(make, data: st.DataObj
 def check_best_cut(model: Model, profile: Profile, objective: Objective) -> None:
     evaluator = Evaluator(model, profile, objective)
     plan = make_plan(model, profile, objective, "neurosurgeon")
-    ranks = [evaluator.judge(stages).rank(objective) for stages in all_cuts(model, profile, objective.keep_local)]
-    assert evaluator.judge(plan.stages).rank(objective) == min(ranks)
+    ranks = [evaluator.evaluate(stages).rank(objective) for stages in all_cuts(model, profile, objective.keep_local)]
+    assert evaluator.evaluate(plan.stages).rank(objective) == min(ranks)
 
 
 @pytest.mark.parametrize("make", SMALL_NETS)
@@ -260,10 +260,10 @@ def test_its_bounds_are_those_of_the_simulator(make, data: st.DataObject) -> Non
     objectives = [data.draw(wishes()), Objective(goal="throughput")]
     for candidate in candidates(model, profile, Objective()):
         for objective in objectives:
-            judged = Evaluator(model, profile, objective).judge(candidate.stages)
-            assert candidate.seconds == pytest.approx(judged.latency_seconds, rel=1e-9)
-            assert candidate.joules == pytest.approx(judged.energy_joules, rel=1e-9, abs=1e-15)
-            assert candidate.bound(profile, objective) <= judged.rank(objective)
+            evaluated = Evaluator(model, profile, objective).evaluate(candidate.stages)
+            assert candidate.seconds == pytest.approx(evaluated.latency_seconds, rel=1e-9)
+            assert candidate.joules == pytest.approx(evaluated.energy_joules, rel=1e-9, abs=1e-15)
+            assert candidate.bound(profile, objective) <= evaluated.rank(objective)
 
 
 @pytest.mark.parametrize("make", [chain, branches, two_outputs])
@@ -387,13 +387,13 @@ def block_by_hand(
             elif name in made_alone:
                 owners = {alone: UNIT}
             for owner, held in owners.items():
-                piece = (
+                portion = (
                     need[name]
                     ._replace(col_start=0, col_stop=tensor.cols)
                     .intersection(held.of_extent(tensor.rows, tensor.cols))
                 )
-                if owner != device and not piece.empty:
-                    arriving[owner] = arriving.get(owner, 0.0) + tensor.region_nbytes(piece)
+                if owner != device and not portion.empty:
+                    arriving[owner] = arriving.get(owner, 0.0) + tensor.region_nbytes(portion)
         for owner, nbytes in arriving.items():
             wire = nbytes / profile.link(owner, device).bytes_per_second
             sent[owner] += wire
@@ -401,7 +401,7 @@ def block_by_hand(
             joules += wire * profile.by_name[device].power.receive_watts
         ready[device] = arriving
     moved = [(owner, device, nbytes) for device, arriving in ready.items() for owner, nbytes in arriving.items()]
-    on_air = {
+    contending_devices = {
         medium.name: sum(n for o, d, n in moved if medium in profile.media_between(o, d)) / medium.bytes_per_second
         for medium in profile.media
     }
@@ -409,7 +409,7 @@ def block_by_hand(
     for device, arriving in ready.items():
         wires = [nbytes / profile.link(o, device).bytes_per_second for o, nbytes in arriving.items()]
         latency = max((profile.link(o, device).latency_seconds for o in arriving), default=0.0)
-        shared = [on_air[m.name] for o in arriving for m in profile.media_between(o, device)]
+        shared = [contending_devices[m.name] for o in arriving for m in profile.media_between(o, device)]
         waiting = max([sum(wires), *(sent[o] for o in arriving), *shared]) + latency
         slowest = max(slowest, waiting + computing[device])
     return slowest, joules

@@ -71,10 +71,10 @@ def test_the_search_by_bound_finds_the_best_of_all_plans(data: st.DataObject) ->
             evaluator = Evaluator(model, tried.profile, objective)
             found = best_by_bound(evaluator, rows, most=10_000)
             if not objective.meets_deadline(expected.latency_seconds):
-                assert found.judged is None and found.bound == float("inf")
+                assert found.evaluated is None and found.bound == float("inf")
                 continue
-            assert found.judged is not None
-            best = objective.cost(found.judged.latency_seconds, found.judged.energy_joules)
+            assert found.evaluated is not None
+            best = objective.cost(found.evaluated.latency_seconds, found.evaluated.energy_joules)
             cost = objective.cost(expected.latency_seconds, expected.energy_joules)
             assert best == found.bound == pytest.approx(cost)
 

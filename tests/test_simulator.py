@@ -30,7 +30,7 @@ from coedge.execution.program import (
     Work,
 )
 from coedge.graph.model import Model
-from coedge.plan.frame_assignment import deal
+from coedge.plan.frame_assignment import assign_frames
 from coedge.plan.lowering import lower
 from coedge.plan.plan import Plan
 from coedge.profile.profile import Medium, Profile, scaled
@@ -523,7 +523,7 @@ def test_a_mixture_does_the_work_of_its_parts(
     timeline = simulate_mixture(parts, profile, model, frames, in_flight=3)
     assert timeline == simulate_mixture(parts, profile, model, frames, in_flight=3)
     assert sorted(timeline.answered) == list(range(frames))
-    counts = [deal([w for _, w in parts], frames).count(part) for part in (0, 1)]
+    counts = [assign_frames([w for _, w in parts], frames).count(part) for part in (0, 1)]
     expected: dict[tuple[str, str], int] = defaultdict(int)
     for (programs, _), count in zip(parts, counts):
         for pair, nbytes in planned_transfers(programs, model).items():

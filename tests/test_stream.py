@@ -24,7 +24,7 @@ from coedge.core.errors import Cancelled, StepFailed
 from coedge.core.region import UNIT
 from coedge.graph.capture import capture
 from coedge.graph.model import Model
-from coedge.plan.frame_assignment import deal
+from coedge.plan.frame_assignment import assign_frames
 from coedge.plan.lowering import lower
 from coedge.plan.plan import Plan
 from orchestrator.runtime.job import Job
@@ -66,7 +66,7 @@ def test_whatever_the_order_of_messages_every_frame_is_answered_once_and_in_orde
     with shuffled(DEVICES, data.draw(st.integers(0, 10_000)), credits, replays) as (threads, network):
         loaded = [threads.load(model, plan) for plan in mixed]
         jobs = list(threads.stream(loaded, parts, inputs, in_flight))
-        assert [job.loaded for job in jobs] == [loaded[part] for part in deal(parts, len(inputs))]
+        assert [job.loaded for job in jobs] == [loaded[part] for part in assign_frames(parts, len(inputs))]
         assert len(jobs) == len(inputs)
         for job, y in zip(jobs, expected):
             assert difference(job.result(), y) <= TOLERANCE

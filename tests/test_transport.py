@@ -23,7 +23,15 @@ from waiting import listening, until
 from coedge.core.errors import ClusterError, ConfigError
 from coedge.execution.link_clock import LinkClock
 from workers.emulation.paced_transport import LinkSpec, PacedTransport
-from workers.transport.message import Kind, MalformedMessage, Message, array_to_text, decode, encode, text_to_array
+from workers.transport.message import (
+    MalformedMessage,
+    Message,
+    MessageKind,
+    array_to_text,
+    decode,
+    encode,
+    text_to_array,
+)
 from workers.transport.transport import Endpoint, InMemoryHub, InMemoryTransport, Transport
 from workers.transport.zmq_transport import ZmqTransport
 
@@ -38,7 +46,7 @@ dtypes = st.one_of(
 any_array = hnp.arrays(dtypes, hnp.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=4))
 messages = st.builds(
     Message,
-    kind=st.sampled_from(Kind),
+    kind=st.sampled_from(MessageKind),
     sender=st.integers(-1, 2**31 - 1),
     epoch=st.integers(0, 2**32 - 1),
     frame=st.integers(0, 2**64 - 1),
@@ -49,7 +57,7 @@ messages = st.builds(
 
 
 def data(*arrays: np.ndarray, sender: int = 0, frame: int = 0) -> Message:
-    return Message(Kind.DATA, sender, frame=frame, arrays=arrays)
+    return Message(MessageKind.DATA, sender, frame=frame, arrays=arrays)
 
 
 def wire(message: Message) -> tuple[bytes, list[bytes]]:
@@ -75,8 +83,8 @@ def take(transport: Transport) -> Message:
 
 
 @contextmanager
-def zmq_pair(encrypted: bool, short_cut: bool = False) -> Iterator[tuple[ZmqTransport, ZmqTransport]]:
-    a, b = (ZmqTransport(i, "ab"[i], encrypted=encrypted, short_cut=short_cut) for i in range(2))
+def zmq_pair(encrypted: bool, local: bool = False) -> Iterator[tuple[ZmqTransport, ZmqTransport]]:
+    a, b = (ZmqTransport(i, "ab"[i], encrypted=encrypted, local=local) for i in range(2))
     try:
         a.connect([b.endpoint])
         b.connect([a.endpoint])
@@ -87,7 +95,7 @@ def zmq_pair(encrypted: bool, short_cut: bool = False) -> Iterator[tuple[ZmqTran
 
 
 ways = pytest.mark.parametrize(
-    ("encrypted", "short_cut"),
+    ("encrypted", "local"),
     [(True, False), (False, False), (True, True)],
     ids=["encrypted", "plain", "short cut"],
 )
@@ -232,10 +240,10 @@ class TestInMemoryTransport:
 
 class TestZmqTransport:
     @ways
-    def test_both_directions_in_order(self, encrypted: bool, short_cut: bool) -> None:
+    def test_both_directions_in_order(self, encrypted: bool, local: bool) -> None:
         random = np.random.default_rng(0)
         sizes = [1, 100, 5_000, 100_000, 131_071, 131_072, 4_000_000, 0, 1]
-        with zmq_pair(encrypted, short_cut) as (a, b):
+        with zmq_pair(encrypted, local) as (a, b):
             arrays = [(random.integers(0, 256, size, np.uint8), np.array(size)) for size in sizes]
             there = [data(*arrays[frame], sender=0, frame=frame) for frame in range(len(sizes))]
             back = [data(*arrays[frame], sender=1, frame=frame) for frame in range(len(sizes))]
@@ -297,7 +305,7 @@ class TestZmqTransport:
     def test_a_short_cut_is_taken_on_the_same_clock_only(self) -> None:
         """Whatever the address says: nobody listens there."""
         nowhere = "tcp://127.0.0.1:9"
-        with zmq_pair(encrypted=True, short_cut=True) as (a, b):
+        with zmq_pair(encrypted=True, local=True) as (a, b):
             a.connect([replace(b.endpoint, address=nowhere)])
             a.send(1, data(frame=1))
             assert take(b).frame == 1
@@ -309,7 +317,7 @@ class TestZmqTransport:
     def test_a_device_hears_those_near_and_those_far(self) -> None:
         far = ZmqTransport(2, "far")
         try:
-            with zmq_pair(encrypted=True, short_cut=True) as (a, b):
+            with zmq_pair(encrypted=True, local=True) as (a, b):
                 far.connect([b.endpoint])
                 b.connect([far.endpoint])
                 for frame in range(20):
@@ -324,21 +332,21 @@ class TestZmqTransport:
     @needs_short_cuts
     @pytest.mark.parametrize("password", [None, "a guess"])
     def test_a_short_cut_needs_its_password(self, password: str | None) -> None:
-        with zmq_pair(encrypted=True, short_cut=True) as (_, b), zmq.Context() as context:
-            assert b.endpoint.short_cut is not None
-            assert b.endpoint.short_cut.password not in repr(b.endpoint)
+        with zmq_pair(encrypted=True, local=True) as (_, b), zmq.Context() as context:
+            assert b.endpoint.local is not None
+            assert b.endpoint.local.password not in repr(b.endpoint)
             push = context.socket(zmq.PUSH)
             push.linger = 0
             if password is not None:
                 push.plain_username, push.plain_password = b"coedge", password.encode()
-            push.connect(b.endpoint.short_cut.address)
+            push.connect(b.endpoint.local.address)
             push.send(encode(data())[0])
             assert b.receive(0.5) is None
             push.close()
 
     def test_without_encryption_there_is_no_short_cut(self) -> None:
-        with zmq_pair(encrypted=False, short_cut=True) as (a, _):
-            assert a.endpoint.short_cut is None
+        with zmq_pair(encrypted=False, local=True) as (a, _):
+            assert a.endpoint.local is None
 
     def test_an_unknown_peer_is_named_with_those_known(self) -> None:
         with zmq_pair(encrypted=False) as (a, _), pytest.raises(ClusterError, match=r"peer 9.*1 \(b\)"):
@@ -373,8 +381,8 @@ class TestZmqTransport:
             assert a.receive(0.01) is None
 
     @ways
-    def test_wake_from_another_thread(self, encrypted: bool, short_cut: bool) -> None:
-        with zmq_pair(encrypted, short_cut) as (a, b):
+    def test_wake_from_another_thread(self, encrypted: bool, local: bool) -> None:
+        with zmq_pair(encrypted, local) as (a, b):
             got: list[Message | None] = []
             thread = threading.Thread(target=lambda: got.append(b.receive(3600)))
             thread.start()
@@ -439,11 +447,11 @@ class TestZmqTransport:
             transport.send(1, data())
 
     @ways
-    def test_close_leaves_no_thread_and_no_port(self, encrypted: bool, short_cut: bool) -> None:
+    def test_close_leaves_no_thread_and_no_port(self, encrypted: bool, local: bool) -> None:
         me = psutil.Process()
 
         def use() -> set[int]:
-            with zmq_pair(encrypted, short_cut) as (a, b):
+            with zmq_pair(encrypted, local) as (a, b):
                 a.send(1, data(np.zeros(100_000)))  # 800 kB: not copied
                 take(b)
                 ports = {port_of(a), port_of(b)}

@@ -10,11 +10,11 @@ import torch
 
 import coedge
 from coedge.graph.model import Model
-from coedge.graph.weight_slice import WeightPart
+from coedge.graph.weight_slice import WeightSlice
 from coedge.plan.lowering import lower
 from workers.runtime.spec import WorkerSpec
 from workers.runtime.worker import Worker
-from workers.transport.message import Kind, Message
+from workers.transport.message import Message, MessageKind
 from workers.transport.transport import InMemoryHub, InMemoryTransport
 
 
@@ -34,14 +34,14 @@ def test_a_program_without_all_of_its_weights_is_refused(model: Model, worker: W
     with pytest.raises(RuntimeError, match="device-0 lacks 1 weights of its program"):
         worker.load(1, program, model.skeleton, {n: model.weights[n] for n in rest})
     worker.load(1, program, model.skeleton, model.weights)
-    assert worker.missing_weights(model.hash, [WeightPart(name)]) == (False, [])
+    assert worker.missing_weights(model.hash, [WeightSlice(name)]) == (False, [])
 
 
 def test_weights_of_a_plan_that_was_unloaded_are_asked_for_again(model: Model, worker: Worker) -> None:
     program = lower(coedge.even_plan(model, 1), model)["device-0"]
     worker.load(1, program, model.skeleton, model.weights)
     worker.unload(1)
-    parts = [WeightPart(name) for name in sorted(model.weights)]
+    parts = [WeightSlice(name) for name in sorted(model.weights)]
     assert worker.missing_weights(model.hash, parts) == (False, parts)
     with pytest.raises(RuntimeError, match="lacks"):
         worker.load(2, program, None, {})
@@ -76,5 +76,5 @@ def test_a_probe_tells_when_its_messages_came(speed: float | None) -> None:
 
 @pytest.mark.parametrize("arrays", [(), (np.zeros(3),), (np.zeros((1, 2)),), (np.zeros(2), np.zeros(2))])
 def test_an_echo_of_another_form_is_left_alone(worker: Worker, arrays: tuple[np.ndarray, ...]) -> None:
-    worker._handle(Message(Kind.ECHO, 1, channel=0, arrays=arrays))
+    worker._handle(Message(MessageKind.ECHO, 1, channel=0, arrays=arrays))
     assert not worker._echoes

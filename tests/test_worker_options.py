@@ -23,7 +23,7 @@ from coedge.plan.plan import Plan, strips
 from coedge.simulation.simulator import send_nbytes
 from workers.runtime.spec import WorkerSpec
 from workers.runtime.worker import Worker
-from workers.transport.message import Kind, Message, array_to_text
+from workers.transport.message import Message, MessageKind, array_to_text
 from workers.transport.transport import InMemoryHub, InMemoryTransport
 
 NAMES = ("a", "b", "c")
@@ -40,9 +40,9 @@ def model() -> Model:
     return capture(net.proto(x), name="rectified")
 
 
-def plan_of(codec: str, borders_first: bool = True) -> Plan:
+def plan_of(codec: str, halo_first: bool = True) -> Plan:
     plan = make_plan(model(), [(1, strips({"a": 2, "b": 1, "c": 1}))] * len(model().layers), "a")
-    return with_options(plan, borders_first, everywhere(codec, NAMES))
+    return with_options(plan, halo_first, everywhere(codec, NAMES))
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Devices:
     client: InMemoryTransport
     epoch: int = 0
     programs: dict[str, Program] = field(default_factory=dict)
-    came: dict[Kind, list[Message]] = field(default_factory=lambda: defaultdict(list))
+    came: dict[MessageKind, list[Message]] = field(default_factory=lambda: defaultdict(list))
 
     def load(self, model: Model, plan: Plan) -> None:
         self.epoch += 1
@@ -66,14 +66,14 @@ class Devices:
 
     def send(self, name: str, frame: int, channel: int, *arrays: Array, sender: int = CLIENT_INDEX) -> None:
         index = list(self.workers).index(name)
-        self.client.send(index, Message(Kind.DATA, sender, self.epoch, frame, channel, arrays))
+        self.client.send(index, Message(MessageKind.DATA, sender, self.epoch, frame, channel, arrays))
 
-    def next(self, kind: Kind) -> Message:
+    def next(self, kind: MessageKind) -> Message:
         """The next message of a kind; others are kept."""
         while not self.came[kind]:
             message = self.client.receive(SECONDS)
             assert message is not None, f"no {kind.name} came"
-            assert message.kind in (kind, Kind.ANSWER, Kind.TRACE), array_to_text(message.arrays[0])
+            assert message.kind in (kind, MessageKind.ANSWER, MessageKind.TRACE), array_to_text(message.arrays[0])
             self.came[message.kind].append(message)
         return self.came[kind].pop(0)
 
@@ -109,10 +109,10 @@ def test_frames_are_exact_and_report_what_travelled(devices: Devices, codec: str
     for frame in range(1, 4):
         x = image((1, 3, 48, 32), seed=frame)
         devices.ask(frame, x)
-        assert difference(devices.next(Kind.ANSWER).arrays[0], unsplit(model(), [x])[0]) <= 1e-5
+        assert difference(devices.next(MessageKind.ANSWER).arrays[0], unsplit(model(), [x])[0]) <= 1e-5
     sent: dict[str, dict[int, int]] = {name: {} for name in NAMES}
     while not all(sent.values()):
-        report = devices.next(Kind.TRACE)
+        report = devices.next(MessageKind.TRACE)
         steps, times, nbytes = report.arrays
         assert (times[:, 0] <= times[:, 1]).all()
         sent[NAMES[report.sender]] = dict(zip(steps.tolist(), nbytes.tolist()))
@@ -139,13 +139,13 @@ def test_packed_rows_that_are_none_fail_the_frame_and_not_the_worker(devices: De
     wrong = [np.zeros(40, np.uint8), np.full(1000, 255, np.uint8), np.zeros(0, np.uint8), np.zeros(shape, np.float32)]
     for frame, array in enumerate(wrong, start=100):
         devices.send("b", frame, receive.channel, array)
-        error = devices.next(Kind.ERROR)
+        error = devices.next(MessageKind.ERROR)
         assert error.frame == frame
         assert isinstance(program.steps[error.channel], Receive)
         assert array_to_text(error.arrays[0]).startswith(f"c sent {array.dtype} {list(array.shape)} for")
     x = image((1, 3, 48, 32))
     devices.ask(1, x)
-    assert difference(devices.next(Kind.ANSWER).arrays[0], unsplit(model(), [x])[0]) <= 1e-5
+    assert difference(devices.next(MessageKind.ANSWER).arrays[0], unsplit(model(), [x])[0]) <= 1e-5
 
 
 def test_a_tensor_whose_shape_depends_on_the_image_travels(devices: Devices) -> None:
@@ -160,7 +160,7 @@ def test_a_tensor_whose_shape_depends_on_the_image_travels(devices: Devices) -> 
     devices.load(flowing, with_options(plan, True, everywhere("zero_mask", NAMES)))
     x = image((1, 1, 6, 4))
     devices.ask(1, x)
-    assert difference(devices.next(Kind.ANSWER).arrays[0], unsplit(flowing, [x])[0]) <= 1e-5
+    assert difference(devices.next(MessageKind.ANSWER).arrays[0], unsplit(flowing, [x])[0]) <= 1e-5
 
 
 def test_a_device_that_cannot_unpack_refuses_the_program(devices: Devices, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from waiting import MOST_SECONDS
 from coedge.core.errors import CoEdgeError, FrameTimeout
 from coedge.execution.program import CLIENT
 from coedge.graph.model import Model
-from coedge.plan.frame_assignment import dealing
+from coedge.plan.frame_assignment import frame_assignment
 from coedge.plan.lowering import lower
 from coedge.plan.plan import Plan
 from orchestrator.runtime.dispatcher import Dispatcher
@@ -25,7 +25,7 @@ from orchestrator.runtime.loaded_plan import LoadedPlan
 from orchestrator.runtime.stream import in_order
 from workers.runtime.spec import WorkerSpec
 from workers.runtime.worker import Worker
-from workers.transport.message import Kind, Message, decode, encode
+from workers.transport.message import Message, MessageKind, decode, encode
 from workers.transport.transport import Endpoint, InMemoryHub, InMemoryTransport, Transport
 
 FRAME_SECONDS = 20.0
@@ -62,7 +62,7 @@ class Threads:
         self._epoch += 1
         loaded = LoadedPlan(self._epoch, model, plan, lower(plan, model))
         for name in loaded.devices:
-            parts = model.weight_parts(loaded.programs[name].tiles())
+            parts = model.weight_slices(loaded.programs[name].tiles())
             weights = {
                 key: part.of(model.weights[part.name]) for key, part in parts.items() if part.name in model.weights
             }
@@ -80,7 +80,7 @@ class Threads:
         self, plans: Sequence[LoadedPlan], parts: Sequence[float], frames: Iterable[Array], in_flight: int
     ) -> Iterator[Job]:
         """As a cluster does it."""
-        turns = dealing(parts)
+        turns = frame_assignment(parts)
         return in_order(frames, lambda x: self.submit(plans[next(turns)], x), in_flight)
 
     def waiting(self) -> dict[str, Any]:
@@ -145,11 +145,11 @@ class Shuffled:
         header, buffers = encode(message)
         copied = decode(header, [buffer.tobytes() for buffer in buffers])
         with self._changed:
-            if sender == self.client and message.kind is Kind.DATA:
+            if sender == self.client and message.kind is MessageKind.DATA:
                 self.under_way[message.epoch].add(message.frame)
                 most = max(self.most_under_way[message.epoch], len(self.under_way[message.epoch]))
                 self.most_under_way[message.epoch] = most
-            elif sender == self.client and message.kind is Kind.CANCEL:
+            elif sender == self.client and message.kind is MessageKind.CANCEL:
                 self.under_way[message.epoch].discard(message.frame)
             self._pairs[sender, receiver].append(copied)
             self._changed.notify_all()
@@ -165,7 +165,7 @@ class Shuffled:
                 return None
             self._resting[index] = False
             message = box.popleft()
-            if index == self.client and message.kind is Kind.ANSWER:
+            if index == self.client and message.kind is MessageKind.ANSWER:
                 self.under_way[message.epoch].discard(message.frame)
             return message
 

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from coedge.execution.program import Program
 from coedge.graph.model import Model
-from coedge.graph.weight_slice import WeightPart
+from coedge.graph.weight_slice import WeightSlice
 from coedge.profile.profile import CodecSpeed
-from workers.calibration.calibration_run import Played
-from workers.calibration.layer_times import LayerPlay, convolution, measure_gflops
-from workers.calibration.unsplit import Whole
+from workers.calibration.calibration_run import StepTimings
+from workers.calibration.layer_times import LayerMeasurement, convolution, measure_gflops
+from workers.calibration.unsplit import UnsplitSession
 from workers.emulation.paced_transport import LinkSpec
 from workers.runtime.energy_meter import find_meter, measure_power
 from workers.runtime.spec import MeteredPower, ProbeTimes, WorkerFacts, WorkerSpec, WorkerStatus
@@ -35,8 +35,8 @@ class WorkerActor:
     def __init__(self, spec: WorkerSpec) -> None:
         _tune_process(emulated=spec.speed is not None or spec.link is not None)
         self._worker = Worker(spec)
-        self._play: LayerPlay | None = None
-        self._whole: Whole | None = None
+        self._play: LayerMeasurement | None = None
+        self._whole: UnsplitSession | None = None
 
     def facts(self) -> WorkerFacts:
         return self._worker.facts()
@@ -50,7 +50,7 @@ class WorkerActor:
     def serve(self) -> None:
         self._worker.serve()
 
-    def missing_weights(self, model_hash: str, parts: Sequence[WeightPart]) -> tuple[bool, list[WeightPart]]:
+    def missing_weights(self, model_hash: str, parts: Sequence[WeightSlice]) -> tuple[bool, list[WeightSlice]]:
         return self._worker.missing_weights(model_hash, parts)
 
     def load(
@@ -77,18 +77,18 @@ class WorkerActor:
         time.sleep(REST_SECONDS)
         return self._worker.probe(peer, nbytes, count, timeout_seconds)
 
-    def prepare_layers(
+    def prepare_sweeps(
         self, skeleton: bytes, threads: int, speed: float | None, budget_seconds: float, memory_bytes: float | None
     ) -> None:
-        """Makes ready what `play_layers` plays."""
+        """Makes ready what `measure_sweeps` plays."""
         model = Model.from_skeleton(skeleton, {})
-        self._play = LayerPlay(model, threads, speed, budget_seconds, memory_bytes, self._worker.spec.providers)
+        self._play = LayerMeasurement(model, threads, speed, budget_seconds, memory_bytes, self._worker.spec.providers)
 
-    def play_layers(self, most_sweeps: int) -> list[Played]:
+    def measure_sweeps(self, most_sweeps: int) -> list[StepTimings]:
         """Times at the full speed of this machine; an emulated speed is applied to them by the caller."""
         play = self._play
         if play is None:
-            raise RuntimeError("there is nothing to play: prepare_layers comes first")
+            raise RuntimeError("there is nothing to play: prepare_sweeps comes first")
         try:
             return play.sweeps(most_sweeps)
         finally:
@@ -96,8 +96,8 @@ class WorkerActor:
             self._play = None
             _return_memory()
 
-    def played(self) -> float:
-        """How far `play_layers` is, from 0 to 1."""
+    def progress(self) -> float:
+        """How far `measure_sweeps` is, from 0 to 1."""
         play = self._play
         return 0.0 if play is None else play.done
 
@@ -116,18 +116,18 @@ class WorkerActor:
         busy = convolution(self._worker.threads, self._worker.spec.providers)
         return MeteredPower(*measure_power(meter, busy, seconds), meter.source)
 
-    def prepare_whole(self, proto: NDArray[np.uint8]) -> None:
-        """Makes ready what `run_whole` runs: a network in one session, as a file of ONNX has it."""
+    def prepare_unsplit(self, proto: NDArray[np.uint8]) -> None:
+        """Makes ready what `run_unsplit` runs: a network in one session, as a file of ONNX has it."""
         spec = self._worker.spec
-        self._whole = Whole(proto.tobytes(), self._worker.threads, spec.speed, spec.providers)
+        self._whole = UnsplitSession(proto.tobytes(), self._worker.threads, spec.speed, spec.providers)
 
-    def run_whole(self, arrays: Sequence[NDArray[Any]]) -> tuple[float, list[NDArray[Any]]]:
-        """As `Whole.run`."""
+    def run_unsplit(self, arrays: Sequence[NDArray[Any]]) -> tuple[float, list[NDArray[Any]]]:
+        """As `UnsplitSession.run`."""
         if self._whole is None:
-            raise RuntimeError("there is no network to run: prepare_whole comes first")
+            raise RuntimeError("there is no network to run: prepare_unsplit comes first")
         return self._whole.run(arrays)
 
-    def forget_whole(self) -> None:
+    def forget_unsplit(self) -> None:
         self._whole = None
         _return_memory()
 

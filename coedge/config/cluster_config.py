@@ -254,7 +254,7 @@ def check_device(name: str, names: Sequence[str], at: KeyPath = ()) -> None:
         raise PydanticCustomError("source", "must be a device: {names}", context)
 
 
-Kind = TypeVar("Kind", bound=Section)
+T = TypeVar("T", bound=Section)
 
 
 def load_config(
@@ -283,8 +283,8 @@ def as_changes(overrides: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def load_section(
-    kind: type[Kind], source: str | Path | Mapping[str, Any] | Kind | None, changes: Sequence[tuple[str, str]] = ()
-) -> Kind:
+    kind: type[T], source: str | Path | Mapping[str, Any] | T | None, changes: Sequence[tuple[str, str]] = ()
+) -> T:
     """What a file or a mapping says, with changes laid over it.
 
     Args:

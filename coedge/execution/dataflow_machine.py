@@ -38,7 +38,7 @@ class _Frame:
     received: set[int] = field(default_factory=set)
 
 
-class Machine:
+class DataflowMachine:
     """Runs one program over any number of frames at a time."""
 
     def __init__(self, program: Program) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from coedge.execution.dataflow_machine import Machine
+from coedge.execution.dataflow_machine import DataflowMachine
 from coedge.execution.program import Program, Receive, Step
 
 REMEMBERED_FRAMES = 4096
@@ -39,7 +39,7 @@ class Task(NamedTuple):
         return self.program.steps[self.step_index]
 
 
-class Ran(NamedTuple):
+class StepSpan(NamedTuple):
     """A step that was done: which, when, in seconds, and the bytes of its message."""
 
     step_index: int
@@ -53,7 +53,7 @@ class Ended(NamedTuple):
 
     epoch: int
     frame: int
-    spans: Sequence[Ran]
+    spans: Sequence[StepSpan]
 
 
 class Failed(NamedTuple):
@@ -66,12 +66,12 @@ class Failed(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Part:
+class _LoadedProgram:
     """A program under an epoch, and what is known of its frames."""
 
-    machine: Machine
+    machine: DataflowMachine
     ended: dict[int, None] = field(default_factory=dict)
-    spans: dict[int, list[Ran]] = field(default_factory=dict)
+    spans: dict[int, list[StepSpan]] = field(default_factory=dict)
 
     def forget(self, frame: int) -> None:
         self.machine.drop(frame)
@@ -88,7 +88,7 @@ class Scheduler:
     """
 
     def __init__(self) -> None:
-        self._parts: dict[int, _Part] = {}
+        self._parts: dict[int, _LoadedProgram] = {}
 
     @property
     def programs(self) -> dict[int, Program]:
@@ -110,7 +110,7 @@ class Scheduler:
         }
 
     def load(self, epoch: int, program: Program) -> None:
-        self._parts[epoch] = _Part(Machine(program))
+        self._parts[epoch] = _LoadedProgram(DataflowMachine(program))
 
     def unload(self, epoch: int) -> None:
         self._parts.pop(epoch, None)
@@ -167,7 +167,7 @@ class Scheduler:
         machine, frame = part.machine, task.frame
         if frame not in machine:
             return None  # it was cancelled
-        part.spans[frame].append(Ran(task.step_index, start, stop, nbytes))
+        part.spans[frame].append(StepSpan(task.step_index, start, stop, nbytes))
         step = task.step
         if isinstance(step, Receive):
             machine.arrived(frame, step.channel, made)

@@ -23,7 +23,7 @@ from coedge.graph.rewrite import ORDERLESS, Draft, expand, group_norm_pattern
 from coedge.graph.rules import Context, Rule, rule_for
 from coedge.graph.rules.reduce import PARTIAL
 from coedge.graph.rules.rule import whole_rule
-from coedge.graph.weight_slice import WeightPart
+from coedge.graph.weight_slice import WeightSlice
 
 # Constants up to this size travel with the graph: rules look at their values (axes, pads, shapes).
 SMALL_NBYTES = 4096
@@ -127,15 +127,15 @@ class Model:
         """The model again, at a worker. Weights that are left out stand as zeros of the right shape."""
         return model_from_proto(onnx.load_model_from_string(skeleton), weights=weights)
 
-    def weight_parts(self, tiles: Iterable[Tile]) -> dict[str, WeightPart]:
+    def weight_slices(self, tiles: Iterable[Tile]) -> dict[str, WeightSlice]:
         """What the tiles read of the constants, large and small, by key."""
-        parts: dict[str, WeightPart] = {}
+        parts: dict[str, WeightSlice] = {}
         for tile_node in (part for tile in tiles for part in tile.nodes):
             node = self.graph.nodes[tile_node.node]
-            own = self.rules[tile_node.node].weight_parts(node, tile_node.adjust)
+            own = self.rules[tile_node.node].weight_slices(node, tile_node.adjust)
             for position, name in enumerate((*node.inputs, *node.captured)):
                 if name in self.graph.constants:
-                    part = own.get(position, WeightPart(name))
+                    part = own.get(position, WeightSlice(name))
                     parts[part.key] = part
         return parts
 

@@ -14,7 +14,7 @@ from coedge.graph.graph import Node, Tensor
 from coedge.graph.large_weights import stub
 from coedge.graph.model import SMALL_NBYTES, Model
 from coedge.graph.rules.rule import Emitter
-from coedge.graph.weight_slice import WeightPart
+from coedge.graph.weight_slice import WeightSlice
 
 # Names that are not the model's own: of the constants and values that a tile adds.
 TILE = "coedge.graph.tile:"
@@ -32,7 +32,7 @@ def build_tile(
     Args:
         as_inputs: large weights that are further inputs, under their keys: whoever runs the tile feeds them.
     """
-    writer = _Writer(model, model.weight_parts([tile]).values())
+    writer = _Writer(model, model.weight_slices([tile]).values())
     for part in tile.nodes:
         node = model.graph.nodes[part.node]
         cropped = {name: writer.crop(name, model.graph.tensors[name], crop) for name, crop in part.crops}
@@ -60,7 +60,7 @@ def vector_matrices(model: Model, tile: Tile, least_nbytes: int) -> tuple[str, .
     found, others = dict[str, int](), set[str]()
     for part in tile.nodes:
         node, rule = model.graph.nodes[part.node], model.rules[part.node]
-        parts = rule.weight_parts(node, part.adjust)
+        parts = rule.weight_slices(node, part.adjust)
         read = [parts[i].key if i in parts else name for i, name in enumerate(node.inputs)]
         if rule.kind == "dense" and math.prod(model.graph.tensors[node.inputs[0]].shape[:-1]) == 1:
             constant = model.graph.constants[node.inputs[1]]
@@ -85,7 +85,7 @@ def _info(tensor: Tensor, fixed_cols: bool) -> onnx.ValueInfoProto:
 
 
 class _Writer(Emitter):
-    def __init__(self, model: Model, parts: Collection[WeightPart]) -> None:
+    def __init__(self, model: Model, parts: Collection[WeightSlice]) -> None:
         self.model = model
         self.tensors: Mapping[str, Tensor] = model.graph.tensors
         self.opset = model.opset

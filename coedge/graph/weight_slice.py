@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 PART = "coedge.part:"
 
 
-class WeightPart(NamedTuple):
+class WeightSlice(NamedTuple):
     """[start, stop) of the constant `name` along `axis`; all of it where `stop` is None."""
 
     name: str

@@ -20,24 +20,24 @@ from itertools import islice
 from coedge.core.errors import PlanError
 
 
-def deal(weights: Sequence[float], frames: int) -> tuple[int, ...]:
+def assign_frames(weights: Sequence[float], frames: int) -> tuple[int, ...]:
     """The part that each of so many frames goes to. After any n frames a part has more than n w - 1 and less
     than n w + 1 of them, where w is its share of the weights.
 
     Raises:
         PlanError: a weight is negative or not finite, or none is above zero.
     """
-    return tuple(islice(dealing(weights), frames))
+    return tuple(islice(frame_assignment(weights), frames))
 
 
-def dealing(weights: Sequence[float]) -> Iterator[int]:
+def frame_assignment(weights: Sequence[float]) -> Iterator[int]:
     """The same without end: one part per frame."""
     if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
         raise PlanError(f"frames cannot be dealt by the weights {list(weights)}: give shares >= 0, not all of them 0")
-    return _dealing(weights)
+    return _frame_assignment(weights)
 
 
-def _dealing(weights: Sequence[float]) -> Iterator[int]:
+def _frame_assignment(weights: Sequence[float]) -> Iterator[int]:
     # Whole numbers: shares as floats would drift over a long stream.
     exact = [Fraction(weight) for weight in weights]
     scale = math.lcm(*(weight.denominator for weight in exact))

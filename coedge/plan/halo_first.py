@@ -33,7 +33,7 @@ _PROBES = (1 / 2, 1 / 4, 3 / 4)
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Portion:
     """A part of a device's share of a stage.
 
     Attributes:
@@ -45,12 +45,12 @@ class Piece:
     inner: bool = True
 
 
-def pieces_of(
+def split_halo_first(
     rect: UnitRect,
     tensors: Sequence[Tensor],
     fetched: Iterable[tuple[str, Region]],
     is_local: Callable[[Mapping[str, Region]], bool],
-) -> list[Piece]:
+) -> list[Portion]:
     """The pieces of a share, in the order in which they are to be computed; a single one if there is no interior.
 
     For every result, the regions of the pieces make up the region of the share.
@@ -66,14 +66,14 @@ def pieces_of(
     local = _local_part(rect, tensors, is_local)
     both = _intersection(awaited, local)
     inner = next((r for r in (both, awaited, local) if _regions(r, tensors)), rect)
-    interior = Piece(_regions(inner, tensors))
-    before: list[Piece] = []
-    after: list[Piece] = []
+    interior = Portion(_regions(inner, tensors))
+    before: list[Portion] = []
+    after: list[Portion] = []
     for part in _minus(rect, inner):
-        piece = Piece(_regions(part, tensors), inner=False)
-        if piece.wanted:
-            waited_for = any(not r.intersection(piece.wanted[n]).empty for n, r in fetched if n in piece.wanted)
-            (before if waited_for else after).append(piece)
+        portion = Portion(_regions(part, tensors), inner=False)
+        if portion.wanted:
+            waited_for = any(not r.intersection(portion.wanted[n]).empty for n, r in fetched if n in portion.wanted)
+            (before if waited_for else after).append(portion)
     return [*before, interior, *after]
 
 

@@ -39,12 +39,12 @@ from coedge.graph.graph import Tensor
 from coedge.graph.model import Model
 from coedge.graph.rules.rule import WholeRule, crop_of
 from coedge.plan.codec import channel_key
-from coedge.plan.halo_first import Piece, pieces_of
+from coedge.plan.halo_first import Portion, split_halo_first
 from coedge.plan.plan import Plan, Stage, check_plan
 
 
 @dataclass
-class _Device:
+class _ProgramBuilder:
     """A device's program while it is being written."""
 
     name: str
@@ -69,7 +69,7 @@ class _Owner:
     region: Region
     stage: int
     patch: int
-    piece: int = 0
+    portion: int = 0
 
 
 _COMPUTE, _SEND, _RECEIVE, _ANSWER = 1, 2, 0, 3
@@ -87,11 +87,11 @@ _UNCUT = frozenset(("whole", "partial", "combine"))
 _Needs = tuple[tuple[str, Region], ...]
 
 
-class _Cut(NamedTuple):
+class _PortionTile(NamedTuple):
     """A piece of a share as a tile, the region of every tensor in it, what it reads, and how much of each layer it
     computes."""
 
-    piece: Piece
+    portion: Portion
     tile: Tile
     need: dict[str, Region]
     reads: _Needs
@@ -115,17 +115,17 @@ class _Layers(NamedTuple):
     uncut: bool
 
 
-class _Message(NamedTuple):
+class _PlannedTransfer(NamedTuple):
     """What a device fetches from another, of what that made `back` stages ago.
 
-    `items` are (tensor, place among the tensor's owners, region); `piece` is the last one that makes any of it.
+    `items` are (tensor, place among the tensor's owners, region); `portion` is the last one that makes any of it.
     """
 
     back: int
     sender: str
     receiver: str
     items: tuple[tuple[str, int, Region], ...]
-    piece: int
+    portion: int
 
 
 # A read whose parts are (place among the patches of the tensor that the device holds, region).
@@ -135,7 +135,7 @@ _PlacedRead = tuple[str, Region, tuple[tuple[int, Region], ...]]
 class _Exchange(NamedTuple):
     """What travels before a stage, and what every piece of every device then reads."""
 
-    messages: tuple[_Message, ...]
+    messages: tuple[_PlannedTransfer, ...]
     reads: dict[str, list[list[_PlacedRead]]]
 
 
@@ -152,8 +152,8 @@ class Memo:
     """
 
     layers: dict[tuple[int, int], _Layers] = field(default_factory=dict)
-    shares: dict[tuple[int, int, UnitRect], _Cut | None] = field(default_factory=dict)
-    pieces: dict[_Key, list[_Cut]] = field(default_factory=dict)
+    shares: dict[tuple[int, int, UnitRect], _PortionTile | None] = field(default_factory=dict)
+    portions: dict[_Key, list[_PortionTile]] = field(default_factory=dict)
     needs: dict[_Key, _Needs] = field(default_factory=dict)
     exchanges: dict[_Key, _Exchange] = field(default_factory=dict)
 
@@ -171,7 +171,7 @@ def lower(plan: Plan, model: Model, memo: Memo | None = None) -> dict[str, Progr
     memo = memo or Memo()
     lowering = _Lowering(plan, model, None, memo)
     programs = lowering.run()
-    if any(stage.borders_first for stage in plan.stages):
+    if any(stage.halo_first for stage in plan.stages):
         programs = _Lowering(plan, model, lowering.fetched, memo).run()
     return programs
 
@@ -182,7 +182,7 @@ class _Lowering:
     def __init__(self, plan: Plan, model: Model, cut_by: _Fetched | None, memo: Memo) -> None:
         self.plan, self.model, self.cut_by, self.memo = plan, model, cut_by, memo
         self.graph = model.graph
-        self.devices = {name: _Device(name) for name in plan.devices}
+        self.devices = {name: _ProgramBuilder(name) for name in plan.devices}
         self.owners: dict[str, list[_Owner]] = defaultdict(list)
         self.fetched: _Fetched = defaultdict(list)
         self.channels = 0
@@ -222,17 +222,17 @@ class _Lowering:
         for name, share in shares.items():
             device = self.devices[name]
             # The interior is made known first: where pieces overlap, it is what the next stage reads.
-            for order in sorted(range(len(share)), key=lambda i: not share[i].piece.inner):
-                piece, tile, need, _, work = share[order]
+            for order in sorted(range(len(share)), key=lambda i: not share[i].portion.inner):
+                portion, tile, need, _, work = share[order]
                 writes = []
                 for output in tile.outputs:
                     patch = device.add_patch(output, need[output])
                     writes.append(patch)
-                    self.owners[output].append(_Owner(name, piece.wanted[output], index, patch, order))
+                    self.owners[output].append(_Owner(name, portion.wanted[output], index, patch, order))
                 step = Compute(index, tile, tuple(reads[name][order]), tuple(writes), work)
                 device.steps.append(((index, order, _COMPUTE), step))
 
-    def _share(self, index: int, stage: Stage, device: str, rect: UnitRect) -> list[_Cut]:
+    def _share(self, index: int, stage: Stage, device: str, rect: UnitRect) -> list[_PortionTile]:
         """How a device's share of a stage is computed: in one piece, or borders first; nothing if it has no pixel."""
         key = (stage.first, stage.last, rect)
         if key in self.memo.shares:
@@ -240,16 +240,16 @@ class _Lowering:
         else:
             regions = {t.name: rect.of_extent(t.rows, t.cols) for t in self._layers(stage).alive}
             wanted = {name: region for name, region in regions.items() if not region.empty}
-            whole = self.memo.shares[key] = self._cut(stage, Piece(wanted)) if wanted else None
+            whole = self.memo.shares[key] = self._cut(stage, Portion(wanted)) if wanted else None
         if whole is None:
             return []
-        if self.cut_by is None or not stage.borders_first or self._layers(stage).uncut:
+        if self.cut_by is None or not stage.halo_first or self._layers(stage).uncut:
             return [whole]
         return self._in_pieces(stage, device, rect, self.cut_by.get((index, device), ()))
 
     def _in_pieces(
         self, stage: Stage, device: str, rect: UnitRect, fetched: Sequence[tuple[str, Region]]
-    ) -> list[_Cut]:
+    ) -> list[_PortionTile]:
         """Borders first: cut by what others fetch of the share."""
         first, stop, alive, inputs, _ = self._layers(stage)
         held = self.devices[device].regions
@@ -258,10 +258,10 @@ class _Lowering:
             return not any(self._take(held.get(n, ()), n, need)[1] for n, need in self._read_by(first, stop, part))
 
         key = (first, stop, rect, tuple(fetched), tuple((n, tuple(held[n])) for n in inputs if n in held))
-        if key not in self.memo.pieces:
-            pieces = pieces_of(rect, alive, fetched, is_local)
-            self.memo.pieces[key] = [self._cut(stage, piece) for piece in pieces]
-        return self.memo.pieces[key]
+        if key not in self.memo.portions:
+            portions = split_halo_first(rect, alive, fetched, is_local)
+            self.memo.portions[key] = [self._cut(stage, portion) for portion in portions]
+        return self.memo.portions[key]
 
     def _read_by(self, first: int, stop: int, part: Mapping[str, Region]) -> _Needs:
         """What nodes [first, stop) read for a part of what they make."""
@@ -288,17 +288,17 @@ class _Lowering:
             )  # fmt: skip
         return found
 
-    def _cut(self, stage: Stage, piece: Piece) -> _Cut:
+    def _cut(self, stage: Stage, portion: Portion) -> _PortionTile:
         layers = self.model.layers[stage.first : stage.last + 1]
-        tile, need = tile_of(self.model, layers[0].first, layers[-1].stop, dict(piece.wanted))
+        tile, need = tile_of(self.model, layers[0].first, layers[-1].stop, dict(portion.wanted))
         work = (Work(x.index, need[x.tensor].area / x.cols) for x in layers if x.tensor in need)
-        return _Cut(piece, tile, need, tuple((name, need[name]) for name in tile.inputs), tuple(work))
+        return _PortionTile(portion, tile, need, tuple((name, need[name]) for name in tile.inputs), tuple(work))
 
     def _fetch(self, stage: int, needs: dict[str, list[_Needs]]) -> dict[str, list[list[Read]]]:
         """Reads of every piece of every device, with the sends and receives that make them possible."""
         codecs = self.plan.stages[stage].codecs if stage < len(self.plan.stages) else {}
         exchange = self._exchange(stage, needs)
-        for back, sender, receiver, items, piece in exchange.messages:
+        for back, sender, receiver, items, portion in exchange.messages:
             channel, codec = self._channel(), codecs.get(channel_key(sender, receiver), RAW)
             source, target = self.devices[sender], self.devices[receiver]
             parts, patches = [], []
@@ -306,22 +306,24 @@ class _Lowering:
                 parts.append(Part(self.owners[tensor][place].patch, region))
                 patches.append(target.add_patch(tensor, region))
                 self.fetched[stage - back, sender].append((tensor, region))
-            source.steps.append(((stage - back, piece, _SEND), Send(channel, receiver, stage, tuple(parts), codec)))
+            source.steps.append(((stage - back, portion, _SEND), Send(channel, receiver, stage, tuple(parts), codec)))
             target.steps.append(((stage, 0, _RECEIVE), Receive(channel, sender, stage, tuple(patches), codec)))
         reads = {}
-        for name, pieces in exchange.reads.items():
+        for name, portions in exchange.reads.items():
             held = self.devices[name].held
             reads[name] = [
-                [Read(t, region, tuple(Part(held[t][at], part) for at, part in parts)) for t, region, parts in piece]
-                for piece in pieces
+                [Read(t, region, tuple(Part(held[t][at], part) for at, part in parts)) for t, region, parts in portion]
+                for portion in portions
             ]
         return reads
 
     def _exchange(self, stage: int, needs: dict[str, list[_Needs]]) -> _Exchange:
-        tensors = list(dict.fromkeys(name for pieces in needs.values() for piece in pieces for name, _ in piece))
+        tensors = list(
+            dict.fromkeys(name for portions in needs.values() for portion in portions for name, _ in portion)
+        )
         key = (
-            tuple((name, *pieces) for name, pieces in needs.items()),
-            tuple(tuple((o.device, o.region, stage - o.stage, o.piece) for o in self.owners[t]) for t in tensors),
+            tuple((name, *portions) for name, portions in needs.items()),
+            tuple(tuple((o.device, o.region, stage - o.stage, o.portion) for o in self.owners[t]) for t in tensors),
             tuple(tuple(self.devices[name].regions.get(t, ())) for name in needs for t in tensors),
         )
         found = self.memo.exchanges.get(key)
@@ -331,10 +333,10 @@ class _Lowering:
 
     def _worked_out(self, stage: int, needs: dict[str, list[_Needs]]) -> _Exchange:
         messages: dict[tuple[int, str, str], list[tuple[str, int, Region]]] = defaultdict(list)
-        for name, pieces in needs.items():
+        for name, portions in needs.items():
             wanted: dict[str, Region] = {}
-            for piece in pieces:
-                for tensor, region in piece:
+            for portion in portions:
+                for tensor, region in portion:
                     wanted[tensor] = wanted[tensor].hull(region) if tensor in wanted else region
             for tensor, region in wanted.items():
                 for hole in self._take(self.devices[name].regions.get(tensor, ()), tensor, region)[1]:
@@ -344,15 +346,15 @@ class _Lowering:
                             messages[owner.stage, owner.device, name].append((tensor, place, part))
         made, came = [], defaultdict[tuple[str, str], list[Region]](list)
         for (when, sender, receiver), items in sorted(messages.items(), key=lambda item: item[0]):
-            last = max(self.owners[tensor][place].piece for tensor, place, _ in items)
-            made.append(_Message(stage - when, sender, receiver, tuple(items), last))
+            last = max(self.owners[tensor][place].portion for tensor, place, _ in items)
+            made.append(_PlannedTransfer(stage - when, sender, receiver, tuple(items), last))
             for tensor, _, part in items:
                 came[receiver, tensor].append(part)
         reads = {}
-        for name, pieces in needs.items():
+        for name, portions in needs.items():
             regions = self.devices[name].regions
-            held = {t: [*regions.get(t, ()), *came.get((name, t), ())] for piece in pieces for t, _ in piece}
-            reads[name] = [[self._read(held[t], t, region) for t, region in piece] for piece in pieces]
+            held = {t: [*regions.get(t, ()), *came.get((name, t), ())] for portion in portions for t, _ in portion}
+            reads[name] = [[self._read(held[t], t, region) for t, region in portion] for portion in portions]
         return _Exchange(tuple(made), reads)
 
     def _read(self, held: Sequence[Region], tensor: str, region: Region) -> _PlacedRead:
@@ -377,12 +379,12 @@ class _Lowering:
                 break
             rest: list[Region] = []
             for hole in missing:
-                piece = hole.intersection(patch)
-                if piece.empty:
+                portion = hole.intersection(patch)
+                if portion.empty:
                     rest.append(hole)
                 else:
-                    parts.append((place, piece))
-                    rest += hole.minus(piece)
+                    parts.append((place, portion))
+                    rest += hole.minus(portion)
             missing = rest
         return parts, missing
 

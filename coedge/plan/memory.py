@@ -11,7 +11,7 @@ from coedge.graph.model import Model
 
 def weight_nbytes(program: Program, model: Model) -> int:
     """Bytes of the constants that the program's nodes read, or of the parts that they read of them."""
-    parts = model.weight_parts(program.tiles()).values()
+    parts = model.weight_slices(program.tiles()).values()
     return sum(part.of(model.graph.constants[part.name]).nbytes for part in parts)
 
 
@@ -24,7 +24,7 @@ def held_nbytes(programs: Iterable[tuple[Model, Program]], at_once: bool = False
     weights: dict[tuple[str, str], int] = {}
     activations = [0]
     for model, program in programs:
-        for key, part in model.weight_parts(program.tiles()).items():
+        for key, part in model.weight_slices(program.tiles()).items():
             weights[model.hash, key] = part.of(model.graph.constants[part.name]).nbytes
         activations.append(activation_nbytes(program, model))
     return sum(weights.values()) + (sum(activations) if at_once else max(activations))

@@ -41,7 +41,7 @@ class Stage(BaseModel):
     the stage's end, a device owns the pixels of its rectangle.
 
     Attributes:
-        borders_first: what others wait for is computed and sent before the rest of the region, and what needs
+        halo_first: what others wait for is computed and sent before the rest of the region, and what needs
             no rows of others does not wait for them (see `coedge.plan.halo_first`).
         codecs: how what this stage fetches is packed for the wire, by "sender>receiver"; raw where not named
             (see `coedge.plan.codec`). The answer travels as it is.
@@ -52,7 +52,7 @@ class Stage(BaseModel):
     first: int = Field(ge=0)
     last: int = Field(ge=0)
     regions: dict[str, UnitRect]
-    borders_first: bool = False
+    halo_first: bool = False
     codecs: dict[str, str] = {}
 
 
@@ -127,9 +127,9 @@ class Plan(BaseModel):
             shares = ", ".join(
                 f"{name} {share}" for name, share in ((n, _share(r)) for n, r in stage.regions.items()) if share
             )
-            dress = [", borders first"] if stage.borders_first else []
-            dress += [f", {codec} packed" for codec in sorted(set(stage.codecs.values()))]
-            lines.append(f"  {label:14s} {layers:16s} {shares}{''.join(dress)}")
+            options = [", borders first"] if stage.halo_first else []
+            options += [f", {codec} packed" for codec in sorted(set(stage.codecs.values()))]
+            lines.append(f"  {label:14s} {layers:16s} {shares}{''.join(options)}")
         return "\n".join(lines)
 
 
@@ -155,7 +155,7 @@ def stage_runs(stages: Sequence[Stage]) -> list[tuple[int, int, Stage]]:
 
 def _done_as(stage: Stage) -> tuple[object, ...]:
     """All but the layers."""
-    return stage.regions, stage.borders_first, sorted(set(stage.codecs.values()))
+    return stage.regions, stage.halo_first, sorted(set(stage.codecs.values()))
 
 
 def check_plan(plan: Plan, model: Model) -> None:

@@ -29,7 +29,7 @@ _WIDTH_INCHES, _DOTS_PER_INCH = 10.5, 160
 
 
 @dataclass(frozen=True, slots=True)
-class _Window:
+class _TimeWindow:
     """What part of the time is looked at, seconds."""
 
     first: float
@@ -99,10 +99,10 @@ def text(
     return "\n".join(lines)
 
 
-def _window(timeline: Timeline, first: float | None, last: float | None) -> _Window:
+def _window(timeline: Timeline, first: float | None, last: float | None) -> _TimeWindow:
     asked = [start for start, _ in timeline.answered.values()]
     answered = [stop for _, stop in timeline.answered.values()]
-    window = _Window(
+    window = _TimeWindow(
         min(asked, default=0.0) if first is None else first, max(answered, default=0.0) if last is None else last
     )
     if window.seconds <= 0 or not any(_inside(span, window) > 0 for span in timeline.spans):
@@ -114,7 +114,7 @@ def _window(timeline: Timeline, first: float | None, last: float | None) -> _Win
     return window
 
 
-def _inside(span: Span, window: _Window) -> float:
+def _inside(span: Span, window: _TimeWindow) -> float:
     """Seconds of a span that lie in the window."""
     return max(min(span.stop_seconds, window.last) - max(span.start_seconds, window.first), 0.0)
 
@@ -136,7 +136,7 @@ def _ms(seconds: float) -> str:
 # The picture.
 
 
-def _bars(axes: Any, timeline: Timeline, window: _Window, lanes: Mapping[str, int]) -> None:
+def _bars(axes: Any, timeline: Timeline, window: _TimeWindow, lanes: Mapping[str, int]) -> None:
     pixel = window.seconds / (_WIDTH_INCHES * _DOTS_PER_INCH)
     bars: dict[tuple[int, str, int], list[tuple[float, float]]] = defaultdict(list)
     for span in timeline.spans:
@@ -170,7 +170,7 @@ def _merged(times: Iterable[tuple[float, float]], pixel: float) -> list[tuple[fl
     return merged
 
 
-def _critical_path(axes: Any, timeline: Timeline, window: _Window, lanes: Mapping[str, int]) -> None:
+def _critical_path(axes: Any, timeline: Timeline, window: _TimeWindow, lanes: Mapping[str, int]) -> None:
     across: list[float] = []
     down: list[float] = []
     for span in timeline.critical_path():
@@ -180,7 +180,7 @@ def _critical_path(axes: Any, timeline: Timeline, window: _Window, lanes: Mappin
     axes.plot(across, down, color=INK, linewidth=0.9, solid_joinstyle="round", zorder=3)
 
 
-def _frame(axes: Any, timeline: Timeline, window: _Window, devices: tuple[str, ...]) -> None:
+def _frame(axes: Any, timeline: Timeline, window: _TimeWindow, devices: tuple[str, ...]) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -209,12 +209,12 @@ def _frame(axes: Any, timeline: Timeline, window: _Window, devices: tuple[str, .
 # The terminal.
 
 
-def _axis(window: _Window, cells: int) -> str:
+def _axis(window: _TimeWindow, cells: int) -> str:
     first, last = _ms(window.first), f"{_ms(window.last)} ms"
     return first + " " * max(cells - len(first) - len(last), 1) + last
 
 
-def _row(spans: Iterable[Span], window: _Window, cells: int, many: bool) -> str:
+def _row(spans: Iterable[Span], window: _TimeWindow, cells: int, many: bool) -> str:
     """One character per cell: what the device did for most of it, kernels before messages."""
     spent: list[dict[str, float]] = [defaultdict(float) for _ in range(cells)]
     width = window.seconds / cells

@@ -26,18 +26,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coedge.core.errors import PlanError
-from coedge.execution.dataflow_machine import Machine
+from coedge.execution.dataflow_machine import DataflowMachine
 from coedge.execution.program import CLIENT, RAW, Answer, Compute, Program, Receive, Send, Step
 from coedge.graph.model import Model
 from coedge.plan.codec import codec_speed, packed_nbytes
-from coedge.plan.frame_assignment import deal
+from coedge.plan.frame_assignment import assign_frames
 from coedge.profile.profile import DeviceProfile, Profile
 from coedge.simulation.span import Span, SpanKind
 from coedge.simulation.timeline import Timeline
 
 
 @dataclass(slots=True)
-class _Medium:
+class _MediumQueue:
     free: float = 0.0
     last_send: int = -1
 
@@ -61,22 +61,22 @@ class _Action:
     nbytes: int = 0
     wire_seconds: float = 0.0
     latency_seconds: float = 0.0
-    media: tuple[tuple[_Medium, float], ...] = ()
+    media: tuple[tuple[_MediumQueue, float], ...] = ()
 
 
 @dataclass(slots=True)
-class _Part:
+class _ProgramRun:
     """What a device does for one of the program sets."""
 
-    machine: Machine
+    machine: DataflowMachine
     actions: list[_Action]
     receives: dict[int, _Action]
 
 
 @dataclass(slots=True)
-class _Device:
+class _SimulatedDevice:
     name: str
-    parts: dict[int, _Part] = field(default_factory=dict)
+    parts: dict[int, _ProgramRun] = field(default_factory=dict)
     busy: bool = False
     inbox: deque[tuple[_Action, int]] = field(default_factory=deque)  # to be unpacked
     outbox: deque[tuple[_Action, int]] = field(default_factory=deque)
@@ -85,9 +85,9 @@ class _Device:
     down_free: float = 0.0
     last_receive: int = -1
 
-    def next(self) -> tuple[_Part, int, int] | None:
+    def next(self) -> tuple[_ProgramRun, int, int] | None:
         """The step to run now: of the program set with the oldest frame that has one, as a worker chooses."""
-        parts: Iterable[_Part] = self.parts.values()
+        parts: Iterable[_ProgramRun] = self.parts.values()
         if len(self.parts) > 1:
             working = (part for part in parts if not part.machine.idle)
             parts = sorted(working, key=lambda part: part.machine.oldest)
@@ -111,15 +111,15 @@ class _Run:
         self._client_seconds = profile.client_seconds
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._count = 0
-        self.devices = {name: _Device(name) for programs in parts for name in programs}
-        self._inputs: dict[int, list[tuple[_Device, int]]] = defaultdict(list)
-        media = {medium.name: _Medium() for medium in profile.media}
+        self.devices = {name: _SimulatedDevice(name) for programs in parts for name in programs}
+        self._inputs: dict[int, list[tuple[_SimulatedDevice, int]]] = defaultdict(list)
+        media = {medium.name: _MediumQueue() for medium in profile.media}
         for index, programs in enumerate(parts):
             for name, program in programs.items():
                 device = self.devices[name]
                 actions = [_action(program, step, profile, model, media) for step in program.steps]
                 receives = {action.channel: action for action in actions if action.kind == "receive"}
-                device.parts[index] = _Part(Machine(program), actions, receives)
+                device.parts[index] = _ProgramRun(DataflowMachine(program), actions, receives)
                 self._inputs[index] += [(device, a.channel) for a in receives.values() if a.peer == CLIENT]
             _join(self.devices, index)
 
@@ -143,7 +143,7 @@ class _Run:
             for device, channel in self._inputs[self.part_of[frame]]:
                 self._at(now + self._client_seconds, self._deliver, device, frame, channel, cause)
 
-    def _deliver(self, now: float, device: _Device, frame: int, channel: int, cause: int) -> None:
+    def _deliver(self, now: float, device: _SimulatedDevice, frame: int, channel: int, cause: int) -> None:
         """A message is through the down-link."""
         part = device.parts[self.part_of[frame]]
         part.machine.begin(frame)
@@ -154,12 +154,12 @@ class _Run:
             part.machine.arrived(frame, channel, action.values)
         self._fire(now, device, cause)
 
-    def _unpacked(self, now: float, device: _Device, action: _Action, frame: int, span: int) -> None:
+    def _unpacked(self, now: float, device: _SimulatedDevice, action: _Action, frame: int, span: int) -> None:
         device.busy = False
         device.parts[self.part_of[frame]].machine.arrived(frame, action.channel, action.values)
         self._fire(now, device, span)
 
-    def _fire(self, now: float, device: _Device, cause: int) -> None:
+    def _fire(self, now: float, device: _SimulatedDevice, cause: int) -> None:
         if device.inbox and not device.busy:
             action, frame = device.inbox.popleft()
             device.busy = True
@@ -176,13 +176,15 @@ class _Run:
             else:
                 self._finish(now, device, part, frame, index, cause)
 
-    def _done(self, now: float, device: _Device, part: _Part, frame: int, index: int, span: int) -> None:
+    def _done(self, now: float, device: _SimulatedDevice, part: _ProgramRun, frame: int, index: int, span: int) -> None:
         """The device is free again."""
         device.busy = False
         self._finish(now, device, part, frame, index, span)
         self._fire(now, device, span)
 
-    def _finish(self, now: float, device: _Device, part: _Part, frame: int, index: int, cause: int) -> None:
+    def _finish(
+        self, now: float, device: _SimulatedDevice, part: _ProgramRun, frame: int, index: int, cause: int
+    ) -> None:
         action = part.actions[index]
         part.machine.done(frame, index, action.values)
         if action.kind == "send":
@@ -199,14 +201,14 @@ class _Run:
                 self.left += 1
                 self._ask(now, len(self.spans) - 1)
 
-    def _leave(self, now: float, device: _Device) -> None:
+    def _leave(self, now: float, device: _SimulatedDevice) -> None:
         """The up-link is free for the next message in line."""
         action, frame = device.outbox.popleft()
         self._send(now, device, action, frame, device.last_send)
         if device.outbox:
             self._at(device.up_free, self._leave, device)
 
-    def _send(self, now: float, device: _Device, action: _Action, frame: int, cause: int) -> None:
+    def _send(self, now: float, device: _SimulatedDevice, action: _Action, frame: int, cause: int) -> None:
         start, seconds = now, action.wire_seconds
         for medium, medium_seconds in action.media:
             seconds = max(seconds, medium_seconds)
@@ -221,7 +223,7 @@ class _Run:
         begins = start + (seconds - action.wire_seconds) + action.latency_seconds
         self._at(begins, self._arrive, self.devices[action.peer], frame, action.channel, index)
 
-    def _arrive(self, now: float, device: _Device, frame: int, channel: int, cause: int) -> None:
+    def _arrive(self, now: float, device: _SimulatedDevice, frame: int, channel: int, cause: int) -> None:
         """A message begins to come to its down-link."""
         action = device.parts[self.part_of[frame]].receives[channel]
         start = now
@@ -233,7 +235,7 @@ class _Run:
 
     def _span(
         self,
-        device: _Device,
+        device: _SimulatedDevice,
         frame: int,
         action: _Action,
         start: float,
@@ -282,7 +284,9 @@ def simulate_mixture(
     """
     if in_flight < 1:
         raise PlanError(f"with {in_flight} frames in flight nothing runs; at least 1 is needed")
-    run = _Run([programs for programs, _ in parts], profile, model, deal([weight for _, weight in parts], frames))
+    run = _Run(
+        [programs for programs, _ in parts], profile, model, assign_frames([weight for _, weight in parts], frames)
+    )
     run.run(in_flight)
     if len(run.answered) < frames:
         stuck = [d.name for d in run.devices.values() if any(not p.machine.idle for p in d.parts.values())]
@@ -357,7 +361,7 @@ def span_of(
     return Span(program.device, frame, kind, label, start_seconds, stop_seconds, stage, peer, nbytes, channel)
 
 
-def _action(program: Program, step: Step, profile: Profile, model: Model, media: Mapping[str, _Medium]) -> _Action:
+def _action(program: Program, step: Step, profile: Profile, model: Model, media: Mapping[str, _MediumQueue]) -> _Action:
     label = step_label(step, model)
     if isinstance(step, Answer):
         return _Action("answer", label)
@@ -379,7 +383,7 @@ def _action(program: Program, step: Step, profile: Profile, model: Model, media:
     )  # fmt: skip
 
 
-def _join(devices: Mapping[str, _Device], index: int) -> None:
+def _join(devices: Mapping[str, _SimulatedDevice], index: int) -> None:
     """Tells the receiving end of every message how large it is."""
     for device in devices.values():
         for action in device.parts[index].actions if index in device.parts else ():

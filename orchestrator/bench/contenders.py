@@ -16,7 +16,7 @@ from coedge.plan.plan import Plan
 from coedge.profile.profile import Profile
 from coedge.simulation.span import Span
 from coedge.simulation.timeline import Timeline
-from orchestrator.bench.turns import Ran
+from orchestrator.bench.turns import FrameRun
 from orchestrator.control import ray_control
 from orchestrator.control.worker_group import RemoteWorker
 
@@ -38,13 +38,13 @@ class Planned:
     def run(self) -> Any:
         return self._cluster.submit(self._model, self._arrays, plan=self._plan).result()
 
-    def measure(self) -> Ran:
+    def measure(self) -> FrameRun:
         job = self._cluster.submit(self._model, self._arrays, plan=self._plan)
         output, timeline = job.result(), job.timeline
         if set(timeline.devices) != set(job.loaded.devices):
-            return Ran(job.latency_seconds, output)  # somebody did not tell: what it did is not known
+            return FrameRun(job.latency_seconds, output)  # somebody did not tell: what it did is not known
         sent = {f"{sender}>{receiver}": nbytes for (sender, receiver), nbytes in timeline.sent_nbytes().items()}
-        return Ran(job.latency_seconds, output, timeline.energy_joules(self._profile), sent, timeline)
+        return FrameRun(job.latency_seconds, output, timeline.energy_joules(self._profile), sent, timeline)
 
 
 class OneSession:
@@ -58,23 +58,23 @@ class OneSession:
 
         self._worker, self._arrays, self._profile = worker, list(arrays), profile
         proto = ray.put(np.frombuffer(model.reference, np.uint8))
-        self._ask(worker.actor.prepare_whole.remote(proto), PREPARE_SECONDS, f"prepare all of {model.name}")
+        self._ask(worker.actor.prepare_unsplit.remote(proto), PREPARE_SECONDS, f"prepare all of {model.name}")
 
     def run(self) -> list[Array]:
         return self._run()[1]
 
-    def measure(self) -> Ran:
+    def measure(self) -> FrameRun:
         seconds, outputs = self._run()
         return alone(self._profile, self._worker.name, seconds, outputs)
 
     def close(self) -> None:
         """Lets the device forget the network, if it is still there."""
         with contextlib.suppress(ClusterError):
-            self._ask(self._worker.actor.forget_whole.remote(), PREPARE_SECONDS, "let go of a network")
+            self._ask(self._worker.actor.forget_unsplit.remote(), PREPARE_SECONDS, "let go of a network")
 
     def _run(self) -> tuple[float, list[Array]]:
         found: tuple[float, list[Array]] = self._ask(
-            self._worker.actor.run_whole.remote(self._arrays), RUN_SECONDS, "run the whole network"
+            self._worker.actor.run_unsplit.remote(self._arrays), RUN_SECONDS, "run the whole network"
         )
         return found
 
@@ -82,11 +82,11 @@ class OneSession:
         return ray_control.gather({self._worker.name: reference}, seconds, what)[self._worker.name]
 
 
-def alone(profile: Profile, device: str, seconds: float, output: Any) -> Ran:
+def alone(profile: Profile, device: str, seconds: float, output: Any) -> FrameRun:
     """A frame that one device computed for so long, and nothing else happened."""
     span = Span(device, 0, "compute", "the whole network", 0.0, seconds, stage=0)
     timeline = Timeline((span,), {0: (0.0, seconds)}, True)
-    return Ran(seconds, output, timeline.energy_joules(profile), {}, timeline)
+    return FrameRun(seconds, output, timeline.energy_joules(profile), {}, timeline)
 
 
 def best_single(model: Model, profile: Profile) -> tuple[str, float]:

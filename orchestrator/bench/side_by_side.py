@@ -28,7 +28,7 @@ TOLERANCE = 1e-4
 
 
 @dataclass
-class Ran:
+class ModelRun:
     """What came of a model.
 
     Attributes:
@@ -59,7 +59,7 @@ def side_by_side(
     difference: Callable[[Any], float],
     one_session: bool = False,
     guests: Callable[[Profile], Sequence[Guest]] | None = None,
-) -> Ran:
+) -> ModelRun:
     """Plans by every scheme, and measures the distinct plans in turns.
 
     Args:
@@ -72,7 +72,7 @@ def side_by_side(
         DeviceLost: the source is gone.
     """
     profile = cluster.profile(model)
-    ran = Ran(profile)
+    ran = ModelRun(profile)
     with progress(f"planning {model.name}", len(schemes)) as planned:
         for scheme in schemes:
             ran.plans[scheme] = cluster.plan(model, scheme=scheme)

@@ -18,7 +18,7 @@ COUNTED = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
+class FrameRun:
     """One frame of a contender.
 
     Attributes:
@@ -40,7 +40,7 @@ class Contender(Protocol):
     def run(self) -> Any:
         """Answers one frame; its output. It does not count."""
 
-    def measure(self) -> Ran:
+    def measure(self) -> FrameRun:
         """Answers one frame that counts."""
 
 
@@ -54,7 +54,7 @@ class Outcome:
         problem: why it gave up; "": it did not.
     """
 
-    ran: list[Ran] = field(default_factory=list)
+    ran: list[FrameRun] = field(default_factory=list)
     problem: str = ""
 
     @property

@@ -14,7 +14,7 @@ from orchestrator.cli.models import FILES, load_module
 
 if TYPE_CHECKING:
     from orchestrator.bench.side_by_side import Guest
-    from orchestrator.bench.turns import Ran
+    from orchestrator.bench.turns import FrameRun
     from orchestrator.cluster.cluster import Cluster
 
 TORCH = "torch"
@@ -32,7 +32,7 @@ class Eager:
     def run(self) -> Any:
         return self._timed()[1]
 
-    def measure(self) -> Ran:
+    def measure(self) -> FrameRun:
         from orchestrator.bench.contenders import alone
 
         return alone(self._profile, self._device, *self._timed())

@@ -72,8 +72,8 @@ def plan_table(plan: Plan, layers: int) -> Table:
     table.add_column("layers")
     table.add_column("rows, top to bottom")
     table.add_column("shares")
-    dressed = any(stage.borders_first or stage.codecs for stage in plan.stages)
-    if dressed:
+    with_options = any(stage.halo_first or stage.codecs for stage in plan.stages)
+    if with_options:
         table.add_column("sent")
     colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(plan.devices)}
     for start, stop, stage in stage_runs(plan.stages):
@@ -82,13 +82,13 @@ def plan_table(plan: Plan, layers: int) -> Table:
         shares = [(name, area(rect)) for name, rect in stage.regions.items() if area(rect) > 0]
         bar = "".join(f"[{colour[n]}]{'█' * max(1, round(24 * s))}[/]" for n, s in shares)
         words = ", ".join(f"[{colour[n]}]{n}[/] {s:.0%}" for n, s in shares)
-        table.add_row(stages, layer_range, bar, words, *[_sent(plan.stages[start:stop])] * dressed)
+        table.add_row(stages, layer_range, bar, words, *[_sent(plan.stages[start:stop])] * with_options)
     return table
 
 
 def _sent(stages: Sequence[Stage]) -> str:
     """How what these stages need travels, where that is not raw and at the end of the stage."""
-    words = ["borders first"] if any(stage.borders_first for stage in stages) else []
+    words = ["borders first"] if any(stage.halo_first for stage in stages) else []
     codecs = sorted({codec for stage in stages for codec in stage.codecs.values() if codec != "raw"})
     return ", ".join(words + codecs)
 

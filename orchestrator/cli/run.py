@@ -40,7 +40,7 @@ STREAM_ROUNDS = 6
 
 
 @dataclass(frozen=True)
-class _Ran:
+class _PlanRun:
     """A plan, the part of the frames that is meant for it, its jobs, and the timeline of the last one."""
 
     plan: Plan
@@ -121,13 +121,13 @@ def run(
         _show(result, ran, len(captured.layers), mixture)
 
 
-def _ran(plan: Plan, part: float, jobs: Sequence[Job]) -> _Ran:
+def _ran(plan: Plan, part: float, jobs: Sequence[Job]) -> _PlanRun:
     for job in jobs:
         job.result()
-    return _Ran(plan, part, jobs, jobs[-1].timeline if jobs else Timeline((), {}, True))
+    return _PlanRun(plan, part, jobs, jobs[-1].timeline if jobs else Timeline((), {}, True))
 
 
-def _result(model_name: str, ran: Sequence[_Ran], measured: Profile, jobs: Sequence[Job]) -> dict[str, Any]:
+def _result(model_name: str, ran: Sequence[_PlanRun], measured: Profile, jobs: Sequence[Job]) -> dict[str, Any]:
     """As JSON values. Of several plans: per frame of the stream."""
     from orchestrator.planner.explain.explanation import energy_source
 
@@ -148,7 +148,7 @@ def _result(model_name: str, ran: Sequence[_Ran], measured: Profile, jobs: Seque
     }
 
 
-def _rate(mixture: Mixture | None, ran: Sequence[_Ran], jobs: Sequence[Job]) -> dict[str, Any]:
+def _rate(mixture: Mixture | None, ran: Sequence[_PlanRun], jobs: Sequence[Job]) -> dict[str, Any]:
     """Of a stream: frames per second, in all and by plan."""
     if mixture is None:
         return {}
@@ -171,7 +171,7 @@ def _rate(mixture: Mixture | None, ran: Sequence[_Ran], jobs: Sequence[Job]) -> 
     }
 
 
-def _show(result: dict[str, Any], ran: Sequence[_Ran], layers: int, mixture: Mixture | None) -> None:
+def _show(result: dict[str, Any], ran: Sequence[_PlanRun], layers: int, mixture: Mixture | None) -> None:
     from orchestrator.cli.render import console, plan_table, prediction_line
 
     source = result["energy_source"]

@@ -19,7 +19,7 @@ from coedge.core.errors import ClusterError, CoEdgeError, ConfigError, DeviceLos
 from coedge.core.objective import Objective
 from coedge.core.values import as_arrays, wants_tensors
 from coedge.graph.model import Model
-from coedge.plan.frame_assignment import dealing
+from coedge.plan.frame_assignment import frame_assignment
 from coedge.plan.plan import Plan
 from coedge.profile.profile import Link, Profile
 from coedge.simulation.simulator import credits_of
@@ -329,7 +329,7 @@ class Cluster:
             plans, parts, in_flight = [plan], [1.0], self._credits
         with self._lock:
             self._loader.ready_together(model, plans)
-        turns = dealing(parts)
+        turns = frame_assignment(parts)
 
         def submit(x: Any) -> Job:
             return self._submit(model, _copies(model, x), wants_tensors(x), plans[next(turns)], seconds)

@@ -19,7 +19,7 @@ REACH_SECONDS = 3.0
 
 
 @dataclass
-class _Session:
+class _RayConnection:
     """This process's connection to Ray, of which there is at most one.
 
     Attributes:
@@ -32,7 +32,7 @@ class _Session:
     ours: bool = False
 
 
-_session = _Session()
+_session = _RayConnection()
 
 
 def enter(config: ClusterConfig) -> None:

@@ -155,7 +155,7 @@ def _place_workers(config: ClusterConfig, actors: dict[str, Any]) -> WorkerGroup
     if unfit:
         raise ClusterError("\n".join(f"{text} of `providers` of this device" for text in unfit))
     host = "127.0.0.1" if local_only else ray_control.own_address()
-    transport = ZmqTransport(len(placed), CLIENT, host, encrypted=config.encryption, short_cut=True)
+    transport = ZmqTransport(len(placed), CLIENT, host, encrypted=config.encryption, local=True)
     try:
         endpoints: list[Endpoint] = [*(fact.endpoint for fact in facts.values()), transport.endpoint]
         emulated = any(spec.link for spec in specs.values())

@@ -22,7 +22,7 @@ Key = tuple[object, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class Evaluation:
     """A plan and what it costs, whatever the deadline.
 
     Attributes:
@@ -45,11 +45,11 @@ class Judged:
         return (excess, cost if not excess else self.latency_seconds)
 
 
-def distinct(found: Sequence[Judged], objective: Objective) -> list[Judged]:
+def distinct(found: Sequence[Evaluation], objective: Objective) -> list[Evaluation]:
     """Best first; of those that differ in their dress alone, the best."""
-    unique: dict[Key, Judged] = {}
-    for judged in sorted(found, key=lambda judged: judged.rank(objective)):
-        unique.setdefault(tuple((s.first, s.last, tuple(s.regions.items())) for s in judged.plan.stages), judged)
+    unique: dict[Key, Evaluation] = {}
+    for evaluated in sorted(found, key=lambda evaluated: evaluated.rank(objective)):
+        unique.setdefault(tuple((s.first, s.last, tuple(s.regions.items())) for s in evaluated.plan.stages), evaluated)
     return list(unique.values())
 
 
@@ -73,7 +73,7 @@ class Evaluator:
 
     def __init__(self, model: Model, profile: Profile, objective: Objective) -> None:
         self.model, self.profile, self.objective = model, profile, objective
-        self.judged: dict[Key, Judged] = {}
+        self.evaluated: dict[Key, Evaluation] = {}
         self.steps = 0
         self._memo = shared_memo(model)
         self._owned: dict[tuple[int, UnitRect], tuple[Region, ...] | None] = {}
@@ -81,46 +81,45 @@ class Evaluator:
     def aiming_at(self, objective: Objective) -> Evaluator:
         """The same, and what was judged so far, for another goal: constraints beside the deadline must be the same."""
         other = Evaluator(self.model, self.profile, objective)
-        other.judged = self.judged
+        other.evaluated = self.evaluated
         return other
 
-    def judge(self, stages: Sequence[Stage], scheme: str = "auto", reason: str = "") -> Judged:
+    def evaluate(self, stages: Sequence[Stage], scheme: str = "auto", reason: str = "") -> Evaluation:
         """The plan of these stages, from the source back to the source."""
         key = tuple(self._key(stage) for stage in stages)
-        if key not in self.judged:
-            self.judged[key] = self._judge(tuple(stages), scheme, reason)
-        return self.judged[key]
+        if key not in self.evaluated:
+            self.evaluated[key] = self._evaluate(tuple(stages), scheme, reason)
+        return self.evaluated[key]
 
-    def timeline(self, judged: Judged) -> Timeline:
+    def timeline(self, evaluated: Evaluation) -> Timeline:
         """Of one frame, simulated. (Those of all that was judged would fill the memory.)"""
-        return simulate(lower(judged.plan, self.model, self._memo), self.profile, self.model)
+        return simulate(lower(evaluated.plan, self.model, self._memo), self.profile, self.model)
 
-    def best(self, objective: Objective | None = None) -> Judged:
+    def best(self, objective: Objective | None = None) -> Evaluation:
         """Of everything that was judged."""
         wanted = objective or self.objective
-        return min(self.judged.values(), key=lambda judged: judged.rank(wanted))
+        return min(self.evaluated.values(), key=lambda evaluated: evaluated.rank(wanted))
 
-    def plan(self, judged: Judged, scheme: str | None = None) -> Plan:
+    def plan(self, evaluated: Evaluation, scheme: str | None = None) -> Plan:
         """The plan with all that is known of it: prediction, bound, and the constraints that it breaks."""
         prediction = Prediction(
-            latency_seconds=judged.latency_seconds, energy_joules=judged.energy_joules,
-            throughput_fps=judged.throughput_fps, bound_seconds=bound_seconds(self.model, self.profile),
+            latency_seconds=evaluated.latency_seconds, energy_joules=evaluated.energy_joules,
+            throughput_fps=evaluated.throughput_fps, bound_seconds=bound_seconds(self.model, self.profile),
         )  # fmt: skip
-        problems = list(judged.problems)
-        if not self.objective.meets_deadline(judged.latency_seconds):
-            problems.append(
-                f"predicted {judged.latency_seconds * 1e3:.4g} ms, the deadline is {self.objective.deadline_ms:.6g} ms"
-            )
-        return judged.plan.model_copy(
+        problems = list(evaluated.problems)
+        if not self.objective.meets_deadline(evaluated.latency_seconds):
+            predicted_ms = evaluated.latency_seconds * 1e3
+            problems.append(f"predicted {predicted_ms:.4g} ms, the deadline is {self.objective.deadline_ms:.6g} ms")
+        return evaluated.plan.model_copy(
             update={
-                "scheme": scheme or judged.plan.scheme,
+                "scheme": scheme or evaluated.plan.scheme,
                 "predicted": prediction,
                 "feasible": not problems,
-                "reason": "; ".join(problems) or judged.plan.reason,
+                "reason": "; ".join(problems) or evaluated.plan.reason,
             }
         )
 
-    def _judge(self, stages: tuple[Stage, ...], scheme: str, reason: str) -> Judged:
+    def _evaluate(self, stages: tuple[Stage, ...], scheme: str, reason: str) -> Evaluation:
         model, profile = self.model, self.profile
         draft = Plan(
             scheme=scheme, model_name=model.name, model_hash=model.hash, devices=profile.names,
@@ -130,7 +129,7 @@ class Evaluator:
         self.steps += sum(len(program.steps) for program in programs.values())
         timeline = simulate(programs, profile, model)
         problems, excess = self._problems(stages, programs)
-        return Judged(
+        return Evaluation(
             draft, timeline.latency_seconds, timeline.energy_joules(profile),
             timeline.saturated_fps(profile), tuple(problems), excess,
         )  # fmt: skip
@@ -163,8 +162,8 @@ class Evaluator:
         for name, rect in stage.regions.items():
             owned = self._pixels(stage.last, rect)
             if owned is not None:
-                regions.append((name, rect if stage.borders_first else owned))
-        return (stage.first, stage.last, tuple(regions), stage.borders_first, tuple(sorted(stage.codecs.items())))
+                regions.append((name, rect if stage.halo_first else owned))
+        return (stage.first, stage.last, tuple(regions), stage.halo_first, tuple(sorted(stage.codecs.items())))
 
     def _pixels(self, layer: int, rect: UnitRect) -> tuple[Region, ...] | None:
         """What a share has of the tensors that outlive a layer, by extent; None: nothing."""

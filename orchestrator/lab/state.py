@@ -12,7 +12,7 @@ from orchestrator.lab.spec import LabSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Traffic:
+class InterfaceTraffic:
     """What passed an interface, in whole Ethernet frames, since it was made."""
 
     nbytes: int
@@ -38,8 +38,8 @@ class HostState:
     medium: str | None
     up_bytes_per_second: float | None
     down_bytes_per_second: float | None
-    sent: Traffic
-    received: Traffic
+    sent: InterfaceTraffic
+    received: InterfaceTraffic
     dropped: int
     pids: tuple[int, ...]
     head: bool
@@ -52,7 +52,7 @@ class MediumState:
     interface: str
     devices: tuple[str, ...]
     bytes_per_second: float | None
-    carried: Traffic
+    carried: InterfaceTraffic
     dropped: int
 
 
@@ -95,7 +95,7 @@ def read_state(prefix: str, switch: str) -> LabState:
         if interface[0] == "m" and link["ifalias"]:
             name, bucket = link["ifalias"], buckets.get(interface, {})
             on = tuple(host.name for host in hosts if host.medium == name)
-            carried = Traffic(bucket.get("bytes", 0), bucket.get("packets", 0))
+            carried = InterfaceTraffic(bucket.get("bytes", 0), bucket.get("packets", 0))
             media.append(MediumState(name, interface, on, _rate(bucket), carried, bucket.get("drops", 0)))
     return LabState(tuple(hosts), tuple(media), tuple(known), "br1" in links)
 
@@ -140,6 +140,6 @@ def _rate(bucket: Mapping[str, Any]) -> float | None:
     return float(bucket["options"]["rate"]) if bucket else None
 
 
-def _traffic(link: Mapping[str, Any], direction: str) -> Traffic:
+def _traffic(link: Mapping[str, Any], direction: str) -> InterfaceTraffic:
     counted = link.get("stats64", {}).get(direction, {})
-    return Traffic(counted.get("bytes", 0), counted.get("packets", 0))
+    return InterfaceTraffic(counted.get("bytes", 0), counted.get("packets", 0))

@@ -30,12 +30,12 @@ from coedge.plan.plan import Plan
 from coedge.profile.profile import Profile
 from coedge.simulation.simulator import credits_of, simulate_mixture
 from coedge.simulation.timeline import Timeline
-from orchestrator.evaluation.evaluator import Evaluator, Judged
+from orchestrator.evaluation.evaluator import Evaluation, Evaluator
 from orchestrator.search.layout import candidates
-from orchestrator.search.receptive_field import Reach
+from orchestrator.search.receptive_field import ReceptiveFields
 from orchestrator.search.rounding import stages_of_path
 from orchestrator.search.shortest_path import Prices, shortest_path
-from orchestrator.search.stage_costs import Costs
+from orchestrator.search.stage_costs import StageCosts
 
 ROUNDS = 40
 LEAST_GAIN = 1e-4
@@ -101,26 +101,26 @@ def make_mixture(model: Model, profile: Profile, objective: Objective, known: Se
         InfeasibleError: no plan meets the constraints.
     """
     evaluator = Evaluator(model, profile, objective)
-    costs = Costs(model, profile, Reach(model), candidates(model, profile), objective.keep_local)
+    costs = StageCosts(model, profile, ReceptiveFields(model), candidates(model, profile), objective.keep_local)
     columns: dict[str, _Column] = {}
 
-    def add(judged: Judged) -> bool:
-        if judged.rank(objective)[0] > 0 or judged.plan.digest in columns:
+    def add(evaluated: Evaluation) -> bool:
+        if evaluated.rank(objective)[0] > 0 or evaluated.plan.digest in columns:
             return False
-        columns[judged.plan.digest] = _Column(judged, usage(evaluator.timeline(judged), profile))
+        columns[evaluated.plan.digest] = _Column(evaluated, usage(evaluator.timeline(evaluated), profile))
         return True
 
     for plan in known:
-        add(evaluator.judge(plan.stages, plan.scheme))
+        add(evaluator.evaluate(plan.stages, plan.scheme))
     for layout in costs.layouts:
         if len(layout.devices) == 1:
-            add(evaluator.judge((layout.stage(0, len(model.layers) - 1),)))
+            add(evaluator.evaluate((layout.stage(0, len(model.layers) - 1),)))
     for price in (Prices(), Prices(second=0.0, joule=1.0)):
         path = shortest_path(costs, price)
         if path is not None:
-            add(evaluator.judge(stages_of_path(path, costs)))
+            add(evaluator.evaluate(stages_of_path(path, costs)))
     if not columns:
-        nearest = min(evaluator.judged.values(), key=lambda judged: judged.rank(objective))
+        nearest = min(evaluator.evaluated.values(), key=lambda evaluated: evaluated.rank(objective))
         raise InfeasibleError(f"no plan meets the objective; the nearest one: {evaluator.plan(nearest).reason}")
     rounds, better = 0, True
     while better and rounds < ROUNDS:
@@ -129,7 +129,7 @@ def make_mixture(model: Model, profile: Profile, objective: Objective, known: Se
         better = False
         for price in _prices(solved, costs, objective):
             path = shortest_path(costs, price)
-            better |= path is not None and add(evaluator.judge(stages_of_path(path, costs)))
+            better |= path is not None and add(evaluator.evaluate(stages_of_path(path, costs)))
     return _mixture(evaluator, _within_limits(list(columns.values()), model, profile, objective), rounds)
 
 
@@ -137,7 +137,7 @@ def make_mixture(model: Model, profile: Profile, objective: Objective, known: Se
 class _Column:
     """A plan, and the seconds of everything that a frame by it takes."""
 
-    judged: Judged
+    evaluated: Evaluation
     uses: dict[tuple[str, str], float]
 
 
@@ -165,7 +165,7 @@ def _solve(columns: list[_Column], objective: Objective) -> _Solved:
     unit = float(matrix.max(axis=0).min())
     part, seconds = cvxpy.Variable(len(columns), nonneg=True), cvxpy.Variable()
     limits = (matrix / unit) @ part <= seconds
-    joules = np.array([column.judged.energy_joules for column in columns]) * (objective.energy_weight / unit)
+    joules = np.array([column.evaluated.energy_joules for column in columns]) * (objective.energy_weight / unit)
     problem = cvxpy.Problem(cvxpy.Minimize(seconds + joules @ part), [limits, cvxpy.sum(part) == 1])
     problem.solve(solver=cvxpy.CLARABEL)
     values = np.where(part.value < LEAST_PART, 0.0, part.value)
@@ -184,7 +184,7 @@ def _within_limits(columns: list[_Column], model: Model, profile: Profile, objec
         solved = _solve(columns, objective)
         if len(solved.used) == 1:
             return solved
-        slow = [one for one in solved.used if one.judged.latency_seconds > MOST_PASSING * solved.seconds]
+        slow = [one for one in solved.used if one.evaluated.latency_seconds > MOST_PASSING * solved.seconds]
         worst = slow or _crowded(solved.used, model, profile)
         if not worst:
             return solved
@@ -195,7 +195,7 @@ def _within_limits(columns: list[_Column], model: Model, profile: Profile, objec
 def _crowded(columns: Sequence[_Column], model: Model, profile: Profile) -> list[_Column]:
     """The plans with a part on the first device that has not the memory for all of them."""
     limits = {d.name: d.memory_bytes for d in profile.devices if d.memory_bytes is not None}
-    programs = [lower(one.judged.plan, model) for one in columns] if limits else []
+    programs = [lower(one.evaluated.plan, model) for one in columns] if limits else []
     for name, limit in limits.items():
         parts = [(one, lowered[name]) for one, lowered in zip(columns, programs) if lowered[name].steps]
         if held_nbytes([(model, program) for _, program in parts], at_once=True) > limit:
@@ -215,7 +215,7 @@ def usage(timeline: Timeline, profile: Profile) -> dict[tuple[str, str], float]:
     }
 
 
-def _prices(solved: _Solved, costs: Costs, objective: Objective) -> list[Prices]:
+def _prices(solved: _Solved, costs: StageCosts, objective: Objective) -> list[Prices]:
     """What a plan would be judged by: the worth of what it uses."""
     profile, names = costs.profile, costs.names
     busy = np.array([solved.worth.get(("device", name), 0.0) for name in names])
@@ -237,13 +237,13 @@ def _prices(solved: _Solved, costs: Costs, objective: Objective) -> list[Prices]
 
 
 def _mixture(evaluator: Evaluator, solved: _Solved, rounds: int) -> Mixture:
-    used = [(column.judged, float(part)) for column, part in zip(solved.columns, solved.parts) if part > 0]
+    used = [(column.evaluated, float(part)) for column, part in zip(solved.columns, solved.parts) if part > 0]
     used.sort(key=lambda item: -item[1])
     return Mixture(
-        plans=tuple(evaluator.plan(judged, "auto") for judged, _ in used),
+        plans=tuple(evaluator.plan(evaluated, "auto") for evaluated, _ in used),
         parts=tuple(part for _, part in used),
         rate_fps=1 / solved.seconds,
-        energy_joules=sum(judged.energy_joules * part for judged, part in used),
+        energy_joules=sum(evaluated.energy_joules * part for evaluated, part in used),
         worth={f"{kind} {name}": value for (kind, name), value in sorted(solved.worth.items(), key=lambda i: -i[1])},
         rounds=rounds,
     )

@@ -13,10 +13,10 @@ from coedge.core.objective import Objective
 from coedge.graph.model import Model
 from coedge.plan.plan import Plan
 from coedge.profile.profile import Profile
-from orchestrator.evaluation.evaluator import Evaluator, Judged
+from orchestrator.evaluation.evaluator import Evaluation, Evaluator
 from orchestrator.planner.planner import SCHEMES
 from orchestrator.search.auto import explored, refine
-from orchestrator.search.receptive_field import Reach
+from orchestrator.search.receptive_field import ReceptiveFields
 
 # Of a latency or of joules that differ by less, one is as good as the other.
 SAME = 1e-3
@@ -46,20 +46,20 @@ def pareto(
     evaluator = Evaluator(model, profile, objective)
     for goal in goals:
         known = [scheme(model, profile, goal) for scheme in SCHEMES.values()]
-        for key, judged in explored(model, profile, goal, known).judged.items():
-            evaluator.judged.setdefault(key, judged)
+        for key, evaluated in explored(model, profile, goal, known).evaluated.items():
+            evaluator.evaluated.setdefault(key, evaluated)
         done()
-    least, reach = goals[1], Reach(model)
-    chosen = spread(frontier(evaluator.judged.values(), objective), points)
+    least, receptive_fields = goals[1], ReceptiveFields(model)
+    chosen = spread(frontier(evaluator.evaluated.values(), objective), points)
     for faster, slower in zip(chosen, chosen[1:]):
         between = (faster.latency_seconds + slower.latency_seconds) / 2
         aim = evaluator.aiming_at(least.model_copy(update={"deadline_ms": between * 1e3}))
-        refine(aim, reach, faster)
+        refine(aim, receptive_fields, faster)
         done()
-    chosen = spread(frontier(evaluator.judged.values(), objective), points)
+    chosen = spread(frontier(evaluator.evaluated.values(), objective), points)
     if not chosen:
         return [evaluator.plan(evaluator.best(objective.model_copy(update={"goal": "latency"})))]
-    return [evaluator.plan(judged) for judged in chosen]
+    return [evaluator.plan(evaluated) for evaluated in chosen]
 
 
 def parts_of(points: int) -> int:
@@ -67,17 +67,17 @@ def parts_of(points: int) -> int:
     return 2 + max(points - 1, 0)
 
 
-def frontier(judged: Iterable[Judged], objective: Objective) -> list[Judged]:
+def frontier(evaluated: Iterable[Evaluation], objective: Objective) -> list[Evaluation]:
     """Those that meet the constraints and that no other one beats in both, the fastest first."""
-    allowed = [found for found in judged if not found.problems and objective.meets_deadline(found.latency_seconds)]
-    best: list[Judged] = []
+    allowed = [found for found in evaluated if not found.problems and objective.meets_deadline(found.latency_seconds)]
+    best: list[Evaluation] = []
     for found in sorted(allowed, key=lambda item: (item.latency_seconds, item.energy_joules)):
         if not best or found.energy_joules < best[-1].energy_joules * (1 - SAME):
             best.append(found)
     return best
 
 
-def spread(ascending: list[Judged], points: int) -> list[Judged]:
+def spread(ascending: list[Evaluation], points: int) -> list[Evaluation]:
     """So many of them at most: the ends, then again and again the one furthest from those that are taken."""
     if len(ascending) <= points:
         return ascending
@@ -89,7 +89,7 @@ def spread(ascending: list[Judged], points: int) -> list[Judged]:
     return [ascending[i] for i in sorted(taken)]
 
 
-def _places(ascending: list[Judged]) -> list[tuple[float, float]]:
+def _places(ascending: list[Evaluation]) -> list[tuple[float, float]]:
     """Latency and joules, each from 0 to 1 between the ends."""
     first, last = ascending[0], ascending[-1]
     seconds = max(last.latency_seconds - first.latency_seconds, 1e-12)

@@ -18,7 +18,7 @@ from orchestrator.control.worker_group import RemoteWorker, WorkerGroup
 from orchestrator.profiling.links import measure_network
 from orchestrator.profiling.probing import ActorProber
 from workers.runtime.spec import MeteredPower
-from workers.transport.message import Kind, Message
+from workers.transport.message import Message, MessageKind
 from workers.transport.transport import Endpoint
 from workers.transport.zmq_transport import ZmqTransport
 
@@ -73,10 +73,10 @@ def _measure_client_link(transport: ZmqTransport, source: Endpoint) -> ClientLin
     def there_and_back(nbytes: int) -> float:
         payload = (np.zeros(nbytes, np.uint8),) if nbytes else ()
         start = time.monotonic()
-        transport.send(source.index, Message(Kind.PROBE, transport.endpoint.index, arrays=payload))
+        transport.send(source.index, Message(MessageKind.PROBE, transport.endpoint.index, arrays=payload))
         while (left := start + CLIENT_SECONDS - time.monotonic()) > 0:
             message = transport.receive(left)
-            if message is not None and message.kind is Kind.ECHO:
+            if message is not None and message.kind is MessageKind.ECHO:
                 return time.monotonic() - start
         raise ClusterError(f"{source.name} did not answer at {source.address} within {CLIENT_SECONDS:.0f} s")
 

@@ -49,7 +49,7 @@ class Contention:
         return (one in self.first and other in self.second) or (other in self.first and one in self.second)
 
 
-def on_air(contentions: Iterable[Contention]) -> list[str]:
+def contending_devices(contentions: Iterable[Contention]) -> list[str]:
     """Who is on some medium: the ends of pairs whose two directions slow each other down, but for those of others."""
     both_ways = [c for c in contentions if c.second == c.first[::-1]]
     slowed = {name for c in both_ways if c.shared for name in c.first}
@@ -65,7 +65,7 @@ def shared_media(contentions: Iterable[Contention]) -> tuple[Medium, ...]:
     contentions = list(contentions)
     shared = [c for c in contentions if c.shared]
     apart = [c for c in contentions if c.apart]
-    names = on_air(contentions)
+    names = contending_devices(contentions)
     parent = {name: name for name in names}
 
     def root(name: str) -> str:

@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 from coedge.core.progress import progress
 from coedge.profile.network import Network
 from coedge.profile.profile import Link, Medium
-from orchestrator.profiling.contention import Contention, Pair, on_air, shared_media
+from orchestrator.profiling.contention import Contention, Pair, contending_devices, shared_media
 
 FIRST_NBYTES, LAST_NBYTES = 4_096, 1_048_576
 ENOUGH_SECONDS = 0.03
@@ -72,7 +72,9 @@ def measure_network(addresses: Mapping[str, str], prober: Prober, given: Sequenc
                 if not given_here:
                     contentions.append(_contention(there, back, loaded, alone))
             advance()
-    for first, second in _crossings(on_air(contentions), [name for name in names if name not in known], alone):
+    for first, second in _crossings(
+        contending_devices(contentions), [name for name in names if name not in known], alone
+    ):
         together = {
             pair: rate for pair, (rate, _) in prober.rates([first, second], max(nbytes[first], nbytes[second])).items()
         }

@@ -18,7 +18,7 @@ from orchestrator.control.ray_control import gather
 from orchestrator.control.worker_group import RemoteWorker
 from orchestrator.profiling.codec_ratios import codec_ratios
 from orchestrator.profiling.layer_cache import LayerTimes, load_times, store_times
-from workers.calibration.calibration_run import Played
+from workers.calibration.calibration_run import StepTimings
 from workers.calibration.layer_times import MOST_SWEEPS, model_times
 
 MEASURE_SECONDS = 300.0
@@ -35,7 +35,7 @@ def measure_model(
     """The profile of a cluster on a model. Devices of one kind on one host are measured once, and kept on disk."""
     kinds = _kinds(model, workers.values())
     times: dict[str, LayerTimes] = {}
-    missing: list[_Kind] = []
+    missing: list[_DeviceKind] = []
     for kind in kinds:
         found = load_times(config.cache_path, model.hash, kind.key)
         if found is not None and len(found.layers) == len(model.layers):
@@ -86,7 +86,7 @@ def _device_profile(worker: RemoteWorker, times: LayerTimes) -> DeviceProfile:
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
+class _DeviceKind:
     """Devices that take the same times at full speed.
 
     Attributes:
@@ -97,11 +97,11 @@ class _Kind:
 
     key: str
     workers: tuple[RemoteWorker, ...]
-    players: tuple[RemoteWorker, ...]
+    measuring: tuple[RemoteWorker, ...]
     speed: float | None
 
 
-def _kinds(model: Model, workers: Iterable[RemoteWorker]) -> list[_Kind]:
+def _kinds(model: Model, workers: Iterable[RemoteWorker]) -> list[_DeviceKind]:
     groups: dict[tuple[str, bool], list[RemoteWorker]] = {}
     for worker in workers:
         groups.setdefault((worker.facts.fingerprint, worker.emulated), []).append(worker)
@@ -113,54 +113,54 @@ def _kinds(model: Model, workers: Iterable[RemoteWorker]) -> list[_Kind]:
         count = max(1, min(len(same), MOST_AT_ONCE, room)) if emulated else 1
         speed = statistics.median(worker.config.speed or 1.0 for worker in same) if emulated else None
         way = f"cpu|{count}|{speed:.2g}" if speed is not None else "wall"
-        kinds.append(_Kind(f"{fingerprint}|{way}", tuple(same), tuple(same[:count]), speed))
+        kinds.append(_DeviceKind(f"{fingerprint}|{way}", tuple(same), tuple(same[:count]), speed))
     return kinds
 
 
-def _measure_kinds(model: Model, missing: Sequence[_Kind], budget_seconds: float) -> Iterator[LayerTimes]:
+def _measure_kinds(model: Model, missing: Sequence[_DeviceKind], budget_seconds: float) -> Iterator[LayerTimes]:
     """One kind after another on each host, so that they do not disturb each other; hosts at the same time."""
-    by_host: dict[str, list[_Kind]] = {}
+    by_host: dict[str, list[_DeviceKind]] = {}
     for kind in missing:
-        by_host.setdefault(kind.players[0].facts.host, []).append(kind)
-    with progress(f"measuring {model.name}", PROGRESS_STEPS * sum(len(kind.players) for kind in missing)) as advance:
+        by_host.setdefault(kind.measuring[0].facts.host, []).append(kind)
+    with progress(f"measuring {model.name}", PROGRESS_STEPS * sum(len(kind.measuring) for kind in missing)) as advance:
         while any(by_host.values()):
             turn = [kinds.pop(0) for kinds in by_host.values() if kinds]
-            played = _play(model, turn, budget_seconds, advance)
-            firsts = [kind.players[0] for kind in turn]
+            measured = _measure(model, turn, budget_seconds, advance)
+            firsts = [kind.measuring[0] for kind in turn]
             packers = {first.name: first.actor.measure_codecs.remote(CODEC_SECONDS) for first in firsts}
             speeds = gather(packers, MEASURE_SECONDS, "measure how fast they pack")
             for kind in turn:
-                frames = [frame for player in kind.players for frame in played[player.name]]
+                frames = [frame for worker in kind.measuring for frame in measured[worker.name]]
                 times = model_times(model, frames)
-                codecs = speeds[kind.players[0].name]
+                codecs = speeds[kind.measuring[0].name]
                 yield LayerTimes(fingerprint=kind.key, model_hash=model.hash, codecs=codecs, **asdict(times))
 
 
-def _play(
-    model: Model, kinds: Sequence[_Kind], budget_seconds: float, advance: Callable[[], None]
-) -> dict[str, list[Played]]:
+def _measure(
+    model: Model, kinds: Sequence[_DeviceKind], budget_seconds: float, advance: Callable[[], None]
+) -> dict[str, list[StepTimings]]:
     """All players at once, with `PROGRESS_STEPS` calls of `advance` for each."""
     import ray
 
-    players = {player.name: player for kind in kinds for player in kind.players}
-    speeds = {player.name: kind.speed for kind in kinds for player in kind.players}
+    measuring = {worker.name: worker for kind in kinds for worker in kind.measuring}
+    speeds = {worker.name: kind.speed for kind in kinds for worker in kind.measuring}
     what = f"measure {model.name}"
     ready = {
-        name: player.actor.prepare_layers.remote(
-            model.skeleton, player.facts.threads, speeds[name], budget_seconds, player.memory_bytes
+        name: worker.actor.prepare_sweeps.remote(
+            model.skeleton, worker.facts.threads, speeds[name], budget_seconds, worker.memory_bytes
         )
-        for name, player in players.items()
+        for name, worker in measuring.items()
     }
     gather(ready, MEASURE_SECONDS, what)
-    calls = {name: player.actor.play_layers.remote(MOST_SWEEPS) for name, player in players.items()}
+    calls = {name: worker.actor.measure_sweeps.remote(MOST_SWEEPS) for name, worker in measuring.items()}
     deadline = time.monotonic() + budget_seconds + MEASURE_SECONDS
     shown, pending = 0, list(calls.values())
     while pending and time.monotonic() < deadline:
         _, pending = ray.wait(pending, num_returns=len(pending), timeout=PROGRESS_SECONDS)
-        asked = [player.actor.played.remote() for player in players.values()]
+        asked = [worker.actor.progress.remote() for worker in measuring.values()]
         answers, _ = ray.wait(asked, num_returns=len(asked), timeout=PROGRESS_SECONDS)
         with contextlib.suppress(ray.exceptions.RayError):  # who died is named below
-            done = PROGRESS_STEPS * (sum(ray.get(answers)) if pending else len(players))
+            done = PROGRESS_STEPS * (sum(ray.get(answers)) if pending else len(measuring))
             for _ in range(shown, int(done)):
                 advance()
             shown = max(shown, int(done))

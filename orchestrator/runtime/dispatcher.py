@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from coedge.core.errors import ClusterError, CoEdgeError, FrameTimeout, StepFailed
 from orchestrator.runtime.job import Job, Report
 from orchestrator.runtime.loaded_plan import LoadedPlan, describe_step
-from workers.transport.message import Kind, MalformedMessage, Message, array_to_text
+from workers.transport.message import MalformedMessage, Message, MessageKind, array_to_text
 from workers.transport.transport import Transport
 
 log = logging.getLogger(__name__)
@@ -134,7 +134,9 @@ class Dispatcher:
         flight.deadline = time.monotonic() + flight.timeout_seconds
         self._flying[key], self._traced[key] = flight, flight.job
         self._under_way[key[0]] += 1
-        message = Message(Kind.DATA, self._transport.endpoint.index, *key, flight.loaded.input_channel, flight.arrays)
+        message = Message(
+            MessageKind.DATA, self._transport.endpoint.index, *key, flight.loaded.input_channel, flight.arrays
+        )
         try:
             self._transport.send(self._index_of[flight.loaded.plan.source], message)
         except CoEdgeError as error:
@@ -167,7 +169,7 @@ class Dispatcher:
         """Tells the devices to forget a frame, and gives its credit to the next."""
         with self._lock:
             if self._land(flight.key):
-                message = Message(Kind.CANCEL, self._transport.endpoint.index, *flight.key)
+                message = Message(MessageKind.CANCEL, self._transport.endpoint.index, *flight.key)
                 for name in flight.loaded.devices:
                     with contextlib.suppress(CoEdgeError):  # it is gone, and so is the frame there
                         self._transport.send(self._index_of[name], message)
@@ -188,19 +190,19 @@ class Dispatcher:
         device = self._name_of.get(message.sender)
         if device is None:
             return  # a stranger
-        if message.kind is Kind.TRACE:
+        if message.kind is MessageKind.TRACE:
             self._trace(key, device, message)
             return
         with self._lock:
             flight = self._flying.get(key)
         if flight is None or device not in flight.loaded.programs:
             return
-        if message.kind is Kind.ANSWER and device == flight.loaded.plan.sink:
+        if message.kind is MessageKind.ANSWER and device == flight.loaded.plan.sink:
             flight.job.answer(list(message.arrays))
             with self._lock:
                 self._land(key)
                 self._dispatch(message.epoch)
-        elif message.kind is Kind.ERROR:
+        elif message.kind is MessageKind.ERROR:
             text = array_to_text(message.arrays[0]) if message.arrays else "unknown error"
             step = self._describe(flight.loaded, device, message.channel)
             flight.job.fail(StepFailed(f"{device} failed in {step}, frame {message.frame}: {text}"))

@@ -122,7 +122,7 @@ class Loader:
         model, actors = loaded.model, self._group.actors
         asked = {}
         for name in loaded.devices:
-            parts = model.weight_parts(loaded.programs[name].tiles())
+            parts = model.weight_slices(loaded.programs[name].tiles())
             large = [part for _, part in sorted(parts.items()) if part.name in model.weights]
             asked[name] = actors[name].missing_weights.remote(model.hash, large)
         missing = ray_control.gather(asked, ASK_SECONDS, "say what they have")

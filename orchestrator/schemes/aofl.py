@@ -35,12 +35,12 @@ def aofl(model: Model, profile: Profile, objective: Objective) -> Plan:
     if objective.deadline_ms is not None:
         goals.append(Objective())  # least energy may come too late
     speeds = {name: 1 / max(full_seconds(model, profile, name, True), 1e-12) for name in profile.names}
-    reach = Backwards(model)
+    receptive_fields = Backwards(model)
     drafts: list[tuple[Stage, ...]] = []
     for degree in degrees(len(speeds)):
         used = sorted(speeds, key=lambda name: -speeds[name])[:degree]
         shares = {name: speed for name, speed in speeds.items() if name in used}
-        drafts += fused_stages(reach, profile, shares, goals)
+        drafts += fused_stages(receptive_fields, profile, shares, goals)
     drafts.append(on_one_device(model, profile.source))
     return best_of("aofl", model, profile, objective, drafts)
 
@@ -53,16 +53,16 @@ def degrees(count: int) -> Iterator[int]:
 
 
 def fused_stages(
-    reach: Backwards, profile: Profile, shares: Mapping[str, float], goals: list[Objective]
+    receptive_fields: Backwards, profile: Profile, shares: Mapping[str, float], goals: list[Objective]
 ) -> list[tuple[Stage, ...]]:
     """For each goal the blocks of least cost, on strips proportional to the shares."""
-    model, total = reach.model, sum(shares.values())
+    model, total = receptive_fields.model, sum(shares.values())
     alone = place_whole(model, profile, {name: share / total for name, share in shares.items()}, goals[0])
     regions = strips(shares)
     runs = runs_of(model)
     # One device exchanges nothing: its blocks are as long as they can be.
     tables = {
-        first: block_costs(reach, profile, regions, alone, first, stop)
+        first: block_costs(receptive_fields, profile, regions, alone, first, stop)
         for splittable, first, stop in runs
         if splittable and len(regions) > 1
     }

@@ -37,7 +37,7 @@ class BlockCosts:
 
 
 def block_costs(
-    reach: Backwards, profile: Profile, regions: Mapping[str, UnitRect], alone: str, first: int, stop: int
+    receptive_fields: Backwards, profile: Profile, regions: Mapping[str, UnitRect], alone: str, first: int, stop: int
 ) -> BlockCosts:
     """The costs of all blocks within layers [first, stop), which can all be split.
 
@@ -45,9 +45,9 @@ def block_costs(
         regions: the strips, by device.
         alone: who has what layers made that cannot be split.
     """
-    model = reach.model
+    model = receptive_fields.model
     wires, held = Wires(profile, tuple(regions), alone), Held(model, profile.source, regions, alone, first, stop)
-    kernels = Kernels([profile.by_name[name] for name in regions], first, stop)
+    kernels = BlockTimes([profile.by_name[name] for name in regions], first, stop)
     watts = np.array([profile.by_name[name].power.compute_watts for name in regions])
     count = stop - first
     seconds, joules = np.zeros((count, count + 1)), np.zeros((count, count + 1))
@@ -55,7 +55,7 @@ def block_costs(
         rows = [[0] * len(regions) for _ in range(end)]
         reads: list[int] = []
         for d, rect in enumerate(regions.values()):
-            for index, computed, needed in reach.walk(rect, first, first + end):
+            for index, computed, needed in receptive_fields.walk(rect, first, first + end):
                 rows[index - first][d] = computed
                 for tensor, interval in needed.items():
                     reads += (index - first, d, held.index[tensor], *interval)
@@ -67,7 +67,7 @@ def block_costs(
     return BlockCosts(seconds, joules)
 
 
-class Kernels:
+class BlockTimes:
     """What layers [first, stop) take on the devices of the strips: arrays of (layers, devices)."""
 
     def __init__(self, devices: Sequence[DeviceProfile], first: int, stop: int) -> None:

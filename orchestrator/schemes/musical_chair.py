@@ -45,7 +45,7 @@ def musical_chair(model: Model, profile: Profile, objective: Objective) -> Plan:
 
 
 @dataclass(frozen=True)
-class Mean:
+class _MeanDevice:
     """The device and the link that stand for all: means over the profile."""
 
     times: tuple[LayerTime, ...]
@@ -55,10 +55,10 @@ class Mean:
     latency_seconds: float
 
 
-def mean_of(profile: Profile) -> Mean:
+def mean_of(profile: Profile) -> _MeanDevice:
     times = zip(*(device.layers for device in profile.devices))
     links = [profile.link(a, b) for a, b in itertools.permutations(profile.names, 2)]
-    return Mean(
+    return _MeanDevice(
         times=tuple(
             LayerTime(
                 fixed_seconds=fmean(time.fixed_seconds for time in layer),
@@ -83,7 +83,7 @@ def choose(model: Model, profile: Profile, objective: Objective) -> tuple[Stage,
         equal = dict.fromkeys(profile.names, 1 / len(profile.names))
         alone = {place_whole(model, profile, equal, objective): UNIT}
     # By place of the layer before, the cheapest way there. In a chain that is all that matters for what follows.
-    ways = [Way(0.0, (), dict.fromkeys(model.graph.inputs, source))]
+    ways = [_PartialPlan(0.0, (), dict.fromkeys(model.graph.inputs, source))]
     for layer in model.layers:
         places = [alone]
         if layer.splittable:
@@ -141,7 +141,7 @@ class Need:
     def of_answer(cls, model: Model, sink: str) -> Need:
         return cls(-1, (), tuple((sink, tensor, tensor.whole) for tensor in model.outputs), ())
 
-    def cost(self, held: Mapping[str, Regions], mean: Mean, objective: Objective) -> float:
+    def cost(self, held: Mapping[str, Regions], mean: _MeanDevice, objective: Objective) -> float:
         """The busiest end of a link, then the device with most rows.
 
         Args:
@@ -163,13 +163,13 @@ class Need:
 
 
 @dataclass(frozen=True)
-class Way:
+class _PartialPlan:
     """The places of the first layers, what they cost, and who has what then."""
 
     cost: float
     places: tuple[Regions, ...]
     held: dict[str, Regions]
 
-    def to(self, need: Need, place: Regions, mean: Mean, objective: Objective) -> Way:
+    def to(self, need: Need, place: Regions, mean: _MeanDevice, objective: Objective) -> _PartialPlan:
         cost = self.cost + need.cost(self.held, mean, objective)
-        return Way(cost, (*self.places, place), {**self.held, **dict.fromkeys(need.makes, place)})
+        return _PartialPlan(cost, (*self.places, place), {**self.held, **dict.fromkeys(need.makes, place)})

@@ -23,7 +23,7 @@ from coedge.graph.model import Model
 from coedge.plan.lowering import needs_of
 from coedge.plan.plan import Plan, Stage
 from coedge.profile.profile import Profile
-from orchestrator.evaluation.evaluator import Evaluator, Judged
+from orchestrator.evaluation.evaluator import Evaluation, Evaluator
 from orchestrator.schemes.scheme import on_one_device
 
 # The rate of a stream is measured over some rounds of frames, and may come out a little above what it can be.
@@ -83,13 +83,13 @@ def neurosurgeon(model: Model, profile: Profile, objective: Objective) -> Plan:
     """The best cut with the best server; only cuts that leave the first `keep_local` layers on the source."""
     evaluator = Evaluator(model, profile, objective)
     bounded = [(found.bound(profile, objective), found.stages) for found in candidates(model, profile, objective)]
-    chosen: Judged | None = None
+    chosen: Evaluation | None = None
     for bound, stages in sorted(bounded, key=lambda item: item[0]):
         if chosen is not None and chosen.rank(objective) <= bound:
             break
-        judged = evaluator.judge(stages, "neurosurgeon")
-        if chosen is None or judged.rank(objective) < chosen.rank(objective):
-            chosen = judged
+        evaluated = evaluator.evaluate(stages, "neurosurgeon")
+        if chosen is None or evaluated.rank(objective) < chosen.rank(objective):
+            chosen = evaluated
     assert chosen is not None, "everything on the source is always a candidate"
     return evaluator.plan(chosen)
 
@@ -118,8 +118,8 @@ def candidates(model: Model, profile: Profile, objective: Objective) -> Iterator
             seconds = arrived + second + answer.seconds + answer.latency_seconds
             joules = first * devices[source].power.compute_watts + second * devices[server].power.compute_watts
             joules += image.joules + read.joules + answer.joules + _idle_joules(profile, seconds, source, server)
-            on_air = sum(transfer.medium_seconds for transfer in (image, read, answer))
-            interval = max(first, second, image.seconds + read.seconds, answer.seconds, on_air)
+            contending_devices = sum(transfer.medium_seconds for transfer in (image, read, answer))
+            interval = max(first, second, image.seconds + read.seconds, answer.seconds, contending_devices)
             stages, weights = on_one_device(model, server), {server: tail.weight_nbytes}
             if head:
                 stages = (

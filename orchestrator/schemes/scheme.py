@@ -30,8 +30,8 @@ def best_of(
         reason: why the scheme chose what it chose, where there is something to say.
     """
     evaluator = Evaluator(model, profile, objective)
-    judged = (evaluator.judge(stages, name, reason) for stages in drafts)
-    return evaluator.plan(min(judged, key=lambda found: found.rank(objective)))
+    evaluated = (evaluator.evaluate(stages, name, reason) for stages in drafts)
+    return evaluator.plan(min(evaluated, key=lambda found: found.rank(objective)))
 
 
 def evaluate(

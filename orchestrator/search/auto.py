@@ -19,18 +19,18 @@ from coedge.core.objective import Objective
 from coedge.graph.model import Model
 from coedge.plan.plan import Plan, Stage
 from coedge.profile.profile import Profile
-from orchestrator.evaluation.evaluator import Evaluator, Judged, distinct
+from orchestrator.evaluation.evaluator import Evaluation, Evaluator, distinct
 from orchestrator.search.draft import as_draft, as_stages
-from orchestrator.search.forced_inclusion import PARTS, ROW_CHANGES, Joining, unused
+from orchestrator.search.forced_inclusion import PARTS, ROW_CHANGES, ForcedInclusion, unused
 from orchestrator.search.layout import nearest_devices
-from orchestrator.search.linear_programme import FULL, Programme
-from orchestrator.search.local_search import better, polish, polish_dress
-from orchestrator.search.multistart import more_drafts, thoroughly
-from orchestrator.search.receptive_field import Reach
+from orchestrator.search.linear_programme import FULL, BoundaryProblem
+from orchestrator.search.local_search import better, improve_transfer_options, local_search
+from orchestrator.search.multistart import more_drafts, multistart
+from orchestrator.search.receptive_field import ReceptiveFields
 from orchestrator.search.rounding import fair, nearest, stages_of_path
 from orchestrator.search.shortest_path import TRANSFERS, Path, Prices, pareto_paths, prices_of, shortest_path
-from orchestrator.search.space import Space, is_small
-from orchestrator.search.stage_costs import Costs
+from orchestrator.search.space import SearchSpace, is_small
+from orchestrator.search.stage_costs import StageCosts
 
 # How many drafts go through the convex core, and how often each.
 REFINED, ROUNDS = 3, 2
@@ -65,15 +65,15 @@ def search(model: Model, profile: Profile, objective: Objective, known: Iterable
 def explored(model: Model, profile: Profile, objective: Objective, known: Iterable[Plan] = ()) -> Evaluator:
     """An evaluator that has judged everything that the search looks at."""
     evaluator = Evaluator(model, profile, objective)
-    named = [evaluator.judge(plan.stages, plan.scheme, plan.reason if plan.feasible else "") for plan in known]
+    named = [evaluator.evaluate(plan.stages, plan.scheme, plan.reason if plan.feasible else "") for plan in known]
     if len(profile.names) > MANY:
         # A plan for the better half is one for all: more devices then hardly ever make a worse one.
         half = set(nearest_devices(model, profile, len(profile.names) // 2))
         fewer = search(model, profile.without(set(profile.names) - half), objective)
-        named.append(evaluator.judge(fewer.stages))
-    space = Space.of(model, profile, objective)
+        named.append(evaluator.evaluate(fewer.stages))
+    space = SearchSpace.of(model, profile, objective)
     if objective.energy_weight or objective.goal == "energy" or objective.deadline_seconds is not None:
-        named += [evaluator.judge(stages) for stages in _front(space)]
+        named += [evaluator.evaluate(stages) for stages in _front(space)]
     if objective.goal == "energy" or objective.deadline_seconds is not None:
         # What is looked at hardly depends on the deadline, so that a looser one does not give a worse plan.
         wishes = weighted(space.costs[0], objective)
@@ -87,47 +87,53 @@ def explored(model: Model, profile: Profile, objective: Objective, known: Iterab
     return evaluator
 
 
-def _explore(evaluator: Evaluator, space: Space, known: Sequence[Judged], steps: int) -> None:
+def _explore(evaluator: Evaluator, space: SearchSpace, known: Sequence[Evaluation], steps: int) -> None:
     """Drafts, boundaries, dress and polish for one objective; everything that is judged stays with the evaluator."""
     objective = evaluator.objective
     found = list(known)
     for number, costs in enumerate(space.costs):
         paths = drafts(costs, objective, TRANSFERS[: len(TRANSFERS) - number])
-        found += [evaluator.judge(stages_of_path(path, costs)) for path in paths]
+        found += [evaluator.evaluate(stages_of_path(path, costs)) for path in paths]
     if space.is_small:
         found += more_drafts(evaluator, space, steps)
     drawn = distinct(found, objective)
     drawn = drawn[: 1 if _strips(drawn[0]) > LARGE else 2 if _strips(drawn[0]) > LARGISH else REFINED]
-    refined = [refine(evaluator, space.reach, judged) for judged in drawn]
-    dressed = [evaluator.judge(dress(judged.plan.stages)) for judged in refined for dress in space.dresses[1:]]
-    starts = distinct([*found, *refined, *dressed], objective)
+    refined = [refine(evaluator, space.receptive_fields, evaluated) for evaluated in drawn]
+    with_options = [
+        evaluator.evaluate(options(evaluated.plan.stages)) for evaluated in refined for options in space.option_sets[1:]
+    ]
+    starts = distinct([*found, *refined, *with_options], objective)
     if space.is_small:
-        thoroughly(evaluator, space, starts, steps)
+        multistart(evaluator, space, starts, steps)
         return
     starts = starts[:REFINED]
     # Half of the steps from the best, and so on: what one does not need is left for the next.
     limit = evaluator.steps + steps
-    for index, judged in enumerate(starts):
+    for index, evaluated in enumerate(starts):
         left = limit - evaluator.steps
-        polish(evaluator, judged, space.layouts, left if index == len(starts) - 1 else left // 2)
-    polish_dress(evaluator, evaluator.best(), space.dresses, steps // 4)
+        local_search(evaluator, evaluated, space.layouts, left if index == len(starts) - 1 else left // 2)
+    improve_transfer_options(evaluator, evaluator.best(), space.option_sets, steps // 4)
 
 
-def _try_others(evaluator: Evaluator, space: Space) -> None:
+def _try_others(evaluator: Evaluator, space: SearchSpace) -> None:
     """Devices that the best plan leaves out join many of its stages at once, which no small change does."""
     objective, profile, best = evaluator.objective, evaluator.profile, evaluator.best()
     stages = best.plan.stages
-    worn = [dress for dress in space.dresses if dress.is_worn(stages)]
+    worn = [options for options in space.option_sets if options.matches(stages)]
     changes = min(space.steps // 8 // max(sum(len(stage.regions) for stage in stages), 1), ROW_CHANGES)
-    joining = Joining(best.plan, evaluator.model, objective, lambda judged, _: judged.rank(objective), space.reach)
+    joining = ForcedInclusion(
+        best.plan, evaluator.model, objective, lambda evaluated, _: evaluated.rank(objective), space.receptive_fields
+    )
     for name, *_ in unused(best.plan, profile)[:JOINING]:
-        found = [evaluator.judge(joined) for part in PARTS for joined in joining.structures(profile, name, part, worn)]
-        nearest = min(found, key=lambda judged: judged.rank(objective), default=None)
+        found = [
+            evaluator.evaluate(joined) for part in PARTS for joined in joining.structures(profile, name, part, worn)
+        ]
+        nearest = min(found, key=lambda evaluated: evaluated.rank(objective), default=None)
         if nearest is None or _is_hopeless(nearest, best, objective):
             continue
         joined = joining.refined(evaluator, nearest, name, changes)
         if better(joined, best, objective):
-            polish(evaluator, joined, space.layouts, space.steps // 4)
+            local_search(evaluator, joined, space.layouts, space.steps // 4)
 
 
 def _try_alone(evaluator: Evaluator) -> None:
@@ -137,15 +143,15 @@ def _try_alone(evaluator: Evaluator) -> None:
     used = {profile.source, *evaluator.best().plan.used_devices}
     if len(used) < len(profile.names) and is_small(evaluator.model, len(used)):
         fewer = search(evaluator.model, profile.without(set(profile.names) - used), evaluator.objective)
-        evaluator.judge(fewer.stages)
+        evaluator.evaluate(fewer.stages)
 
 
-def _is_hopeless(found: Judged, best: Judged, objective: Objective) -> bool:
+def _is_hopeless(found: Evaluation, best: Evaluation, objective: Objective) -> bool:
     (excess, cost), (best_excess, best_cost) = found.rank(objective), best.rank(objective)
     return excess > HOPELESS * best_excess or cost > HOPELESS * best_cost
 
 
-def _front(space: Space) -> Iterator[tuple[Stage, ...]]:
+def _front(space: SearchSpace) -> Iterator[tuple[Stage, ...]]:
     """Drafts from the quickest to the least joules, those that no price of a joule leads to among them."""
     for costs in space.costs:
         width = min(FRONT, FRONT_EDGES // (costs.count * len(costs.layouts)) ** 2)
@@ -154,7 +160,7 @@ def _front(space: Space) -> Iterator[tuple[Stage, ...]]:
                 yield stages_of_path(path, costs)
 
 
-def _meet_deadline(evaluator: Evaluator, space: Space) -> None:
+def _meet_deadline(evaluator: Evaluator, space: SearchSpace) -> None:
     """Polish under the deadline itself, from the best that meet it and from the best that meet tighter ones."""
     objective = evaluator.objective
     if objective.deadline_ms is None:
@@ -162,10 +168,10 @@ def _meet_deadline(evaluator: Evaluator, space: Space) -> None:
     for part in TIGHTER:
         tighter = objective.model_copy(update={"deadline_ms": objective.deadline_ms * part})
         start = evaluator.best(tighter)
-        polish(evaluator, start, space.layouts, space.steps // len(TIGHTER))
+        local_search(evaluator, start, space.layouts, space.steps // len(TIGHTER))
 
 
-def weighted(costs: Costs, objective: Objective) -> list[Objective]:
+def weighted(costs: StageCosts, objective: Objective) -> list[Objective]:
     """Goals without a deadline, from least latency to least cost, that a deadline chooses between."""
     free = objective.model_copy(update={"deadline_ms": None, "goal": "latency"})
     if objective.goal == "energy":
@@ -178,13 +184,13 @@ def weighted(costs: Costs, objective: Objective) -> list[Objective]:
     return [*(free.model_copy(update={"energy_weight": weight}) for weight in dict.fromkeys(weights)), *last]
 
 
-def drafts(costs: Costs, objective: Objective, transfers: Sequence[float] = TRANSFERS) -> list[Path]:
+def drafts(costs: StageCosts, objective: Objective, transfers: Sequence[float] = TRANSFERS) -> list[Path]:
     """Shortest paths under the prices that the objective may mean."""
     paths = [path for prices in prices_of(objective, transfers) for path in _within_memory(costs, prices)]
     return list(dict.fromkeys(paths))
 
 
-def _within_memory(costs: Costs, prices: Prices) -> list[Path]:
+def _within_memory(costs: StageCosts, prices: Prices) -> list[Path]:
     """The shortest path; where weights do not fit, others on which bytes cost more and more on full devices."""
     limits = np.array([d.memory_bytes or np.inf for d in costs.profile.devices])
     price, paths = np.zeros(len(limits)), list[Path]()
@@ -202,26 +208,28 @@ def _within_memory(costs: Costs, prices: Prices) -> list[Path]:
     return paths
 
 
-def refine(evaluator: Evaluator, reach: Reach, judged: Judged, profile: Profile | None = None) -> Judged:
+def refine(
+    evaluator: Evaluator, receptive_fields: ReceptiveFields, evaluated: Evaluation, profile: Profile | None = None
+) -> Evaluation:
     """The convex core on the plan's cuts and device sets, again while it helps.
 
     Args:
         profile: what the core reckons with; that of the evaluator by default.
     """
-    best, profile = judged, profile or evaluator.profile
-    for _ in range(1 if _strips(judged) > LARGE else ROUNDS):
+    best, profile = evaluated, profile or evaluator.profile
+    for _ in range(1 if _strips(evaluated) > LARGE else ROUNDS):
         draft = as_draft(best.plan.stages)
         if draft is None or all(len(stage.layout.devices) == 1 for stage in draft):
             break
-        solved = Programme(evaluator.model, profile, reach, draft).solve(profile, evaluator.objective)
+        solved = BoundaryProblem(evaluator.model, profile, receptive_fields, draft).solve(profile, evaluator.objective)
         if solved is None:
             break
         rounded = (
             nearest(evaluator.model, solved.stages),
-            fair(evaluator.model, evaluator.profile, reach, solved.stages),
+            fair(evaluator.model, evaluator.profile, receptive_fields, solved.stages),
         )
         found = min(
-            (evaluator.judge(_as_before(as_stages(stages), best.plan.stages)) for stages in rounded),
+            (evaluator.evaluate(_as_before(as_stages(stages), best.plan.stages)) for stages in rounded),
             key=lambda j: j.rank(evaluator.objective),
         )
         if not better(found, best, evaluator.objective):
@@ -230,20 +238,20 @@ def refine(evaluator: Evaluator, reach: Reach, judged: Judged, profile: Profile 
     return best
 
 
-def _strips(judged: Judged) -> int:
+def _strips(evaluated: Evaluation) -> int:
     """What the convex core's time grows with."""
-    return sum(len(stage.regions) for stage in judged.plan.stages)
+    return sum(len(stage.regions) for stage in evaluated.plan.stages)
 
 
 def _as_before(stages: Sequence[Stage], before: Sequence[Stage]) -> tuple[Stage, ...]:
     """The stages, dressed as those that they replace one by one."""
     return tuple(
-        stage.model_copy(update={"codecs": old.codecs, "borders_first": old.borders_first})
+        stage.model_copy(update={"codecs": old.codecs, "halo_first": old.halo_first})
         for stage, old in zip(stages, before)
     )
 
 
-def _seconds_per_joule(costs: Costs) -> float:
+def _seconds_per_joule(costs: StageCosts) -> float:
     """What a joule is worth where both count about the same: on the fastest device alone."""
     alone = [
         (sum(d.layer_time(x.index, False).seconds(x.rows) for x in costs.model.layers), d.power.compute_watts)

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.search.shortest_path import Path, Prices
-from orchestrator.search.stage_costs import Array, Costs
+from orchestrator.search.stage_costs import Array, StageCosts
 
 Indices = NDArray[np.intp]
 # Of a cut on a layout.
@@ -36,7 +36,7 @@ LEAST_PART = 1e-9
 
 
 @dataclass(frozen=True)
-class _Ways:
+class _Beam:
     """Ways to one cut.
 
     Attributes:
@@ -58,33 +58,33 @@ class _Ways:
     first: Indices
     before: Indices
 
-    def __getitem__(self, chosen: Indices) -> _Ways:
-        return _Ways(*(getattr(self, field.name)[chosen] for field in dataclasses.fields(self)))
+    def __getitem__(self, chosen: Indices) -> _Beam:
+        return _Beam(*(getattr(self, field.name)[chosen] for field in dataclasses.fields(self)))
 
     @classmethod
-    def joined(cls, parts: list[_Ways]) -> _Ways:
+    def joined(cls, parts: list[_Beam]) -> _Beam:
         fields = [field.name for field in dataclasses.fields(cls)]
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
 
 
-def clocked_paths(costs: Costs, prices: Prices, most: int, borders_first: bool = False) -> list[Path]:
+def clocked_paths(costs: StageCosts, prices: Prices, most: int, halo_first: bool = False) -> list[Path]:
     """Up to so many paths from the input at the source to the answer there, cheapest first.
 
     Args:
         prices: of a second, of a joule and of what transfers count; the others do not count here.
-        borders_first: whether every stage makes first what others wait for.
+        halo_first: whether every stage makes first what others wait for.
     """
-    search = _Search(costs, prices, borders_first)
+    search = _Search(costs, prices, halo_first)
     reached = {0: search.begin()}
     for stop in range(1, costs.count + 1):
         parts = [search.through(reached[first], first, stop) for first in range(stop)]
-        reached[stop] = _few_of_each(_Ways.joined(parts))
+        reached[stop] = _few_of_each(_Beam.joined(parts))
     ends = reached[costs.count]
     total = search.answered(ends)
     return list(dict.fromkeys(_back(reached, costs.count, int(end)) for end in total.argsort(kind="stable")[:most]))
 
 
-def _back(reached: dict[int, _Ways], stop: int, way: int) -> Path:
+def _back(reached: dict[int, _Beam], stop: int, way: int) -> Path:
     stages: list[tuple[int, int, int]] = []
     while stop > 0:
         ways = reached[stop]
@@ -94,7 +94,7 @@ def _back(reached: dict[int, _Ways], stop: int, way: int) -> Path:
     return tuple(reversed(stages))
 
 
-def _few_of_each(ways: _Ways) -> _Ways:
+def _few_of_each(ways: _Beam) -> _Beam:
     """The cheapest few on each layout."""
     order = np.lexsort((ways.cost, ways.layout))
     layouts = ways.layout[order]
@@ -103,8 +103,8 @@ def _few_of_each(ways: _Ways) -> _Ways:
 
 
 class _Search:
-    def __init__(self, costs: Costs, prices: Prices, borders_first: bool) -> None:
-        self.costs, self.prices, self.borders_first = costs, prices, borders_first
+    def __init__(self, costs: StageCosts, prices: Prices, halo_first: bool) -> None:
+        self.costs, self.prices, self.halo_first = costs, prices, halo_first
         self.start, self.stop = costs.start, costs.start + costs.share
         self.per_byte, latency = costs.per_byte()
         self.latency = latency * prices.transfer
@@ -117,12 +117,12 @@ class _Search:
         # [cut, device] everything from there on.
         self.rest = np.vstack([alone, np.zeros((1, alone.shape[1]))])
 
-    def begin(self) -> _Ways:
+    def begin(self) -> _Beam:
         at = next(i for i, layout in enumerate(self.costs.layouts) if layout.devices == (self.costs.profile.source,))
         nothing, clocks = np.zeros(1, np.intp), np.zeros((1, len(self.costs.names)))
-        return _Ways(np.array([at]), clocks, clocks, clocks, np.zeros(1), np.zeros(1), nothing, nothing)
+        return _Beam(np.array([at]), clocks, clocks, clocks, np.zeros(1), np.zeros(1), nothing, nothing)
 
-    def through(self, ways: _Ways, first: int, stop: int) -> _Ways:
+    def through(self, ways: _Beam, first: int, stop: int) -> _Beam:
         """Every way with a stage of layers [first, stop) behind it, on every layout that may have it."""
         costs = self.costs
         sets = np.flatnonzero(costs.allowed[first, stop])
@@ -140,7 +140,7 @@ class _Search:
         varying = np.maximum(busy - fixed, 0.0)
         begun = clocks = np.where(busy > 0, np.maximum(before, come) + busy, before)
         seconds = busy
-        if self.borders_first:
+        if self.halo_first:
             # A row for a row: what a device lacks of its input is about what it cannot make of its output.
             lacking = np.minimum(got / np.maximum(self.stop[sets] - self.start[sets], LEAST_PART), 1.0)
             borders = varying * lacking + np.where(lacking > 0, fixed, 0.0)
@@ -155,12 +155,12 @@ class _Search:
         # No more of them are kept; most would only be carried along.
         way = cost.argsort(axis=0, kind="stable")[:KEPT].ravel()
         at = np.tile(np.arange(len(sets)), len(way) // max(len(sets), 1))
-        return _Ways(
+        return _Beam(
             sets[at], clocks[way, at], begun[way, at], varying[at],
             joules[way, at], cost[way, at], np.full(len(way), first, np.intp), way,
         )  # fmt: skip
 
-    def answered(self, ways: _Ways) -> Array:
+    def answered(self, ways: _Beam) -> Array:
         """[n] the cost when the answer is with the source."""
         costs, only = self.costs, np.arange(len(self.costs.names)) == self.source
         nbytes = float(sum(t.region_nbytes(t.whole) for t in costs.model.outputs))
@@ -179,7 +179,7 @@ class _Search:
         cost: Array = self.prices.second * seconds + self.prices.joule * joules
         return cost
 
-    def _come(self, ways: _Ways, begins: Array, ends: Array, nbytes: float) -> tuple[Array, Array, Array]:
+    def _come(self, ways: _Beam, begins: Array, ends: Array, nbytes: float) -> tuple[Array, Array, Array]:
         """[n, B, device] when everything is there that lies in [begins, ends) of the image, and how much of it came
         from others; [n, B] joules on links."""
         owners, at = np.unique(ways.layout, return_inverse=True)
@@ -205,7 +205,7 @@ class _Search:
                 joules += wire * self.watts[sender, receiver]
                 behind = np.where(moves, up_link + self.latency[sender, receiver], -np.inf)
                 ready = ways.clocks[:, sender, None]
-                if self.borders_first:
+                if self.halo_first:
                     made += part
                     of_all = np.minimum(made / own, 1.0)[at]
                     ready = np.minimum(ways.begun[:, sender, None] + ways.varying[:, sender, None] * of_all, ready)

@@ -18,30 +18,30 @@ from dataclasses import dataclass, field
 from coedge.graph.model import Model
 from coedge.profile.profile import Profile
 from orchestrator.search.draft import DraftStage
-from orchestrator.search.receptive_field import Reach, StageInput
+from orchestrator.search.receptive_field import ReceptiveFields, StageInput
 
 SOURCE = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Linear:
+class AffineExpression:
     """constant + sum of coefficient x edge."""
 
     constant: float
     terms: tuple[tuple[int, float], ...] = ()
 
-    def __add__(self, other: Linear) -> Linear:
-        return Linear(self.constant + other.constant, self.terms + other.terms)
+    def __add__(self, other: AffineExpression) -> AffineExpression:
+        return AffineExpression(self.constant + other.constant, self.terms + other.terms)
 
-    def times(self, factor: float) -> Linear:
-        return Linear(self.constant * factor, tuple((index, value * factor) for index, value in self.terms))
+    def times(self, factor: float) -> AffineExpression:
+        return AffineExpression(self.constant * factor, tuple((index, value * factor) for index, value in self.terms))
 
     def at(self, edges: Sequence[float]) -> float:
         return self.constant + sum(value * edges[index] for index, value in self.terms)
 
 
 @dataclass(slots=True)
-class Compute:
+class StripCompute:
     """One strip of one stage. `share` is its height; seconds are `base + slope * share`.
 
     Attributes:
@@ -51,7 +51,7 @@ class Compute:
 
     stage: int
     device: str
-    share: Linear
+    share: AffineExpression
     base: float
     slope: float
     previous: int | None
@@ -74,7 +74,7 @@ class Channel:
     consumer: int
     sender: str
     receiver: str
-    rows: list[tuple[float, Linear]] = field(default_factory=list)
+    rows: list[tuple[float, AffineExpression]] = field(default_factory=list)
     nbytes: float = 0.0
 
 
@@ -89,17 +89,17 @@ class Flow:
     """
 
     edges: list[float]
-    computes: list[Compute]
+    computes: list[StripCompute]
     channels: list[Channel]
-    apart: list[Linear]
+    apart: list[AffineExpression]
     last_at_sink: list[int]
 
     def bytes_at(self, channel: Channel, edges: Sequence[float]) -> float:
         return channel.nbytes + sum(max(0.0, rows.at(edges)) * weight for weight, rows in channel.rows)
 
 
-def make_flow(model: Model, profile: Profile, reach: Reach, stages: Sequence[DraftStage]) -> Flow:
-    return _Maker(model, profile, reach, stages).run()
+def make_flow(model: Model, profile: Profile, receptive_fields: ReceptiveFields, stages: Sequence[DraftStage]) -> Flow:
+    return _Maker(model, profile, receptive_fields, stages).run()
 
 
 def message_seconds(profile: Profile, sender: str, receiver: str) -> float:
@@ -110,11 +110,13 @@ def message_seconds(profile: Profile, sender: str, receiver: str) -> float:
 
 
 class _Maker:
-    def __init__(self, model: Model, profile: Profile, reach: Reach, stages: Sequence[DraftStage]) -> None:
-        self.model, self.profile, self.reach, self.stages = model, profile, reach, stages
+    def __init__(
+        self, model: Model, profile: Profile, receptive_fields: ReceptiveFields, stages: Sequence[DraftStage]
+    ) -> None:
+        self.model, self.profile, self.receptive_fields, self.stages = model, profile, receptive_fields, stages
         self.flow = Flow([], [], [], [], [])
         self.compute_at: dict[tuple[int, str], int] = {}
-        self.edge_at: list[list[Linear]] = []
+        self.edge_at: list[list[AffineExpression]] = []
         self.stage_of_layer: dict[int, int] = {}
 
     def run(self) -> Flow:
@@ -126,8 +128,10 @@ class _Maker:
                 base, slope = self._seconds(stage, position)
                 share = self.edge_at[index][position + 1] + self.edge_at[index][position].times(-1)
                 self.compute_at[index, device] = len(self.flow.computes)
-                held, shared = self.reach.weights(stage.first, stage.stop)
-                self.flow.computes.append(Compute(index, device, share, base, slope, latest.get(device), held, shared))
+                held, shared = self.receptive_fields.weights(stage.first, stage.stop)
+                self.flow.computes.append(
+                    StripCompute(index, device, share, base, slope, latest.get(device), held, shared)
+                )
                 latest[device] = len(self.flow.computes) - 1
         for index, stage in enumerate(self.stages):
             self._fetch(index, stage)
@@ -135,15 +139,15 @@ class _Maker:
         self.flow.last_at_sink = [latest[name] for name in (self.profile.source,) if name in latest]
         return self.flow
 
-    def _edge(self, value: float) -> Linear:
+    def _edge(self, value: float) -> AffineExpression:
         if value <= 0.0 or value >= 1.0:
-            return Linear(min(max(value, 0.0), 1.0))
+            return AffineExpression(min(max(value, 0.0), 1.0))
         self.flow.edges.append(value)
-        return Linear(0.0, ((len(self.flow.edges) - 1, 1.0),))
+        return AffineExpression(0.0, ((len(self.flow.edges) - 1, 1.0),))
 
     def _seconds(self, stage: DraftStage, position: int) -> tuple[float, float]:
         """Seconds as base + slope * share."""
-        layout, end = stage.layout, self.reach.end(stage.stop)
+        layout, end = stage.layout, self.receptive_fields.end(stage.stop)
         device = self.profile.by_name[layout.devices[position]]
         alone = len(layout.devices) == 1
         base = slope = 0.0
@@ -167,7 +171,7 @@ class _Maker:
 
     def _fetch(self, index: int, stage: DraftStage) -> None:
         channels: dict[tuple[int, int], Channel] = {}
-        for item in self.reach.inputs(stage.first, stage.stop):
+        for item in self.receptive_fields.inputs(stage.first, stage.stop):
             for position, receiver in enumerate(stage.layout.devices):
                 start, stop = self._needed(index, position, item)
                 consumer = self.compute_at[index, receiver]
@@ -179,39 +183,46 @@ class _Maker:
         for name in self.model.graph.outputs:
             tensor = self.model.graph.tensors[name]
             item = StageInput(
-                name, self.reach.layer_of[name], tensor.rows, tensor.region_nbytes(tensor.whole), 0, 0, True, False
+                name,
+                self.receptive_fields.layer_of[name],
+                tensor.rows,
+                tensor.region_nbytes(tensor.whole),
+                0,
+                0,
+                True,
+                False,
             )
-            everything = Linear(0.0), Linear(float(item.rows))
+            everything = AffineExpression(0.0), AffineExpression(float(item.rows))
             self._from_owners(channels, item, *everything, self.profile.source, len(self.flow.computes))
         self.flow.channels += channels.values()
 
-    def _needed(self, index: int, position: int, item: StageInput) -> tuple[Linear, Linear]:
+    def _needed(self, index: int, position: int, item: StageInput) -> tuple[AffineExpression, AffineExpression]:
         """First and last row of a tensor that a strip reads."""
         edges, layout = self.edge_at[index], self.stages[index].layout
         if item.whole or len(layout.devices) == 1:
-            return Linear(0.0), Linear(float(item.rows))
+            return AffineExpression(0.0), AffineExpression(float(item.rows))
         start, stop = edges[position].times(item.rows), edges[position + 1].times(item.rows)
         if position:
-            start = start + Linear(-item.above)
+            start = start + AffineExpression(-item.above)
         if position < len(layout.devices) - 1:
-            stop = stop + Linear(item.below)
+            stop = stop + AffineExpression(item.below)
         if start.at(self.flow.edges) <= 0.0:
-            start = Linear(0.0)
+            start = AffineExpression(0.0)
         if stop.at(self.flow.edges) >= item.rows:
-            stop = Linear(float(item.rows))
+            stop = AffineExpression(float(item.rows))
         return start, stop
 
     def _from_owners(
         self,
         channels: dict[tuple[int, int], Channel],
         item: StageInput,
-        start: Linear,
-        stop: Linear,
+        start: AffineExpression,
+        stop: AffineExpression,
         receiver: str,
         consumer: int,
     ) -> None:
         if item.layer < 0:
-            owners = [(SOURCE, self.profile.source, Linear(0.0), Linear(float(item.rows)))]
+            owners = [(SOURCE, self.profile.source, AffineExpression(0.0), AffineExpression(float(item.rows)))]
         else:
             made = self.stage_of_layer[item.layer]
             edges, devices = self.edge_at[made], self.stages[made].layout.devices
@@ -234,7 +245,7 @@ class _Maker:
             if found > 0.5:
                 self._channel(channels, producer, consumer, sender, receiver).rows.append((item.row_nbytes, rows))
             elif found > -item.rows / 4 and rows.terms:
-                self.flow.apart.append(rows + Linear(-max(found, 0.0)))
+                self.flow.apart.append(rows + AffineExpression(-max(found, 0.0)))
 
     def _channel(
         self, channels: dict[tuple[int, int], Channel], producer: int, consumer: int, sender: str, receiver: str

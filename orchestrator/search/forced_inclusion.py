@@ -16,22 +16,22 @@ from coedge.core.region import UnitRect
 from coedge.graph.model import Model
 from coedge.plan.plan import Plan, Stage, stage_runs
 from coedge.profile.profile import Profile
-from orchestrator.evaluation.evaluator import Evaluator, Judged
+from orchestrator.evaluation.evaluator import Evaluation, Evaluator
 from orchestrator.search.draft import DraftStage, as_draft, as_stages
 from orchestrator.search.layout import Layout, in_proportion, layout_of
-from orchestrator.search.linear_programme import Programme
-from orchestrator.search.receptive_field import Reach
+from orchestrator.search.linear_programme import BoundaryProblem
+from orchestrator.search.receptive_field import ReceptiveFields
 from orchestrator.search.rounding import nearest
 from orchestrator.search.shortest_path import prices_of, shortest_path
-from orchestrator.search.stage_costs import Costs
-from orchestrator.search.transfer_options import Dress, dresses, effective
+from orchestrator.search.stage_costs import StageCosts
+from orchestrator.search.transfer_options import TransferOptions, option_sets, with_effective_rates
 
 # Of the share that its speed suggests, what the device is given to begin with: all, some, and a row of every stage.
 PARTS = (1.0, 0.3, 0.0)
 # How many changes of single rows are judged.
 ROW_CHANGES = 60
 
-Rank = Callable[[Judged, Profile], tuple[float, float]]
+Rank = Callable[[Evaluation, Profile], tuple[float, float]]
 
 
 def area(rect: UnitRect) -> float:
@@ -73,7 +73,7 @@ def unused(plan: Plan, profile: Profile) -> list[tuple[str, ...]]:
     return [tuple(names) for names in groups.values()]
 
 
-class Joining:
+class ForcedInclusion:
     """Of one plan.
 
     Args:
@@ -81,14 +81,21 @@ class Joining:
         reach: of the model, where somebody has it.
     """
 
-    def __init__(self, plan: Plan, model: Model, objective: Objective, rank: Rank, reach: Reach | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        model: Model,
+        objective: Objective,
+        rank: Rank,
+        receptive_fields: ReceptiveFields | None = None,
+    ) -> None:
         self.plan, self.model, self.objective, self.rank = plan, model, objective, rank
-        self.used, self.reach = plan.used_devices, reach or Reach(model)
+        self.used, self.receptive_fields = plan.used_devices, receptive_fields or ReceptiveFields(model)
 
     # 1: structures
 
     def structures(
-        self, profile: Profile, name: str, part: float, dressed: Sequence[Dress] | None = None
+        self, profile: Profile, name: str, part: float, with_options: Sequence[TransferOptions] | None = None
     ) -> list[tuple[Stage, ...]]:
         """The plan with the device.
 
@@ -107,7 +114,11 @@ class Joining:
                 stage, joined = layout.stage(stage.first, stage.last), True
             grown.append(stage)
         found = [tuple(grown)] if joined else list(self._through_the_heaviest(profile, name, part))
-        return [dress(stages) for stages in found for dress in dressed or dresses(self.model, profile, self.objective)]
+        return [
+            options(stages)
+            for stages in found
+            for options in with_options or option_sets(self.model, profile, self.objective)
+        ]
 
     def _grown(self, profile: Profile, layout: Layout, name: str, part: float, first: int, last: int) -> Layout:
         speed = {n: 1 / whole_seconds(self.model, profile, n, first, last) for n in (*layout.devices, name)}
@@ -131,7 +142,7 @@ class Joining:
             if name not in layout.devices
         }
         layouts = list(dict.fromkeys([*alone, *before]))
-        costs = Costs(self.model, profile, self.reach, layouts, self.objective.keep_local)
+        costs = StageCosts(self.model, profile, self.receptive_fields, layouts, self.objective.keep_local)
         # All of it is no share, but where it is a question of any at all, or there is no choice.
         may_be_alone = part == 0 or not heaviest.splittable
         barred = [name not in x.devices or (x.devices == (name,) and not may_be_alone) for x in layouts]
@@ -149,15 +160,15 @@ class Joining:
 
     # 2: refined
 
-    def refined(self, evaluator: Evaluator, judged: Judged, name: str, changes: int = ROW_CHANGES) -> Judged:
+    def refined(self, evaluator: Evaluator, evaluated: Evaluation, name: str, changes: int = ROW_CHANGES) -> Evaluation:
         """The same cuts and devices, with better shares; at most so many changes of rows are judged."""
-        best = self.solved(evaluator, judged, name)
+        best = self.solved(evaluator, evaluated, name)
         tried, improved = 0, True
         while improved and tried < changes:
             improved = False
             for stages in self._row_changes(best.plan.stages, name):
                 tried += 1
-                found = evaluator.judge(stages)
+                found = evaluator.evaluate(stages)
                 if self.rank(found, evaluator.profile) < self.rank(best, evaluator.profile):
                     best, improved = found, True
                     break
@@ -165,22 +176,22 @@ class Joining:
                     break
         return best
 
-    def solved(self, evaluator: Evaluator, judged: Judged, name: str) -> Judged:
+    def solved(self, evaluator: Evaluator, evaluated: Evaluation, name: str) -> Evaluation:
         """With the edges of the convex core, if that is better and leaves the device its share."""
-        draft = as_draft(judged.plan.stages)
+        draft = as_draft(evaluated.plan.stages)
         if draft is None or all(len(stage.layout.devices) == 1 for stage in draft):
-            return judged
-        profile, before = evaluator.profile, judged.plan.stages
+            return evaluated
+        profile, before = evaluator.profile, evaluated.plan.stages
         if any(stage.codecs for stage in before):
-            profile = effective(self.model, profile, self.objective.lossy)
-        solved = Programme(self.model, profile, self.reach, draft).solve(profile, self.objective)
+            profile = with_effective_rates(self.model, profile, self.objective.lossy)
+        solved = BoundaryProblem(self.model, profile, self.receptive_fields, draft).solve(profile, self.objective)
         if solved is None:
-            return judged
+            return evaluated
         moved = as_stages(nearest(self.model, solved.stages))
         stages = tuple(old.model_copy(update={"regions": new.regions}) for old, new in zip(before, moved))
         if any(name in old.regions and name not in new.regions for old, new in zip(before, stages)):
-            return judged
-        both = (judged, evaluator.judge(stages))
+            return evaluated
+        both = (evaluated, evaluator.evaluate(stages))
         return min(both, key=lambda found: self.rank(found, evaluator.profile))
 
     def _row_changes(self, stages: Sequence[Stage], name: str) -> Iterator[tuple[Stage, ...]]:

@@ -28,10 +28,10 @@ from coedge.graph.model import Model
 from coedge.profile.profile import Profile
 from orchestrator.evaluation.convex_solver import solved
 from orchestrator.search.draft import DraftStage
-from orchestrator.search.flow import SOURCE, Linear, make_flow, message_seconds
+from orchestrator.search.flow import SOURCE, AffineExpression, make_flow, message_seconds
 from orchestrator.search.layout import Layout
 from orchestrator.search.link_order import order_of
-from orchestrator.search.receptive_field import Reach
+from orchestrator.search.receptive_field import ReceptiveFields
 
 Vector = NDArray[np.float64]
 # What of a device's memory weights may take: rows need some too.
@@ -92,7 +92,7 @@ class _Parameters:
     priced_bytes: Any
 
 
-class Programme:
+class BoundaryProblem:
     """The linear programme of one draft. With another profile only its parameters change.
 
     Args:
@@ -100,10 +100,15 @@ class Programme:
     """
 
     def __init__(
-        self, model: Model, profile: Profile, reach: Reach, stages: Sequence[DraftStage], again: bool = False
+        self,
+        model: Model,
+        profile: Profile,
+        receptive_fields: ReceptiveFields,
+        stages: Sequence[DraftStage],
+        again: bool = False,
     ) -> None:
-        self.model, self.reach, self.stages, self._again = model, reach, tuple(stages), again
-        self.flow = make_flow(model, profile, reach, stages)
+        self.model, self.receptive_fields, self.stages, self._again = model, receptive_fields, tuple(stages), again
+        self.flow = make_flow(model, profile, receptive_fields, stages)
         self._limits = {d.name: FULL * d.memory_bytes for d in profile.devices if d.memory_bytes is not None}
         self.order = order_of(self.flow, profile)
         self._build()
@@ -192,7 +197,7 @@ class Programme:
 
     def _set(self, profile: Profile, objective: Objective) -> float:
         """Puts the measured figures in; returns the unit of time, seconds."""
-        flow, given = make_flow(self.model, profile, self.reach, self.stages), self._parameters
+        flow, given = make_flow(self.model, profile, self.receptive_fields, self.stages), self._parameters
         unit = max(sum(c.base + c.slope * c.share.at(flow.edges) for c in flow.computes), 1e-9)
         # Joules in the same unit, as the objective weighs them; with the goal of energy, seconds break ties.
         joule = 1.0 if objective.goal == "energy" else objective.energy_weight
@@ -256,7 +261,7 @@ def _slack(constraint: Any) -> Vector:
     return np.asarray(constraint.expr.value)
 
 
-def _matrix(rows: Sequence[Linear], count: int) -> tuple[Any, Vector]:
+def _matrix(rows: Sequence[AffineExpression], count: int) -> tuple[Any, Vector]:
     """The linear functions as a matrix and constants."""
     from scipy import sparse
 

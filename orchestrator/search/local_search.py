@@ -13,9 +13,9 @@ from coedge.core.objective import Objective
 from coedge.core.region import UnitRect
 from coedge.graph.model import Model
 from coedge.plan.plan import Stage
-from orchestrator.evaluation.evaluator import Evaluator, Judged
+from orchestrator.evaluation.evaluator import Evaluation, Evaluator
 from orchestrator.search.layout import Layout, in_proportion, layout_of
-from orchestrator.search.transfer_options import Dress
+from orchestrator.search.transfer_options import TransferOptions
 
 # An improvement by less is none: it would be noise of floating point.
 LEAST_GAIN = 1e-4
@@ -25,12 +25,12 @@ FEW_ROWS = 8
 SHORT = 12
 
 
-Kind = Callable[[Evaluator, Sequence[Stage], int, int], Iterator[tuple[Stage, ...]]]
+MessageKind = Callable[[Evaluator, Sequence[Stage], int, int], Iterator[tuple[Stage, ...]]]
 
 
-def polish(
-    evaluator: Evaluator, start: Judged, layouts: Sequence[Layout], steps: int, kinds: Sequence[Kind] = ()
-) -> Judged:
+def local_search(
+    evaluator: Evaluator, start: Evaluation, layouts: Sequence[Layout], steps: int, kinds: Sequence[MessageKind] = ()
+) -> Evaluation:
     """The best plan found by single changes until none helps, or so many program steps have been simulated.
 
     Args:
@@ -44,37 +44,39 @@ def polish(
         for stages in neighbours(evaluator, best.plan.stages, layouts, kinds or KINDS):
             if evaluator.steps >= limit:
                 break
-            found = evaluator.judge(stages)
+            found = evaluator.evaluate(stages)
             if better(found, best, evaluator.objective):
                 best, improved = found, True
                 break
     return best
 
 
-def polish_dress(evaluator: Evaluator, start: Judged, dresses: Sequence[Dress], steps: int) -> Judged:
+def improve_transfer_options(
+    evaluator: Evaluator, start: Evaluation, option_sets: Sequence[TransferOptions], steps: int
+) -> Evaluation:
     """The dress that is best for all stages, and then for each stage by itself."""
     best, limit = start, evaluator.steps + steps
-    for dress in dresses:
-        found = evaluator.judge(dress(start.plan.stages))
+    for options in option_sets:
+        found = evaluator.evaluate(options(start.plan.stages))
         best = found if better(found, best, evaluator.objective) else best
     for at in range(len(start.plan.stages)):
-        for dress in dresses:
+        for options in option_sets:
             if evaluator.steps >= limit:
                 return best
             stages = list(best.plan.stages)
-            stages[at] = dress(stages)[at]
-            found = evaluator.judge(stages)
+            stages[at] = options(stages)[at]
+            found = evaluator.evaluate(stages)
             best = found if better(found, best, evaluator.objective) else best
     return best
 
 
-def better(found: Judged, best: Judged, objective: Objective) -> bool:
+def better(found: Evaluation, best: Evaluation, objective: Objective) -> bool:
     (excess, cost), (best_excess, best_cost) = found.rank(objective), best.rank(objective)
     return excess < best_excess - 1e-9 or (excess <= best_excess and cost < best_cost * (1 - LEAST_GAIN))
 
 
 def neighbours(
-    evaluator: Evaluator, stages: Sequence[Stage], candidates: Sequence[Layout], kinds: Sequence[Kind]
+    evaluator: Evaluator, stages: Sequence[Stage], candidates: Sequence[Layout], kinds: Sequence[MessageKind]
 ) -> Iterator[tuple[Stage, ...]]:
     """Plans that differ by one change: rows, cuts, devices, then other layouts; where most time goes first."""
     model, runs = evaluator.model, _runs(stages)
@@ -297,10 +299,10 @@ def _on(stages: Sequence[Stage], start: int, stop: int, layout: Layout) -> tuple
 def _replaced(stages: Sequence[Stage], start: int, stop: int, instead: Sequence[Stage]) -> tuple[Stage, ...]:
     """New stages in place of old ones, dressed like the first of them."""
     old = stages[start]
-    dressed = (s.model_copy(update={"codecs": old.codecs, "borders_first": old.borders_first}) for s in instead)
-    return (*stages[:start], *dressed, *stages[stop:])
+    with_options = (s.model_copy(update={"codecs": old.codecs, "halo_first": old.halo_first}) for s in instead)
+    return (*stages[:start], *with_options, *stages[stop:])
 
 
-KINDS: tuple[Kind, ...] = (_rows, _cuts, _devices, _grids)
+KINDS: tuple[MessageKind, ...] = (_rows, _cuts, _devices, _grids)
 # What leads soon to the nearest plan that no small change betters.
-NEAR: tuple[Kind, ...] = (_rows, _bands, _cuts)
+NEAR: tuple[MessageKind, ...] = (_rows, _bands, _cuts)

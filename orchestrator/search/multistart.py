@@ -14,15 +14,15 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from coedge.core.objective import Objective
 from coedge.plan.plan import Stage
-from orchestrator.evaluation.evaluator import Evaluator, Judged, distinct
+from orchestrator.evaluation.evaluator import Evaluation, Evaluator, distinct
 from orchestrator.search.beam_search import clocked_paths
 from orchestrator.search.layout import Layout, alone, layout_of
-from orchestrator.search.local_search import NEAR, better, polish, polish_dress
+from orchestrator.search.local_search import NEAR, better, improve_transfer_options, local_search
 from orchestrator.search.rounding import stages_of_path
 from orchestrator.search.shortest_path import TRANSFERS, Path, Prices, prices_of, shortest_paths
-from orchestrator.search.space import MOST_UNORDERED, Space
-from orchestrator.search.stage_costs import Costs
-from orchestrator.search.transfer_options import Dress
+from orchestrator.search.space import MOST_UNORDERED, SearchSpace
+from orchestrator.search.stage_costs import StageCosts
+from orchestrator.search.transfer_options import TransferOptions
 
 # Paths for every price of a transfer.
 PATHS = 60
@@ -38,7 +38,7 @@ AROUND, NEW_STARTS = 8, 12
 CLOCKED, CLOCKED_STEPS = ((1.0, True), (1.0, False), (2.0, True)), 6000
 
 
-def more_drafts(evaluator: Evaluator, space: Space, steps: int) -> Iterator[Judged]:
+def more_drafts(evaluator: Evaluator, space: SearchSpace, steps: int) -> Iterator[Evaluation]:
     """Paths for each of what transfers may count, in every dress.
 
     Args:
@@ -46,17 +46,17 @@ def more_drafts(evaluator: Evaluator, space: Space, steps: int) -> Iterator[Judg
     """
     for costs in space.costs:
         for prices in prices_of(evaluator.objective, TRANSFERS):
-            yield from _judged(evaluator, costs, shortest_paths(costs, prices, PATHS), space.dresses)
+            yield from _evaluated(evaluator, costs, shortest_paths(costs, prices, PATHS), space.option_sets)
     for costs in space.unordered:
         yield from _clocked(evaluator, space, costs, steps)
 
 
-def _clocked(evaluator: Evaluator, space: Space, costs: Costs, steps: int) -> Iterator[Judged]:
+def _clocked(evaluator: Evaluator, space: SearchSpace, costs: StageCosts, steps: int) -> Iterator[Evaluation]:
     objective = evaluator.objective
-    for transfer, borders_first in _kinds(objective, steps):
+    for transfer, halo_first in _kinds(objective, steps):
         prices = Prices(joule=objective.energy_weight, transfer=transfer)
-        dresses = [dress for dress in space.dresses if dress.borders_first == borders_first]
-        yield from _judged(evaluator, costs, clocked_paths(costs, prices, PATHS, borders_first), dresses)
+        option_sets = [options for options in space.option_sets if options.halo_first == halo_first]
+        yield from _evaluated(evaluator, costs, clocked_paths(costs, prices, PATHS, halo_first), option_sets)
 
 
 def _kinds(objective: Objective, steps: int) -> Sequence[tuple[float, bool]]:
@@ -64,13 +64,15 @@ def _kinds(objective: Objective, steps: int) -> Sequence[tuple[float, bool]]:
     return () if objective.goal == "energy" else CLOCKED[: steps // CLOCKED_STEPS]
 
 
-def _judged(evaluator: Evaluator, costs: Costs, paths: Iterable[Path], dresses: Sequence[Dress]) -> Iterator[Judged]:
+def _evaluated(
+    evaluator: Evaluator, costs: StageCosts, paths: Iterable[Path], option_sets: Sequence[TransferOptions]
+) -> Iterator[Evaluation]:
     for path in paths:
         stages = stages_of_path(path, costs)
-        yield from (evaluator.judge(dress(stages)) for dress in dresses)
+        yield from (evaluator.evaluate(options(stages)) for options in option_sets)
 
 
-def thoroughly(evaluator: Evaluator, space: Space, drafts: Sequence[Judged], steps: int) -> None:
+def multistart(evaluator: Evaluator, space: SearchSpace, drafts: Sequence[Evaluation], steps: int) -> None:
     """Everything that is judged stays with the evaluator.
 
     Args:
@@ -79,8 +81,10 @@ def thoroughly(evaluator: Evaluator, space: Space, drafts: Sequence[Judged], ste
     """
     objective, limit, part = evaluator.objective, evaluator.steps + steps, int(steps * ONE_START)
 
-    def near(start: Judged) -> Judged:
-        return polish_dress(evaluator, polish(evaluator, start, (), part, NEAR), space.dresses, part)
+    def near(start: Evaluation) -> Evaluation:
+        return improve_transfer_options(
+            evaluator, local_search(evaluator, start, (), part, NEAR), space.option_sets, part
+        )
 
     best, *others = _starts(drafts)
     best = near(best)
@@ -95,27 +99,27 @@ def thoroughly(evaluator: Evaluator, space: Space, drafts: Sequence[Judged], ste
             if best is not before:
                 break
         if best is before:
-            best = polish(evaluator, best, space.layouts, limit - evaluator.steps)
+            best = local_search(evaluator, best, space.layouts, limit - evaluator.steps)
         if best is before:
             break
 
 
-def _starts(drafts: Sequence[Judged]) -> list[Judged]:
+def _starts(drafts: Sequence[Evaluation]) -> list[Evaluation]:
     """The best; then the best of all cuts and device sets; then the rest."""
-    kinds: dict[object, Judged] = {}
-    for judged in drafts:
-        kinds.setdefault(tuple((s.first, s.last, frozenset(s.regions)) for s in judged.plan.stages), judged)
-    return list({id(judged): judged for judged in (*drafts[:BEST], *kinds.values(), *drafts)}.values())
+    kinds: dict[object, Evaluation] = {}
+    for evaluated in drafts:
+        kinds.setdefault(tuple((s.first, s.last, frozenset(s.regions)) for s in evaluated.plan.stages), evaluated)
+    return list({id(evaluated): evaluated for evaluated in (*drafts[:BEST], *kinds.values(), *drafts)}.values())
 
 
-def _around(evaluator: Evaluator, space: Space, steps: int) -> list[Judged]:
+def _around(evaluator: Evaluator, space: SearchSpace, steps: int) -> list[Evaluation]:
     """Paths over the layouts that the best plans have, and those with a row handed from one device to another."""
     objective, layers = evaluator.objective, evaluator.model.layers
     if not _kinds(objective, steps):
         return []
     own, near = dict[Layout, None](), dict[Layout, None]()
-    for judged in _best_and_unlike(evaluator):
-        for stage in judged.plan.stages:
+    for evaluated in _best_and_unlike(evaluator):
+        for stage in evaluated.plan.stages:
             layout = layout_of(stage)
             if layout is not None:
                 own[layout] = None
@@ -125,27 +129,27 @@ def _around(evaluator: Evaluator, space: Space, steps: int) -> list[Judged]:
     return distinct(list(_clocked(evaluator, space, costs, steps)), objective)[:NEW_STARTS]
 
 
-def _best_and_unlike(evaluator: Evaluator) -> list[Judged]:
+def _best_and_unlike(evaluator: Evaluator) -> list[Evaluation]:
     """The best; and the best of each of the best orders of the devices, stage by stage, without those."""
-    ranked = distinct(list(evaluator.judged.values()), evaluator.objective)
-    kinds: dict[object, Judged] = {}
-    for judged in ranked:
-        kinds.setdefault(tuple(tuple(stage.regions) for stage in judged.plan.stages), judged)
-    best = {id(judged): judged for judged in ranked[:AROUND]}
-    unlike = [judged for judged in kinds.values() if id(judged) not in best]
+    ranked = distinct(list(evaluator.evaluated.values()), evaluator.objective)
+    kinds: dict[object, Evaluation] = {}
+    for evaluated in ranked:
+        kinds.setdefault(tuple(tuple(stage.regions) for stage in evaluated.plan.stages), evaluated)
+    best = {id(evaluated): evaluated for evaluated in ranked[:AROUND]}
+    unlike = [evaluated for evaluated in kinds.values() if id(evaluated) not in best]
     return [*best.values(), *unlike[:AROUND]]
 
 
-def _unlike(evaluator: Evaluator, space: Space, best: Judged) -> list[Judged]:
+def _unlike(evaluator: Evaluator, space: SearchSpace, best: Evaluation) -> list[Evaluation]:
     """The same shares with other cuts and in other dresses, best first."""
     stages = best.plan.stages
     cuts = (stages, _layer_by_layer(stages), _joined(stages))
-    found = [evaluator.judge(dress(changed)) for changed in cuts for dress in space.dresses]
-    others = {id(judged): judged for judged in found if judged is not best}
-    return sorted(others.values(), key=lambda judged: judged.rank(evaluator.objective))
+    found = [evaluator.evaluate(options(changed)) for changed in cuts for options in space.option_sets]
+    others = {id(evaluated): evaluated for evaluated in found if evaluated is not best}
+    return sorted(others.values(), key=lambda evaluated: evaluated.rank(evaluator.objective))
 
 
-def _better_of(found: Judged, best: Judged, objective: Objective) -> Judged:
+def _better_of(found: Evaluation, best: Evaluation, objective: Objective) -> Evaluation:
     return found if better(found, best, objective) else best
 
 

@@ -66,7 +66,7 @@ class End:
     inputs: tuple[tuple[StageInput, ...], ...]
 
 
-class Reach:
+class ReceptiveFields:
     """Tables of one model, made when first asked for."""
 
     def __init__(self, model: Model) -> None:

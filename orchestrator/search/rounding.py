@@ -14,9 +14,9 @@ from coedge.plan.plan import Stage
 from coedge.profile.profile import Profile
 from orchestrator.search.draft import DraftStage, as_stages
 from orchestrator.search.layout import Layout
-from orchestrator.search.receptive_field import Reach
+from orchestrator.search.receptive_field import ReceptiveFields
 from orchestrator.search.shortest_path import Path
-from orchestrator.search.stage_costs import Costs
+from orchestrator.search.stage_costs import StageCosts
 
 
 def stage_rows(model: Model, stage: DraftStage) -> int:
@@ -32,14 +32,16 @@ def nearest(model: Model, stages: Sequence[DraftStage]) -> tuple[DraftStage, ...
     return tuple(found)
 
 
-def fair(model: Model, profile: Profile, reach: Reach, stages: Sequence[DraftStage]) -> tuple[DraftStage, ...]:
+def fair(
+    model: Model, profile: Profile, receptive_fields: ReceptiveFields, stages: Sequence[DraftStage]
+) -> tuple[DraftStage, ...]:
     found = []
     for stage in stages:
         rows, layout = stage_rows(model, stage), stage.layout
         if len(layout.devices) == 1:
             found.append(stage)
             continue
-        end, last = reach.end(stage.stop), len(layout.devices) - 1
+        end, last = receptive_fields.end(stage.stop), len(layout.devices) - 1
         seconds: list[tuple[float, float]] = []
         for position, name in enumerate(layout.devices):
             base = slope = 0.0
@@ -73,7 +75,7 @@ def _with(stage: DraftStage, edges: Sequence[int], rows: int) -> DraftStage:
     return DraftStage(stage.first, stage.stop, Layout(tuple(name for name, _, _ in kept), values))
 
 
-def stages_of_path(path: Path, costs: Costs) -> tuple[Stage, ...]:
+def stages_of_path(path: Path, costs: StageCosts) -> tuple[Stage, ...]:
     """A shortest path as stages whose edges lie on rows."""
     stages = tuple(DraftStage(first, stop, costs.layouts[layout]) for first, stop, layout in path)
     return as_stages(nearest(costs.model, stages))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coedge.core.objective import Objective
-from orchestrator.search.stage_costs import Costs
+from orchestrator.search.stage_costs import StageCosts
 
 Array = NDArray[np.float64]
 # (first, stop, index of the layout)
@@ -53,19 +53,19 @@ def prices_of(objective: Objective, transfers: Sequence[float] = (1.0,)) -> list
     return [Prices(joule=objective.energy_weight, transfer=transfer) for transfer in transfers]
 
 
-def shortest_path(costs: Costs, prices: Prices) -> Path | None:
+def shortest_path(costs: StageCosts, prices: Prices) -> Path | None:
     """The cheapest path from the input at the source to the answer there; None: no layout is allowed."""
     edges = _Edges(costs, prices)
-    ways = _Ways(costs, edges)
+    ways = _CheapestPaths(costs, edges)
     final = ways.best[costs.count] + edges.answer
     layout = int(final.argmin())
     return ways.back(costs.count, layout) if np.isfinite(final[layout]) else None
 
 
-def shortest_paths(costs: Costs, prices: Prices, most: int) -> list[Path]:
+def shortest_paths(costs: StageCosts, prices: Prices, most: int) -> list[Path]:
     """Up to so many paths, cheapest first: each is the cheapest with a stage that ends at some cut on some layout."""
     edges = _Edges(costs, prices)
-    ways, sets = _Ways(costs, edges), len(costs.layouts)
+    ways, sets = _CheapestPaths(costs, edges), len(costs.layouts)
     # The other way round: what is cheapest from a cut on, by the layout before it.
     rest = np.full((costs.count + 1, sets), np.inf)
     rest[costs.count] = edges.answer
@@ -92,14 +92,14 @@ def shortest_paths(costs: Costs, prices: Prices, most: int) -> list[Path]:
     return list(paths)
 
 
-class _Ways:
+class _CheapestPaths:
     """The cheapest ways from the source.
 
     Attributes:
         best: [cut, layout], to a cut, by the layout of the stage before it.
     """
 
-    def __init__(self, costs: Costs, edges: _Edges) -> None:
+    def __init__(self, costs: StageCosts, edges: _Edges) -> None:
         count, sets = costs.count, len(costs.layouts)
         # From a cut on to what comes behind it, with the layout before that it is cheapest from; and the cut where
         # the stage before began.
@@ -132,7 +132,7 @@ class _Edges:
         answer: [layout], from the last stage to the source.
     """
 
-    def __init__(self, costs: Costs, prices: Prices) -> None:
+    def __init__(self, costs: StageCosts, prices: Prices) -> None:
         self.costs, self.stage = costs, _stage_costs(costs, prices)
         moves, halos = costs.moves, costs.halos
         self.second = second = prices.second * prices.transfer
@@ -178,7 +178,7 @@ class _Edges:
         return np.stack([self.moves(cut) for cut in range(self.costs.count)])
 
 
-def pareto_paths(costs: Costs, width: int, transfer: float = 1.0) -> list[Path]:
+def pareto_paths(costs: StageCosts, width: int, transfer: float = 1.0) -> list[Path]:
     """Paths of which none is both slower and hungrier than another, from the fastest to the least joules.
 
     A weighted sum of seconds and joules, whatever its weights, misses those of them that lie in the hollows of
@@ -233,7 +233,7 @@ def _front(seconds: Array, joules: Array, width: int) -> NDArray[np.int64]:
     return front
 
 
-def _stage_costs(costs: Costs, prices: Prices) -> Array:
+def _stage_costs(costs: StageCosts, prices: Prices) -> Array:
     """[i, j, M]; infinite where a stage may not be."""
     cost = prices.second * costs.slowest if prices.second else np.zeros(costs.allowed.shape)
     if prices.joule:
@@ -251,5 +251,5 @@ def _stage_costs(costs: Costs, prices: Prices) -> Array:
     return np.where(costs.allowed, cost, np.inf)
 
 
-def _alone(costs: Costs, name: str) -> int:
+def _alone(costs: StageCosts, name: str) -> int:
     return next(i for i, layout in enumerate(costs.layouts) if layout.devices == (name,))

@@ -9,20 +9,20 @@ from coedge.core.objective import Objective
 from coedge.graph.model import Model
 from coedge.profile.profile import Profile
 from orchestrator.search.layout import ALL_SUBSETS, Layout, candidates, in_every_order
-from orchestrator.search.receptive_field import Reach
-from orchestrator.search.stage_costs import Costs
-from orchestrator.search.transfer_options import Dress, dresses, effective
+from orchestrator.search.receptive_field import ReceptiveFields
+from orchestrator.search.stage_costs import StageCosts
+from orchestrator.search.transfer_options import TransferOptions, option_sets, with_effective_rates
 
 # How many program steps polishing may simulate.
 POLISH_STEPS = 12_000
 # With at most so many layers times devices, plans are soon simulated: as many more of them are.
-SMALL, THOROUGH_STEPS = 64, 60_000
+SMALL, MULTISTART_STEPS = 64, 60_000
 # Layers times layouts in every order.
 MOST_UNORDERED = 1200
 
 
 @dataclass(frozen=True)
-class Space:
+class SearchSpace:
     """Of one model on one profile.
 
     Attributes:
@@ -31,10 +31,10 @@ class Space:
         is_small: whether plans are soon simulated.
     """
 
-    reach: Reach
-    costs: tuple[Costs, ...]
-    unordered: tuple[Costs, ...]
-    dresses: tuple[Dress, ...]
+    receptive_fields: ReceptiveFields
+    costs: tuple[StageCosts, ...]
+    unordered: tuple[StageCosts, ...]
+    option_sets: tuple[TransferOptions, ...]
     is_small: bool
 
     @property
@@ -44,22 +44,30 @@ class Space:
     @property
     def steps(self) -> int:
         """How many program steps polishing may simulate."""
-        return THOROUGH_STEPS if self.is_small else POLISH_STEPS
+        return MULTISTART_STEPS if self.is_small else POLISH_STEPS
 
     @classmethod
-    def of(cls, model: Model, profile: Profile, objective: Objective) -> Space:
-        reach, dressed = Reach(model), dresses(model, profile, objective)
-        packed = effective(model, profile, objective.lossy) if any(dress.codecs for dress in dressed) else None
+    def of(cls, model: Model, profile: Profile, objective: Objective) -> SearchSpace:
+        receptive_fields, with_options = ReceptiveFields(model), option_sets(model, profile, objective)
+        packed = (
+            with_effective_rates(model, profile, objective.lossy)
+            if any(options.codecs for options in with_options)
+            else None
+        )
 
-        def tables(layouts: Sequence[Layout]) -> tuple[Costs, ...]:
-            costs = Costs(model, profile, reach, layouts, objective.keep_local)
+        def tables(layouts: Sequence[Layout]) -> tuple[StageCosts, ...]:
+            costs = StageCosts(model, profile, receptive_fields, layouts, objective.keep_local)
             return (costs,) if packed is None else (costs, costs.with_links(packed))
 
         small = is_small(model, len(profile.names))
         few = small and 1 < len(profile.names) <= ALL_SUBSETS
         unordered = in_every_order(model, profile, MOST_UNORDERED // len(model.layers)) if few else []
         return cls(
-            reach, tables(candidates(model, profile)), tables(unordered) if unordered else (), tuple(dressed), small
+            receptive_fields,
+            tables(candidates(model, profile)),
+            tables(unordered) if unordered else (),
+            tuple(with_options),
+            small,
         )
 
 

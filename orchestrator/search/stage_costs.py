@@ -19,7 +19,7 @@ from coedge.profile.profile import Profile
 from orchestrator.evaluation.kernel_times import kernel_times
 from orchestrator.search.flow import message_seconds
 from orchestrator.search.layout import Layout
-from orchestrator.search.receptive_field import Reach
+from orchestrator.search.receptive_field import ReceptiveFields
 
 Array = NDArray[np.float64]
 
@@ -54,7 +54,7 @@ class Halos:
     share_joules: Array
 
 
-class Costs:
+class StageCosts:
     """Tables over layers [0, L], layouts M and devices N.
 
     Attributes:
@@ -68,10 +68,15 @@ class Costs:
     """
 
     def __init__(
-        self, model: Model, profile: Profile, reach: Reach, layouts: Sequence[Layout], keep_local: int = 0
+        self,
+        model: Model,
+        profile: Profile,
+        receptive_fields: ReceptiveFields,
+        layouts: Sequence[Layout],
+        keep_local: int = 0,
     ) -> None:
         self.model, self.profile, self.layouts = model, profile, tuple(layouts)
-        self.reach, self.keep_local = reach, keep_local
+        self.receptive_fields, self.keep_local = receptive_fields, keep_local
         self.names = profile.names
         self.count = len(model.layers)
         position = {name: index for index, name in enumerate(self.names)}
@@ -84,7 +89,7 @@ class Costs:
                 self.start[row, position[name]] = start
         self.several = np.array([len(layout.devices) > 1 for layout in self.layouts])
         self._stages()
-        pairs = [[reach.weights(i, j) for j in range(self.count + 1)] for i in range(self.count)]
+        pairs = [[receptive_fields.weights(i, j) for j in range(self.count + 1)] for i in range(self.count)]
         self.weights, self.shared_weights = np.moveaxis(np.array(pairs), 2, 0)
         self.moves = self._moves()
         self.halos = self._halos()
@@ -95,16 +100,16 @@ class Costs:
         seconds: Array = self.busy.max(axis=3)
         return seconds
 
-    def with_links(self, profile: Profile) -> Costs:
+    def with_links(self, profile: Profile) -> StageCosts:
         """The same devices on other links: what they compute is not worked out again."""
         other = copy.copy(self)
         other.profile = profile
         other.moves, other.halos = other._moves(), other._halos()
         return other
 
-    def on_layouts(self, layouts: Sequence[Layout]) -> Costs:
+    def on_layouts(self, layouts: Sequence[Layout]) -> StageCosts:
         """The same on other layouts."""
-        return Costs(self.model, self.profile, self.reach, layouts, self.keep_local)
+        return StageCosts(self.model, self.profile, self.receptive_fields, layouts, self.keep_local)
 
     def _stages(self) -> None:
         layers, count = self.model.layers, self.count
@@ -122,7 +127,7 @@ class Costs:
         self.above, self.below, self.everybody, self.shares = (np.zeros(shape) for _ in range(4))
         self.body = np.zeros(count)
         for stop in range(1, count + 1):
-            end = self.reach.end(stop)
+            end = self.receptive_fields.end(stop)
             # In whole rows, as they will be: of few rows some devices get none.
             high = heights[:stop, None, None]
             own = np.floor((self.start + self.share)[None] * high + 0.5) - np.floor(self.start[None] * high + 0.5)

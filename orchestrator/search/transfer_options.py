@@ -22,35 +22,35 @@ LEAST_GAIN = 0.02
 
 
 @dataclass(frozen=True)
-class Dress:
+class TransferOptions:
     """What is done to every stage of a plan.
 
     Attributes:
         codecs: use them where they pay.
-        borders_first: in every stage of several devices.
+        halo_first: in every stage of several devices.
     """
 
     model: Model
     profile: Profile
     lossy: bool = False
     codecs: bool = False
-    borders_first: bool = False
+    halo_first: bool = False
     _known: dict[tuple[int, str, str], str] = field(default_factory=dict, repr=False, compare=False)
 
     def __call__(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
-        dressed, holders = [], {self.profile.source}
+        with_options, holders = [], {self.profile.source}
         for stage in stages:
             takers = [name for name, rect in stage.regions.items() if rect.row_stop > rect.row_start]
             codecs = self._codecs(stage, sorted(holders), takers) if self.codecs else {}
-            first = self.borders_first and len(takers) > 1
-            dressed.append(stage.model_copy(update={"codecs": codecs, "borders_first": first}))
+            first = self.halo_first and len(takers) > 1
+            with_options.append(stage.model_copy(update={"codecs": codecs, "halo_first": first}))
             holders |= set(takers)
-        return tuple(dressed)
+        return tuple(with_options)
 
-    def is_worn(self, stages: Sequence[Stage]) -> bool:
+    def matches(self, stages: Sequence[Stage]) -> bool:
         """Whether a plan, as a whole, is dressed like this."""
-        codecs, first = any(stage.codecs for stage in stages), any(stage.borders_first for stage in stages)
-        return (codecs, first) == (self.codecs, self.borders_first)
+        codecs, first = any(stage.codecs for stage in stages), any(stage.halo_first for stage in stages)
+        return (codecs, first) == (self.codecs, self.halo_first)
 
     def _codecs(self, stage: Stage, senders: Sequence[str], receivers: Sequence[str]) -> dict[str, str]:
         chosen = {}
@@ -70,11 +70,11 @@ class Dress:
         return self._known[key]
 
 
-def dresses(model: Model, profile: Profile, objective: Objective) -> list[Dress]:
+def option_sets(model: Model, profile: Profile, objective: Objective) -> list[TransferOptions]:
     """All that may pay; the plain one first."""
     packs = any(device.codecs for device in profile.devices) and bool(profile.codec_ratios)
     return [
-        Dress(model, profile, objective.lossy, codecs, borders)
+        TransferOptions(model, profile, objective.lossy, codecs, borders)
         for codecs in ((False, True) if packs else (False,))
         for borders in (False, True)
     ]
@@ -104,7 +104,7 @@ def best_codec(
     return (RAW, 1 / rate) if best[0] == RAW else best
 
 
-def effective(model: Model, profile: Profile, lossy: bool) -> Profile:
+def with_effective_rates(model: Model, profile: Profile, lossy: bool) -> Profile:
     """The profile with links as fast as codecs make them on average: what drafts are made by."""
     tensors = list(dict.fromkeys(name for cut in model.cuts[1:] for name in cut.tensors))
     links = []

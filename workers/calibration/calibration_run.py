@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from coedge.core.provider import ON_CPU, Provider
 from coedge.execution.program import CLIENT, Compute, Program, Receive, Send, Step
 from coedge.graph.model import Model
-from coedge.graph.weight_slice import WeightPart
+from coedge.graph.weight_slice import WeightSlice
 from coedge.profile.stage_fit import StageTime
 from workers.emulation.paced_transport import LinkSpec, PacedTransport
-from workers.emulation.processor import Pace
+from workers.emulation.processor import EmulatedProcessor
 from workers.runtime.spec import WorkerSpec
 from workers.runtime.worker import Worker
-from workers.transport.message import Kind, Message, array_to_text
+from workers.transport.message import Message, MessageKind, array_to_text
 from workers.transport.transport import Endpoint, Transport
 from workers.transport.zmq_transport import ZmqTransport
 
@@ -44,7 +44,7 @@ LONGEST_REST_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Played:
+class StepTimings:
     """What the steps of one frame took, each with the worker's own code before it, in seconds at full speed."""
 
     stages: tuple[StageTime, ...]
@@ -52,7 +52,7 @@ class Played:
     receive_seconds: tuple[float, ...]
 
 
-class Rehearsal:
+class CalibrationRun:
     """Plays programs of one model, each written for the device `DEVICE`. Close it after use.
 
     Args:
@@ -72,8 +72,8 @@ class Rehearsal:
         self._others = _Others(encrypted, paced=speed is not None)
         self._worker = Worker(WorkerSpec(0, DEVICE, "", False, speed, None, threads, providers), self._others)
         skipped = _Skipped()
-        self._worker.pace = Pace(self._worker.spec.speed, threads, skipped.clock, sleep=skipped.sleep)
-        self._others.pace = self._worker.pace
+        self._worker.processor = EmulatedProcessor(self._worker.spec.speed, threads, skipped.clock, sleep=skipped.sleep)
+        self._others.processor = self._worker.processor
         self._peers = {CLIENT}
         self._programs: list[Program] = []
         self._made_up: list[list[list[Message]]] = []
@@ -87,7 +87,7 @@ class Rehearsal:
         self._peers |= {step.peer for step in program.steps if isinstance(step, (Send, Receive))}
         names = [DEVICE, *sorted(self._peers)]
         self._worker.connect([Endpoint(index, name, "") for index, name in enumerate(names)], {})
-        parts = self._model.weight_parts(program.tiles())
+        parts = self._model.weight_slices(program.tiles())
         missing = self._worker.missing_weights(self._model.hash, parts.values())[1]
         self._worker.load(number, program, self._model.skeleton, made_up_weights(self._model, missing))
         self._programs.append(program)
@@ -95,12 +95,12 @@ class Rehearsal:
         for step in program.steps:
             if isinstance(step, Receive):
                 arrays = tuple(self._rows(program, index) for index in step.patches)
-                message = Message(Kind.DATA, names.index(step.peer), number, 0, step.channel, arrays)
+                message = Message(MessageKind.DATA, names.index(step.peer), number, 0, step.channel, arrays)
                 stages.setdefault(step.stage, []).append(message)
         self._made_up.append([stages[stage] for stage in sorted(stages)])
         return number
 
-    def play(self, number: int) -> Played:
+    def run(self, number: int) -> StepTimings:
         """Runs one frame of a program.
 
         Raises:
@@ -108,7 +108,7 @@ class Rehearsal:
         """
         self._frames += 1
         frame = [[replace(message, frame=self._frames) for message in stage] for stage in self._made_up[number]]
-        steps, spans = self._others.play(frame)
+        steps, spans = self._others.run(frame)
         return self._times(self._programs[number], steps.tolist(), [(start, stop) for start, stop in spans.tolist()])
 
     def close(self) -> None:
@@ -125,7 +125,7 @@ class Rehearsal:
             return generator.standard_normal(shape, np.float32).astype(dtype, copy=False)
         return generator.integers(0, 2 if dtype.kind == "b" else 100, shape).astype(dtype)
 
-    def _times(self, program: Program, steps: list[int], spans: list[tuple[float, float]]) -> Played:
+    def _times(self, program: Program, steps: list[int], spans: list[tuple[float, float]]) -> StepTimings:
         """Each step with the worker's own code before it. (Where the device waits, its time stands still.)"""
         found: dict[type, list[tuple[Step, float, float]]] = {Compute: [], Send: [], Receive: []}
         order = sorted(zip(spans, steps))
@@ -134,7 +134,7 @@ class Rehearsal:
             if type(step) in found:
                 found[type(step)].append((step, (start - before) * self._scale, (stop - start) * self._scale))
         gap = median(own for _, own, _ in found[Compute])
-        return Played(
+        return StepTimings(
             stages=tuple(
                 StageTime(step.work, own + gap) for step, _, own in found[Compute] if isinstance(step, Compute)
             ),
@@ -149,7 +149,7 @@ def median(values: Iterable[float]) -> float:
     return statistics.median(known) if known else 0.0
 
 
-def made_up_weights(model: Model, parts: Iterable[WeightPart]) -> dict[str, Array]:
+def made_up_weights(model: Model, parts: Iterable[WeightSlice]) -> dict[str, Array]:
     """Arrays of the right shapes for large constants, or parts of such, by key.
 
     Times do not depend on the values, as long as they are ordinary numbers.
@@ -194,21 +194,21 @@ class _Others:
         self._sender: Transport = self._inner
         if paced:
             links = {self._other.endpoint.index: LinkSpec()}
-            self._sender = PacedTransport(self._inner, LinkSpec(), links, ready=lambda: self.pace.now())
+            self._sender = PacedTransport(self._inner, LinkSpec(), links, ready=lambda: self.processor.now())
         self._sender.connect([self._other.endpoint])
         self._other.connect([self._inner.endpoint])
         self.endpoint = self._inner.endpoint
-        self.pace = Pace(None)
+        self.processor = EmulatedProcessor(None)
         self._stages: deque[list[Message]] = deque()
         self._coming = 0
         self._asked: queue.SimpleQueue[list[list[Message]] | None] = queue.SimpleQueue()
         self._played: queue.SimpleQueue[Message] = queue.SimpleQueue()
 
-    def play(self, stages: list[list[Message]]) -> tuple[Array, Array]:
+    def run(self, stages: list[list[Message]]) -> tuple[Array, Array]:
         """The steps of a frame, and their spans. For the thread that watches."""
         self._asked.put(stages)
         ending = self._played.get(timeout=FRAME_SECONDS)
-        if ending.kind is Kind.ERROR:
+        if ending.kind is MessageKind.ERROR:
             raise RuntimeError(f"a rehearsal failed: {array_to_text(ending.arrays[0])}")
         return ending.arrays[0], ending.arrays[1]
 
@@ -216,7 +216,7 @@ class _Others:
         pass
 
     def send(self, peer_index: int, message: Message) -> None:
-        if message.kind in (Kind.TRACE, Kind.ERROR):
+        if message.kind in (MessageKind.TRACE, MessageKind.ERROR):
             self._played.put(message)
         else:
             self._sender.send(self._other.endpoint.index, message)
@@ -228,7 +228,7 @@ class _Others:
         if message is None:
             return None
         self._coming -= 1
-        return replace(message, due=self.pace.now())
+        return replace(message, due=self.processor.now())
 
     def _next_stage(self, timeout_seconds: float) -> bool:
         """Nothing is left to do: sends the rows of the next stage, or of a frame that is asked for."""

@@ -20,7 +20,7 @@ from coedge.plan.lowering import lower
 from coedge.plan.plan import Plan, Stage, stages_of, strips
 from coedge.profile.profile import LayerTime
 from coedge.profile.stage_fit import fit_fused, fit_layers
-from workers.calibration.calibration_run import DEVICE, Played, Rehearsal
+from workers.calibration.calibration_run import DEVICE, CalibrationRun, StepTimings
 
 # Shares of the rows, and with each how many layers are in a stage, most needed first. Somebody else has the rows above
 # and below: a device puts its rows and theirs together, which takes a copy. (With all rows it does not.)
@@ -59,15 +59,15 @@ def measure_layers(
     budget_seconds: float = 20.0,
     memory_bytes: float | None = None,
 ) -> ModelTimes:
-    """The affine time of every layer at the end of its stage, and inside of one; see `LayerPlay`."""
-    play = LayerPlay(model, threads, speed, budget_seconds, memory_bytes)
+    """The affine time of every layer at the end of its stage, and inside of one; see `LayerMeasurement`."""
+    run = LayerMeasurement(model, threads, speed, budget_seconds, memory_bytes)
     try:
-        return model_times(model, play.sweeps(MOST_SWEEPS))
+        return model_times(model, run.sweeps(MOST_SWEEPS))
     finally:
-        play.close()
+        run.close()
 
 
-class LayerPlay:
+class LayerMeasurement:
     """Frames in which each layer, and longer stages, run at several shares of the rows. Weights are made up.
 
     Making it makes everything ready; close it after use.
@@ -93,7 +93,7 @@ class LayerPlay:
     ) -> None:
         self.done = 0.0
         self._begun, self._budget_seconds = time.monotonic(), budget_seconds
-        self._rehearsal = Rehearsal(model, threads, speed, providers=providers)
+        self._run = CalibrationRun(model, threads, speed, providers=providers)
         self._ready: list[int] = []
         try:
             for share, stage_layers in ALONE:
@@ -110,31 +110,31 @@ class LayerPlay:
 
     def _add(self, program: Program) -> None:
         if any(isinstance(step, Compute) for step in program.steps):
-            self._ready.append(self._rehearsal.add(program))
+            self._ready.append(self._run.add(program))
 
-    def sweeps(self, most: int) -> list[Played]:
+    def sweeps(self, most: int) -> list[StepTimings]:
         """Plays all of it, over and over, as long as the budget lasts; at least `LEAST_SWEEPS` times."""
-        played: list[Played] = []
+        played: list[StepTimings] = []
         start = self._passed()
         for sweep in range(most):
             passed = self._passed()
             if sweep >= LEAST_SWEEPS and passed + (passed - start) / sweep > 1:
                 break
             for place, number in enumerate(self._ready):
-                played.append(self._rehearsal.play(number))
+                played.append(self._run.run(number))
                 swept = (sweep + (place + 1) / len(self._ready)) / most
                 self.done = max(swept, min(self._passed(), 1.0))
         return played
 
     def close(self) -> None:
-        self._rehearsal.close()
+        self._run.close()
 
     def _passed(self) -> float:
         """The part of the budget that is gone."""
         return (time.monotonic() - self._begun) / self._budget_seconds
 
 
-def model_times(model: Model, played: Sequence[Played]) -> ModelTimes:
+def model_times(model: Model, played: Sequence[StepTimings]) -> ModelTimes:
     """What follows from frames that were played."""
     stages = [stage for frame in played for stage in frame.stages]
     kinds = alike(model)

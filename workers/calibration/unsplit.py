@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 
 from coedge.core.provider import ON_CPU, Provider
-from workers.emulation.processor import Pace
+from workers.emulation.processor import EmulatedProcessor
 from workers.runtime.kernels import session
 
 Array = NDArray[Any]
 T = TypeVar("T")
 
 
-class Whole:
+class UnsplitSession:
     """A session of its own, beside those of plans.
 
     Args:
@@ -38,7 +38,7 @@ class Whole:
 
 def timed(function: Callable[[], T], threads: int, speed: float | None) -> tuple[float, T]:
     """What a device of this speed takes for a kernel that runs on this thread, wall seconds; and what it gives."""
-    pace = Pace(speed, threads)
+    processor = EmulatedProcessor(speed, threads)
     start = time.monotonic()
-    found = pace.run(function)
+    found = processor.run(function)
     return time.monotonic() - start, found

@@ -30,7 +30,7 @@ def sharpen_timers() -> None:
         ctypes.CDLL(None).prctl(_SET_TIMER_SLACK, 1, 0, 0, 0)
 
 
-class Pace:
+class EmulatedProcessor:
     """The time of a device, and work at its speed. For the one thread that works.
 
     Args:

@@ -22,7 +22,7 @@ from coedge.graph.graph import Tensor
 from coedge.graph.large_weights import stub, without_initializers
 from coedge.graph.model import Model
 from coedge.graph.tile import build_tile, vector_matrices
-from coedge.graph.weight_slice import WeightPart
+from coedge.graph.weight_slice import WeightSlice
 from coedge.plan.codec import tensor_codec
 from workers.transport.codecs import decode, encode
 from workers.transport.message import MalformedMessage
@@ -34,7 +34,7 @@ LARGE_ELEMENTS = 1_000_000
 FED_NBYTES = 4_000_000
 
 
-class _Session(NamedTuple):
+class _TileSession(NamedTuple):
     """Of a tile.
 
     Attributes:
@@ -59,7 +59,7 @@ class Kernels:
         self.model = model
         self.threads = threads
         self.providers = tuple(providers)
-        self._sessions: dict[Tile, _Session] = {}
+        self._sessions: dict[Tile, _TileSession] = {}
         # By the keys of the parts: as sessions read them, each in one run of memory; and as they came.
         self._weights: dict[str, Array] = {}
         self._values: dict[str, Array] = {}
@@ -73,16 +73,16 @@ class Kernels:
         """Makes large constants known that the model's skeleton left out, or parts of them, by key."""
         self._values.update(weights)
 
-    def lacks(self, part: WeightPart) -> bool:
+    def lacks(self, part: WeightSlice) -> bool:
         """Whether a large constant, or a part of one, is not here: for it the skeleton has only zeros."""
         return part.key not in self._values and part.name not in self._values
 
     def missing_weights(self, program: Program) -> list[str]:
         """Keys of the parts of large constants that the program reads and that are not here."""
-        parts = self.model.weight_parts(program.tiles())
+        parts = self.model.weight_slices(program.tiles())
         return sorted(k for k, part in parts.items() if part.name in self.model.weights and self.lacks(part))
 
-    def prepare(self, tile: Tile) -> _Session:
+    def prepare(self, tile: Tile) -> _TileSession:
         """The session of a tile. A tile that was prepared before costs nothing."""
         session = self._sessions.get(tile)
         if session is None:
@@ -93,7 +93,7 @@ class Kernels:
         """Lets go of all sessions but these, and of the weights that only those others read."""
         kept = set(tiles)
         self._sessions = {tile: session for tile, session in self._sessions.items() if tile in kept}
-        parts = self.model.weight_parts(kept)
+        parts = self.model.weight_slices(kept)
         # A constant that came whole serves the parts of it that did not come.
         read = {key if key in self._values else part.name for key, part in parts.items()}
         self._weights = {key: value for key, value in self._weights.items() if key in parts}
@@ -134,19 +134,19 @@ class Kernels:
         tensor = self.model.graph.tensors[patch.tensor]
         return encode(tensor_codec(codec, tensor), take(part, tensor, patch.region, value))
 
-    def _create(self, tile: Tile) -> _Session:
+    def _create(self, tile: Tile) -> _TileSession:
         # Packing a matrix gains nothing where it is multiplied by one vector. Another processor's memory is not ours.
         as_inputs = vector_matrices(self.model, tile, FED_NBYTES) if self.providers == ON_CPU else ()
         proto, weights = build_tile(self.model, tile, as_inputs)
-        options, parts = session_options(self.threads), self.model.weight_parts([tile])
+        options, parts = session_options(self.threads), self.model.weight_slices([tile])
         values = {key: self._weight(key, parts.get(key), value) for key, value in weights.items()}
         fed = {key: values.pop(key) for key in as_inputs}
         given = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in values.values()]
         if given:
             options.add_external_initializers(list(values), given)
-        return _Session(session(proto.SerializeToString(), self.threads, options, self.providers), fed, given)
+        return _TileSession(session(proto.SerializeToString(), self.threads, options, self.providers), fed, given)
 
-    def _weight(self, key: str, part: WeightPart | None, value: Array) -> Array:
+    def _weight(self, key: str, part: WeightSlice | None, value: Array) -> Array:
         """`part` is None for a constant of the tile's own; `value` is what the model has."""
         if part is None:
             return np.ascontiguousarray(value)

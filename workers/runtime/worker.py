@@ -26,14 +26,14 @@ from coedge.core.provider import ON_CPU, Provider
 from coedge.execution.program import CLIENT, RAW, Answer, Compute, Program, Receive, Send
 from coedge.execution.scheduler import Ended, Failed, Scheduler, Task
 from coedge.graph.model import Model
-from coedge.graph.weight_slice import WeightPart
+from coedge.graph.weight_slice import WeightSlice
 from workers.emulation.paced_transport import LinkSpec, PacedTransport
-from workers.emulation.processor import Pace, sharpen_timers
+from workers.emulation.processor import EmulatedProcessor, sharpen_timers
 from workers.runtime.kernels import Kernels, give_back_memory
 from workers.runtime.providers import problem_of
 from workers.runtime.spec import ProbeTimes, WorkerFacts, WorkerSpec, WorkerStatus
 from workers.transport.codecs import check_available
-from workers.transport.message import Kind, MalformedMessage, Message, text_to_array
+from workers.transport.message import MalformedMessage, Message, MessageKind, text_to_array
 from workers.transport.transport import Endpoint, Transport
 from workers.transport.zmq_transport import SPIN_SECONDS, ZmqTransport
 
@@ -48,13 +48,13 @@ class Worker:
         self.spec = spec
         emulated = spec.speed is not None
         self.threads = spec.threads or (1 if emulated else psutil.cpu_count(logical=False) or 1)
-        self.pace = Pace(spec.speed, self.threads)
+        self.processor = EmulatedProcessor(spec.speed, self.threads)
         self._provider_problem = problem_of(spec.providers)
         self._emulated = emulated or spec.link is not None
         # Emulated devices share cores, and the hand-over between them hides behind their links.
         spin_seconds = 0.0 if self._emulated else SPIN_SECONDS
         self._transport: Transport = transport or ZmqTransport(
-            spec.index, spec.name, spec.host, encrypted=spec.encrypted, spin_seconds=spin_seconds, short_cut=True
+            spec.index, spec.name, spec.host, encrypted=spec.encrypted, spin_seconds=spin_seconds, local=True
         )
         self._index_of: dict[str, int] = {}
         self._models: dict[str, Kernels] = {}
@@ -93,7 +93,7 @@ class Worker:
         if any(link.bytes_per_second or link.latency_seconds for link in links.values()):
             own = links.get(self.spec.index, LinkSpec())
             others = {index: link for index, link in links.items() if index != self.spec.index}
-            self._transport = PacedTransport(self._transport, own, others, ready=self.pace.now)
+            self._transport = PacedTransport(self._transport, own, others, ready=self.processor.now)
         self._transport.connect(peers)
 
     def set_link(self, index: int, link: LinkSpec) -> None:
@@ -132,7 +132,7 @@ class Worker:
             self._kernels[epoch] = kernels
             self._scheduler.load(epoch, program)
 
-    def missing_weights(self, model_hash: str, parts: Iterable[WeightPart]) -> tuple[bool, list[WeightPart]]:
+    def missing_weights(self, model_hash: str, parts: Iterable[WeightSlice]) -> tuple[bool, list[WeightSlice]]:
         """(whether the graph of the model is missing, the weights of these that are)."""
         kernels = self._models.get(model_hash)
         return kernels is None, [part for part in parts if kernels is None or kernels.lacks(part)]
@@ -190,19 +190,19 @@ class Worker:
 
     def _receive(self, timeout_seconds: float) -> bool:
         """Handles the next message; False: none came."""
-        self.pace.now()  # what was done so far counts, waiting does not
+        self.processor.now()  # what was done so far counts, waiting does not
         message = self._transport.receive(timeout_seconds)
         if message is None:
-            self.pace.reach(0.0)
+            self.processor.reach(0.0)
             return False
-        self.pace.reach(message.due or time.monotonic())
+        self.processor.reach(message.due or time.monotonic())
         self._handle(message)
         return True
 
     def _run_calls(self) -> None:
         while not self._calls.empty():
             function, future = self._calls.get()
-            self.pace.reach(time.monotonic())
+            self.processor.reach(time.monotonic())
             try:
                 future.set_result(function())
             except BaseException as error:
@@ -219,7 +219,7 @@ class Worker:
     def _do(self, task: Task, arrays: Sequence[Array] = ()) -> None:
         """Does a task; `arrays` came in its message."""
         self._running = (task.epoch, task.frame, task.step_index, time.monotonic())
-        start = self.pace.now()
+        start = self.processor.now()
         outcome: Ended | Failed | None
         try:
             made = self._perform(task, arrays)
@@ -230,7 +230,7 @@ class Worker:
         else:
             sent = made if isinstance(task.step, Send) else arrays
             nbytes = sum(array.nbytes for array in sent)
-            outcome = self._scheduler.done(task, made, start, self.pace.now(), nbytes)
+            outcome = self._scheduler.done(task, made, start, self.processor.now(), nbytes)
         finally:
             self._running = None
         self._report(outcome)
@@ -242,11 +242,11 @@ class Worker:
         else:
             perform = functools.partial(kernels.perform, task.program.patches, step, self._scheduler.values(task))
         works = isinstance(step, Compute) or (isinstance(step, (Send, Receive)) and step.codec != RAW)
-        made = self.pace.run(perform) if works else perform()
+        made = self.processor.run(perform) if works else perform()
         if isinstance(step, Send):
-            self._send(step.peer, Kind.DATA, task.epoch, task.frame, made, step.channel)
+            self._send(step.peer, MessageKind.DATA, task.epoch, task.frame, made, step.channel)
         elif isinstance(step, Answer):
-            self._send(CLIENT, Kind.ANSWER, task.epoch, task.frame, made)
+            self._send(CLIENT, MessageKind.ANSWER, task.epoch, task.frame, made)
         return made
 
     def _report(self, outcome: Ended | Failed | None) -> None:
@@ -256,31 +256,33 @@ class Worker:
             steps = np.array([ran.step_index for ran in spans], np.int32)
             times = np.array([(ran.start, ran.stop) for ran in spans], np.float64).reshape(-1, 2)
             nbytes = np.array([ran.nbytes for ran in spans], np.int64)
-            self._send(CLIENT, Kind.TRACE, outcome.epoch, outcome.frame, [steps, times, nbytes])
+            self._send(CLIENT, MessageKind.TRACE, outcome.epoch, outcome.frame, [steps, times, nbytes])
         elif isinstance(outcome, Failed):
             text = text_to_array(outcome.reason)
-            self._send(CLIENT, Kind.ERROR, outcome.epoch, outcome.frame, [text], channel=outcome.step_index)
+            self._send(CLIENT, MessageKind.ERROR, outcome.epoch, outcome.frame, [text], channel=outcome.step_index)
 
-    def _send(self, peer: str, kind: Kind, epoch: int, frame: int, arrays: Iterable[Array], channel: int = 0) -> None:
+    def _send(
+        self, peer: str, kind: MessageKind, epoch: int, frame: int, arrays: Iterable[Array], channel: int = 0
+    ) -> None:
         message = Message(kind, self.spec.index, epoch, frame, channel, tuple(arrays))
-        self.pace.rest()
+        self.processor.rest()
         self._transport.send(self._index_of[peer], message)
 
     def _handle(self, message: Message) -> None:
-        came = self.pace.now()
-        if message.kind is Kind.PROBE:
+        came = self.processor.now()
+        if message.kind is MessageKind.PROBE:
             if message.sender in self._index_of.values():  # a stranger has no address to answer to
                 came = message.due or came
-                times = np.array([came, self.pace.now() - came])
-                echo = Message(Kind.ECHO, self.spec.index, channel=message.channel, arrays=(times,))
-                self.pace.rest()
+                times = np.array([came, self.processor.now() - came])
+                echo = Message(MessageKind.ECHO, self.spec.index, channel=message.channel, arrays=(times,))
+                self.processor.rest()
                 self._transport.send(message.sender, echo)
-        elif message.kind is Kind.ECHO and [array.shape for array in message.arrays] == [(2,)]:
+        elif message.kind is MessageKind.ECHO and [array.shape for array in message.arrays] == [(2,)]:
             there, held = message.arrays[0].tolist()
             self._echoes[message.channel] = (there, held, message.due or came)
-        elif message.kind is Kind.CANCEL:
+        elif message.kind is MessageKind.CANCEL:
             self._scheduler.cancel(message.epoch, message.frame)
-        elif message.kind is Kind.DATA:
+        elif message.kind is MessageKind.DATA:
             task = self._scheduler.came(message.epoch, message.frame, message.channel)
             if isinstance(task, Task):
                 self._do(task, message.arrays)
@@ -291,12 +293,12 @@ class Worker:
         payload = (np.zeros(nbytes, np.uint8),) if nbytes else ()
         channels = range(self._probe_count, self._probe_count + count)
         self._probe_count = channels.stop
-        started, start = time.monotonic(), self.pace.now()
+        started, start = time.monotonic(), self.processor.now()
         for channel in channels:
-            message = Message(Kind.PROBE, self.spec.index, channel=channel, arrays=payload)
-            self.pace.rest()
+            message = Message(MessageKind.PROBE, self.spec.index, channel=channel, arrays=payload)
+            self.processor.rest()
             self._transport.send(self._index_of[peer], message)
-        sent = self.pace.now()
+        sent = self.processor.now()
         while not self._echoes.keys() >= set(channels):
             left = timeout_seconds - (time.monotonic() - started)
             if left <= 0:

@@ -44,7 +44,7 @@ class MalformedMessage(ValueError):
     """Bytes that are not a message: wrong magic, version, kind, time, dtype or size."""
 
 
-class Kind(IntEnum):
+class MessageKind(IntEnum):
     """What a message is for. Append only: the numbers travel."""
 
     DATA = 1  # rows of a tensor
@@ -57,7 +57,7 @@ class Kind(IntEnum):
     STATUS = 8
 
 
-_KINDS = {int(kind): kind for kind in Kind}
+_KINDS = {int(kind): kind for kind in MessageKind}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,7 +74,7 @@ class Message:
         arrays: bool, integer or float16/32/64 arrays of any shape. Those of a received message are read-only.
     """
 
-    kind: Kind
+    kind: MessageKind
     sender: int
     epoch: int = 0
     frame: int = 0

@@ -16,7 +16,7 @@ MAX_TIMEOUT_SECONDS = 86_400.0  # what every platform's clock can wait for
 
 
 @dataclass(frozen=True, slots=True)
-class ShortCut:
+class LocalEndpoint:
     """Where processes on the same clock reach a device without a network: what never leaves the kernel need not be
     encrypted.
 
@@ -38,7 +38,7 @@ class Endpoint:
         public_key: CURVE key in Z85 (40 characters). None: the device talks in the clear.
         clock: names the monotonic clock of the device: processes that name the same share it, and a network. None:
             not known.
-        short_cut: for those. None: there is none.
+        local: for those. None: there is none.
     """
 
     index: int
@@ -46,7 +46,7 @@ class Endpoint:
     address: str
     public_key: str | None = None
     clock: str | None = None
-    short_cut: ShortCut | None = None
+    local: LocalEndpoint | None = None
 
 
 class Transport(Protocol):

@@ -28,7 +28,7 @@ from zmq.utils import z85
 
 from coedge.core.errors import ClusterError, ConfigError
 from workers.transport.message import MalformedMessage, Message, decode, encode
-from workers.transport.transport import MAX_TIMEOUT_SECONDS, Endpoint, ShortCut, own_clock, unknown_peer
+from workers.transport.transport import MAX_TIMEOUT_SECONDS, Endpoint, LocalEndpoint, own_clock, unknown_peer
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class ZmqTransport:
         host: address of a local interface that peers can reach.
         port: 0 takes a free one; `endpoint` has the real one.
         spin_seconds: how long `receive` stays awake before it sleeps; 0 where other devices need the core.
-        short_cut: whether peers on this machine may come in the clear, past the network; only with encryption, and
+        local: whether peers on this machine may come in the clear, past the network; only with encryption, and
             where the system has sockets that are no files (Linux).
 
     Attributes:
@@ -84,7 +84,7 @@ class ZmqTransport:
         port: int = 0,
         encrypted: bool = True,
         spin_seconds: float = SPIN_SECONDS,
-        short_cut: bool = False,
+        local: bool = False,
     ) -> None:
         if host in ("", "*", "0.0.0.0", "::"):
             raise ConfigError(
@@ -98,7 +98,7 @@ class ZmqTransport:
         self._closed = False
         self._peers: dict[int, Endpoint] = {}
         self._sockets: dict[int, zmq.Socket[bytes]] = {}
-        self._gate: _Gate | None = None
+        self._gate: _Authenticator | None = None
         self._secret_key = b""
         public_key = b""
         self._pull = self._context.socket(zmq.PULL)
@@ -106,7 +106,7 @@ class ZmqTransport:
         self._wake = self._context.socket(zmq.PUSH)
         if encrypted:
             public_key, self._secret_key = zmq.curve_keypair()
-            self._gate = _Gate(self._context, name)
+            self._gate = _Authenticator(self._context, name)
             self._pull.curve_server = True
             self._pull.curve_secretkey = self._secret_key
             self._pull.zap_domain = _ZAP_DOMAIN
@@ -124,8 +124,8 @@ class ZmqTransport:
             ) from error
         address = self._pull.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
         clock, near = own_clock(), None
-        if short_cut and self._gate and clock and sys.platform == "linux":
-            near = ShortCut(f"ipc://@coedge-{secrets.token_hex(16)}", secrets.token_urlsafe(32))
+        if local and self._gate and clock and sys.platform == "linux":
+            near = LocalEndpoint(f"ipc://@coedge-{secrets.token_hex(16)}", secrets.token_urlsafe(32))
             self._pulls.append(self._listen_near(near, self._gate))
         self.endpoint = Endpoint(index, name, address, public_key.decode() or None, clock, near)
         self._wake_token = os.urandom(16)
@@ -255,7 +255,7 @@ class ZmqTransport:
         else:
             zmq.select(self._pulls, [], [], seconds)
 
-    def _listen_near(self, near: ShortCut, gate: _Gate) -> zmq.Socket[bytes]:
+    def _listen_near(self, near: LocalEndpoint, gate: _Authenticator) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.PULL)
         gate.password = near.password.encode()
         socket.plain_server = True
@@ -268,9 +268,9 @@ class ZmqTransport:
     def _open_socket(self, peer: Endpoint) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.PUSH)
         address = peer.address
-        if peer.short_cut and self.endpoint.short_cut and peer.clock == self.endpoint.clock:
-            address = peer.short_cut.address
-            socket.plain_username, socket.plain_password = _USER, peer.short_cut.password.encode()
+        if peer.local and self.endpoint.local and peer.clock == self.endpoint.clock:
+            address = peer.local.address
+            socket.plain_username, socket.plain_password = _USER, peer.local.password.encode()
         elif peer.public_key:
             socket.curve_serverkey = peer.public_key.encode()
             socket.curve_publickey = self._public_key
@@ -312,7 +312,7 @@ class ZmqTransport:
             log.warning("%s dropped a malformed message (further ones: no log): %s", self.endpoint.name, error)
 
 
-class _Gate:
+class _Authenticator:
     """Answers the library's question (ZAP, RFC 27) whether a key, or a password, may come in.
 
     A key that is not known *yet* is not refused, it waits: peers learn of each other at slightly different

@@ -16,7 +16,7 @@ from coedge.core.region import ONE_PIXEL, Region
 from coedge.graph.axis_map import Same, Whole
 from coedge.graph.graph import Node
 from coedge.graph.rules.rule import Adjust, Context, Emitter, Plain, Rule, local_kind, register
-from coedge.graph.weight_slice import WeightPart
+from coedge.graph.weight_slice import WeightSlice
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,16 @@ class DenseRule(Rule):
     count: int = 1
     sliced: Mapping[int, int] = field(default_factory=dict)
 
-    def weight_parts(self, node: Node, adjust: Adjust) -> dict[int, WeightPart]:
+    def weight_slices(self, node: Node, adjust: Adjust) -> dict[int, WeightSlice]:
         if not adjust:
             return {}
-        return {i: WeightPart(node.inputs[i], axis, adjust[0], adjust[1]) for i, axis in self.sliced.items()}
+        return {i: WeightSlice(node.inputs[i], axis, adjust[0], adjust[1]) for i, axis in self.sliced.items()}
 
     def adjust(self, out: Region, ins: Mapping[str, Region]) -> Adjust:
         return () if out.rows.length == self.count else (out.row_start, out.row_stop)
 
     def emit(self, tile: Emitter, node: Node, inputs: list[str], adjust: Adjust) -> None:
-        parts = self.weight_parts(node, adjust)
+        parts = self.weight_slices(node, adjust)
         tile.copy(node, [parts[i].key if i in parts else name for i, name in enumerate(inputs)])
 
 

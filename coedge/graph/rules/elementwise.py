@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from coedge.core.region import ONE_PIXEL, Region
 from coedge.graph.axis_map import AxisMap, Same, Whole
 from coedge.graph.graph import Node, Tensor
-from coedge.graph.rules.rule import Adjust, Context, Emitter, Kind, Plain, Rule, crop_of, local_kind, register
-from coedge.graph.weight_slice import WeightPart
+from coedge.graph.rules.rule import Adjust, Context, Emitter, MessageKind, Plain, Rule, crop_of, local_kind, register
+from coedge.graph.weight_slice import WeightSlice
 
 _UNARY = (
     "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Cos",
@@ -79,7 +79,7 @@ def elementwise(node: Node, context: Context) -> Rule | str:
                 axis_maps.append(Whole(1))
         if not context.is_constant(name):
             maps[name] = (axis_maps[0], axis_maps[1])
-    kind: Kind = "local" if any(context.tensors[n].divisible for n in flowing) else "pixel"
+    kind: MessageKind = "local" if any(context.tensors[n].divisible for n in flowing) else "pixel"
     if varying:
         extent = Region(0, _extent(shape, layout[0]), 0, _extent(shape, layout[1]))
         return VaryingRule(kind, maps, (layout[0], layout[1]), varying=varying, extent=extent)
@@ -109,15 +109,15 @@ class VaryingRule(Rule):
     def adjust(self, out: Region, ins: Mapping[str, Region]) -> Adjust:
         return crop_of(self.extent, out)
 
-    def weight_parts(self, node: Node, adjust: Adjust) -> dict[int, WeightPart]:
+    def weight_slices(self, node: Node, adjust: Adjust) -> dict[int, WeightSlice]:
         if not (self.features and any(adjust)):
             return {}
         start, stop = adjust[0], self.extent.row_stop - adjust[1]
         constants = [(i, n) for i, n in enumerate(node.inputs) if n in self.varying and n not in self.maps]
-        return {i: WeightPart(n, axis, start, stop) for i, n in constants if (axis := self.varying[n][0]) is not None}
+        return {i: WeightSlice(n, axis, start, stop) for i, n in constants if (axis := self.varying[n][0]) is not None}
 
     def emit(self, tile: Emitter, node: Node, inputs: list[str], adjust: Adjust) -> None:
-        parts = self.weight_parts(node, adjust)
+        parts = self.weight_slices(node, adjust)
         crop = (adjust[0], adjust[1], adjust[2], adjust[3])
         cut = []
         for position, name in enumerate(inputs):

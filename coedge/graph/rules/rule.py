@@ -19,10 +19,10 @@ import numpy as np
 from coedge.core.region import Region
 from coedge.graph.axis_map import AxisMap, Whole
 from coedge.graph.graph import Node, Tensor
-from coedge.graph.weight_slice import WeightPart
+from coedge.graph.weight_slice import WeightSlice
 
 Adjust = tuple[int, ...]
-Kind = Literal["local", "window", "partial", "combine", "dense", "pixel", "whole"]
+MessageKind = Literal["local", "window", "partial", "combine", "dense", "pixel", "whole"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Rule(ABC):
         features: the rows of the outputs are features.
     """
 
-    kind: Kind
+    kind: MessageKind
     maps: Mapping[str, tuple[AxisMap, AxisMap]]
     layout: tuple[int | None, int | None]
     why: str = ""
@@ -73,7 +73,7 @@ class Rule(ABC):
         """The region that is computed where `wanted` is asked for: the same, unless parts are not to be had."""
         return wanted
 
-    def weight_parts(self, node: Node, adjust: Adjust) -> dict[int, WeightPart]:
+    def weight_slices(self, node: Node, adjust: Adjust) -> dict[int, WeightSlice]:
         """The constants that a tile reads in part only, by their position among the node's inputs."""
         return {}
 
@@ -174,7 +174,7 @@ def whole_rule(node: Node, context: Context, why: str, restores_rows: bool) -> R
     return WholeRule("whole", maps, layout, why)
 
 
-def local_kind(tensor: Tensor) -> Kind:
+def local_kind(tensor: Tensor) -> MessageKind:
     """`local` where there are rows to be local to, `pixel` where there is one pixel."""
     return "local" if tensor.divisible else "pixel"
 

@@ -15,7 +15,7 @@ from orchestrator.planner.explain import sensitivity
 from orchestrator.planner.explain.explanation import (
     Constraint,
     Figures,
-    Worth,
+    Sensitivity,
     figures_of_plan,
     goal_words,
     joules,
@@ -24,9 +24,9 @@ from orchestrator.planner.explain.explanation import (
 from orchestrator.planner.planner import AUTO, SCHEMES, make_plan
 from orchestrator.search.auto import explored
 from orchestrator.search.draft import as_draft
-from orchestrator.search.linear_programme import Programme
+from orchestrator.search.linear_programme import BoundaryProblem
 from orchestrator.search.local_search import LEAST_GAIN
-from orchestrator.search.receptive_field import Reach
+from orchestrator.search.receptive_field import ReceptiveFields
 
 # What memory is loosened by, where it binds.
 MORE_MEMORY = 1.1
@@ -78,7 +78,7 @@ class _Checker:
             text += f", {joules(average * 1e-3)} for every ms"
             if price > 0.01 * average:
                 text += f"; at these cuts the first ms is worth {joules(price * 1e-3)}, by its multiplier"
-        worth = Worth(change=f"a deadline of {milliseconds(later.latency_seconds)}", saves=saves)
+        worth = Sensitivity(change=f"a deadline of {milliseconds(later.latency_seconds)}", saves=saves)
         yield Constraint(name=name, state="binds", text=text, worth=worth)
 
     def _later(self, limit: float) -> Figures | None:
@@ -88,7 +88,7 @@ class _Checker:
         free = self.objective.model_copy(update={"deadline_ms": None})
         if self.scheme != AUTO:
             return self._better(self._planned(self.profile, free))
-        looked_at = explored(self.model, self.profile, self.objective).judged.values()
+        looked_at = explored(self.model, self.profile, self.objective).evaluated.values()
         late = [figures_of_plan(j) for j in looked_at if not j.problems and j.latency_seconds > limit]
         better = [figures for figures in late if self._better(figures)]
         return min(better, key=lambda figures: figures.latency_seconds, default=None)
@@ -98,7 +98,9 @@ class _Checker:
         draft = as_draft(self.plan.stages)
         if draft is None:
             return 0.0
-        solved = Programme(self.model, self.profile, Reach(self.model), draft).solve(self.profile, self.objective)
+        solved = BoundaryProblem(self.model, self.profile, ReceptiveFields(self.model), draft).solve(
+            self.profile, self.objective
+        )
         return 0.0 if solved is None else solved.deadline_price
 
     def memory(self) -> Iterator[Constraint]:
@@ -130,7 +132,7 @@ class _Checker:
             if more is not None:
                 change = f"{limit * MORE_MEMORY / 1e6:.1f} MB on {device}"
                 text = f"{change} would give {self._goal(more)} instead of {self._goal(self.figures)}"
-                worth = Worth(change=change, saves=self.figures.saved(more))
+                worth = Sensitivity(change=change, saves=self.figures.saved(more))
                 yield Constraint(name=_memory_name(device, limit), state="binds", text=text, worth=worth)
 
     def _fits_anywhere(self, limit: float) -> bool:
@@ -157,11 +159,11 @@ class _Checker:
             yield Constraint(name=name, state="met", text="met, and costs nothing")
             return
         text = f"without it {self._goal(free)} instead of {self._goal(self.figures)}"
-        worth = Worth(change="keep_local 0", saves=self.figures.saved(free))
+        worth = Sensitivity(change="keep_local 0", saves=self.figures.saved(free))
         fewer = self._planned(self.profile, self.objective.model_copy(update={"keep_local": count - 1}))
         if count > 1 and fewer is not None:
             text += f"; with one layer less, {self._goal(fewer)}"
-            worth = Worth(change=f"keep_local {count - 1}", saves=self.figures.saved(fewer))
+            worth = Sensitivity(change=f"keep_local {count - 1}", saves=self.figures.saved(fewer))
         yield Constraint(name=name, state="binds", text=text, worth=worth)
 
     def excluded(self, everybody: Profile) -> Iterator[Constraint]:
@@ -173,7 +175,7 @@ class _Checker:
                 yield Constraint(name=f"without {name}", state="met", text="costs nothing: it would not be of use")
                 continue
             text = f"with it {self._goal(again)} instead of {self._goal(self.figures)}"
-            worth = Worth(change=f"with {name}", saves=self.figures.saved(again))
+            worth = Sensitivity(change=f"with {name}", saves=self.figures.saved(again))
             yield Constraint(name=f"without {name}", state="binds", text=text, worth=worth)
 
     def _planned(self, profile: Profile, objective: Objective, using: str | None = None) -> Figures | None:

@@ -3,7 +3,7 @@
 the plan as it is        its critical path, its joules by cause, what would limit a stream
 one figure changed       the same plan simulated again
 a constraint loosened    planned again
-a device more            see `left_out`
+a device more            see `unused_devices`
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from orchestrator.planner.explain.explanation import (
     Explanation,
     Figures,
     PathPart,
-    Worth,
+    Sensitivity,
     energy_source,
     figures_of,
     goal_name,
     joules,
     milliseconds,
 )
-from orchestrator.planner.explain.unused_devices import left_out
+from orchestrator.planner.explain.unused_devices import unused_devices
 from orchestrator.search.forced_inclusion import unused
 
 # How much each figure is changed, and how many links are looked at, the busiest first.
@@ -84,7 +84,7 @@ def explain(
     worths = []
     for change, changed in _changes(plan, timeline, profile, path):
         saves = figures.saved(figures_of(simulated(changed), changed))
-        worths.append(Worth(change=change, saves=saves))
+        worths.append(Sensitivity(change=change, saves=saves))
     done()
     constraints = check_constraints(plan, model, profile, objective, figures, everybody)
     done()
@@ -100,7 +100,7 @@ def explain(
         binds="",
         worths=_worth_a_line(worths, figures, aim),
         constraints=constraints,
-        left_out=left_out(plan, model, profile, aim, done),
+        unused_devices=unused_devices(plan, model, profile, aim, done),
     )
     return partial.model_copy(update={"binds": _binds(partial)})
 
@@ -174,11 +174,11 @@ def _changes(
         yield "10 % less latency of all links", sensitivity.lower_latency(profile, LINK)
 
 
-def _worth_a_line(worths: list[Worth], figures: Figures, objective: Objective) -> tuple[Worth, ...]:
+def _worth_a_line(worths: list[Sensitivity], figures: Figures, objective: Objective) -> tuple[Sensitivity, ...]:
     """Those that save some of what the objective counts, most first."""
     now = figures.cost(objective)
 
-    def gain(worth: Worth) -> float:
+    def gain(worth: Sensitivity) -> float:
         return now - _after(figures, worth.saves).cost(objective)
 
     return tuple(sorted((w for w in worths if gain(w) > LEAST_SHARE * now), key=lambda w: -gain(w)))

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from coedge.core.objective import Objective
 from coedge.profile.profile import Profile
 from coedge.simulation.timeline import EnergyItem, Timeline
-from orchestrator.evaluation.evaluator import Judged
+from orchestrator.evaluation.evaluator import Evaluation
 
 # A gain of less than this part of the whole is not worth a line; how many lines of a kind people are shown.
 LEAST_SHARE, MOST_LINES = 1e-4, 8
@@ -63,11 +63,11 @@ def figures_of(timeline: Timeline, profile: Profile) -> Figures:
     )
 
 
-def figures_of_plan(judged: Judged) -> Figures:
+def figures_of_plan(evaluated: Evaluation) -> Figures:
     return Figures(
-        latency_seconds=judged.latency_seconds,
-        energy_joules=judged.energy_joules,
-        throughput_fps=judged.throughput_fps,
+        latency_seconds=evaluated.latency_seconds,
+        energy_joules=evaluated.energy_joules,
+        throughput_fps=evaluated.throughput_fps,
     )
 
 
@@ -95,7 +95,7 @@ class PathPart(_Value):
         return f"{self.device} computing" if self.kind == "compute" else f"link {self.device} -> {self.peer}"
 
 
-class Worth(_Value):
+class Sensitivity(_Value):
     """A change, and what it would save with the same plan; or with a new one, where a constraint is loosened."""
 
     change: str
@@ -113,10 +113,10 @@ class Constraint(_Value):
     name: str
     state: Literal["met", "binds", "broken"]
     text: str
-    worth: Worth | None = None
+    worth: Sensitivity | None = None
 
 
-class LeftOut(_Value):
+class UnusedDevice(_Value):
     """What a device would cost that the plan gives nothing to do.
 
     Attributes:
@@ -168,7 +168,7 @@ class Explanation(_Value):
         binds: what decides, in words.
         worths: small changes of one figure each, largest gain first, those without any left out.
         constraints: what was asked for.
-        left_out: the devices without a share.
+        unused_devices: the devices without a share.
     """
 
     objective: Objective
@@ -180,9 +180,9 @@ class Explanation(_Value):
     busiest: str
     busiest_seconds: float
     binds: str
-    worths: tuple[Worth, ...]
+    worths: tuple[Sensitivity, ...]
     constraints: tuple[Constraint, ...]
-    left_out: tuple[LeftOut, ...]
+    unused_devices: tuple[UnusedDevice, ...]
 
     def __str__(self) -> str:
         lines = [f"what binds: {self.binds}", "", f"a frame takes {milliseconds(self.figures.latency_seconds)}:"]
@@ -204,8 +204,8 @@ class Explanation(_Value):
             lines.append("  no single device or link is worth anything")
         if self.constraints:
             lines += ["", "constraints:", *(f"  {found.name}: {found.text}" for found in self.constraints)]
-        if self.left_out:
-            lines += ["", "devices left out:", *(f"  {item.words(self.objective)}" for item in self.left_out)]
+        if self.unused_devices:
+            lines += ["", "devices left out:", *(f"  {item.words(self.objective)}" for item in self.unused_devices)]
         return "\n".join(lines)
 
 

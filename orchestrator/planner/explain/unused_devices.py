@@ -13,10 +13,10 @@ from coedge.core.objective import Objective
 from coedge.graph.model import Model
 from coedge.plan.plan import Plan
 from coedge.profile.profile import Profile
-from orchestrator.evaluation.evaluator import Evaluator, Judged
+from orchestrator.evaluation.evaluator import Evaluation, Evaluator
 from orchestrator.planner.explain import sensitivity
-from orchestrator.planner.explain.explanation import Figures, LeftOut, figures_of_plan, joules, mbps, milliseconds
-from orchestrator.search.forced_inclusion import PARTS, Joining, unused, whole_seconds, work_share
+from orchestrator.planner.explain.explanation import Figures, UnusedDevice, figures_of_plan, joules, mbps, milliseconds
+from orchestrator.search.forced_inclusion import PARTS, ForcedInclusion, unused, whole_seconds, work_share
 
 # How many of these plans are refined; as good as can be; how closely the factor is looked for at which it pays.
 REFINED, IDEAL, PRECISION = 2, 100.0, 1.15
@@ -39,9 +39,9 @@ class _Figure:
     remedy: Callable[[float], str]
 
 
-def left_out(
+def unused_devices(
     plan: Plan, model: Model, profile: Profile, objective: Objective, done: Callable[[], None] = lambda: None
-) -> tuple[LeftOut, ...]:
+) -> tuple[UnusedDevice, ...]:
     """One entry for every group of devices without a share that are alike.
 
     Args:
@@ -60,24 +60,28 @@ class _Study:
 
     def __init__(self, plan: Plan, model: Model, profile: Profile, objective: Objective) -> None:
         self.plan, self.model, self.profile, self.objective = plan, model, profile, objective
-        self.joining = Joining(plan, model, objective, self._rank)
+        self.joining = ForcedInclusion(plan, model, objective, self._rank)
 
-    def of(self, names: tuple[str, ...]) -> LeftOut:
+    def of(self, names: tuple[str, ...]) -> UnusedDevice:
         name, profile = names[0], self.profile
         base, evaluator = self._base(profile), Evaluator(self.model, profile, self.objective)
-        found = [[evaluator.judge(stages) for stages in self.joining.structures(profile, name, part)] for part in PARTS]
-        seeds = sorted((judged for part in found for judged in part), key=lambda judged: self._rank(judged, profile))
+        found = [
+            [evaluator.evaluate(stages) for stages in self.joining.structures(profile, name, part)] for part in PARTS
+        ]
+        seeds = sorted(
+            (evaluated for part in found for evaluated in part), key=lambda evaluated: self._rank(evaluated, profile)
+        )
         if not seeds:
             reason = "no layer can be given to it"
             if self.objective.keep_local >= len(self.model.layers):
                 reason = f"all {len(self.model.layers)} layers are to stay on {profile.source}"
-            return LeftOut(
+            return UnusedDevice(
                 devices=names, now=base, with_it=None, share=0.0, by_speed=None, share_by_speed=0.0, reason=reason
             )
-        refined = [self.joining.refined(evaluator, judged, name) for judged in seeds[:REFINED]]
-        best = min([*seeds, *refined], key=lambda judged: self._rank(judged, profile))
-        fair = min(found[0], key=lambda judged: self._rank(judged, profile), default=None)
-        return LeftOut(
+        refined = [self.joining.refined(evaluator, evaluated, name) for evaluated in seeds[:REFINED]]
+        best = min([*seeds, *refined], key=lambda evaluated: self._rank(evaluated, profile))
+        fair = min(found[0], key=lambda evaluated: self._rank(evaluated, profile), default=None)
+        return UnusedDevice(
             devices=names, now=base, with_it=figures_of_plan(best), share=self._share(best, name),
             by_speed=None if fair is None else figures_of_plan(fair),
             share_by_speed=0.0 if fair is None else self._share(fair, name),
@@ -86,19 +90,19 @@ class _Study:
 
     def _base(self, profile: Profile) -> Figures:
         """Of the plan as it is."""
-        return figures_of_plan(Evaluator(self.model, profile, self.objective).judge(self.plan.stages))
+        return figures_of_plan(Evaluator(self.model, profile, self.objective).evaluate(self.plan.stages))
 
-    def _rank(self, judged: Judged, profile: Profile) -> tuple[float, float]:
+    def _rank(self, evaluated: Evaluation, profile: Profile) -> tuple[float, float]:
         """How much of the constraints is broken, then cost."""
         late = 0.0
         if self.objective.deadline_seconds is not None:
-            late = max(judged.latency_seconds / self.objective.deadline_seconds - 1, 0.0)
-        return (judged.excess + late, figures_of_plan(judged).cost(self.objective))
+            late = max(evaluated.latency_seconds / self.objective.deadline_seconds - 1, 0.0)
+        return (evaluated.excess + late, figures_of_plan(evaluated).cost(self.objective))
 
-    def _share(self, judged: Judged, name: str) -> float:
-        return work_share(judged.plan.stages, name, self.model, self.profile)
+    def _share(self, evaluated: Evaluation, name: str) -> float:
+        return work_share(evaluated.plan.stages, name, self.model, self.profile)
 
-    def _reason(self, name: str, base: Figures, best: Judged) -> str:
+    def _reason(self, name: str, base: Figures, best: Evaluation) -> str:
         excess, cost = self._rank(best, self.profile)
         if best.problems:
             return best.problems[0]
@@ -123,19 +127,19 @@ class _Study:
             return "no figure of its own: splitting adds halos, messages and kernel starts that cost more than it saves"
         return f"{figure.fact}, which costs most; yet without that it would not pay either"
 
-    def _margin(self, profile: Profile, name: str, best: Judged) -> float:
+    def _margin(self, profile: Profile, name: str, best: Evaluation) -> float:
         """By how much the device pays on another profile: cost without it, less the cost with it."""
         evaluator = Evaluator(self.model, profile, self.objective)
         base = self._base(profile).cost(self.objective)
         structures = [stages for part in PARTS for stages in self.joining.structures(profile, name, part)]
-        found = [evaluator.judge(stages) for stages in (best.plan.stages, *structures)]
-        least = min(found, key=lambda judged: self._rank(judged, profile))
+        found = [evaluator.evaluate(stages) for stages in (best.plan.stages, *structures)]
+        least = min(found, key=lambda evaluated: self._rank(evaluated, profile))
         if self._rank(least, profile)[1] >= base:
             least = self.joining.solved(evaluator, least, name)
         excess, cost = self._rank(least, profile)
         return base - cost if not excess or not self.plan.feasible else -float("inf")
 
-    def _factor(self, figure: _Figure, name: str, best: Judged) -> float:
+    def _factor(self, figure: _Figure, name: str, best: Evaluation) -> float:
         """How many times as good the figure has to be, about."""
         low, high = 1.0, IDEAL
         while high / low > PRECISION:
@@ -146,7 +150,7 @@ class _Study:
                 low = middle
         return high
 
-    def _figures(self, name: str, best: Judged) -> Iterator[_Figure]:
+    def _figures(self, name: str, best: Evaluation) -> Iterator[_Figure]:
         carried = [
             pair
             for pair in Evaluator(self.model, self.profile, self.objective).timeline(best).sent_nbytes()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nets import examples
 
 from coedge.core.errors import PlanError
-from coedge.plan.frame_assignment import deal, dealing
+from coedge.plan.frame_assignment import assign_frames, frame_assignment
 
 WEIGHTS = st.lists(
     st.one_of(st.integers(0, 9).map(float), st.floats(0, 1), st.sampled_from([1e-300, 0.1, 1 / 3, 1e9])),
@@ -32,7 +32,7 @@ WEIGHTS = st.lists(
     ],
 )
 def test_worked_out_by_hand(weights: list[float], parts: list[int]) -> None:
-    assert deal(weights, len(parts)) == tuple(parts)
+    assert assign_frames(weights, len(parts)) == tuple(parts)
 
 
 @given(WEIGHTS, st.integers(0, 200))
@@ -40,7 +40,7 @@ def test_worked_out_by_hand(weights: list[float], parts: list[int]) -> None:
 def test_no_part_is_ever_a_whole_frame_ahead_or_behind(weights: list[float], frames: int) -> None:
     total = sum(Fraction(w) for w in weights)
     counts = [0] * len(weights)
-    for done, part in enumerate(deal(weights, frames), 1):
+    for done, part in enumerate(assign_frames(weights, frames), 1):
         counts[part] += 1
         for count, weight in zip(counts, weights):
             assert abs(count - done * Fraction(weight) / total) < 1
@@ -62,18 +62,18 @@ def test_shares_that_smooth_weighted_round_robin_deals_too_unevenly() -> None:
         due = [d + w for d, w in zip(due, weights)]
         robin.append(due.index(max(due)))
         due[robin[-1]] -= sum(weights)
-    assert furthest(robin) > 1 > furthest(deal(weights, sum(weights)))
+    assert furthest(robin) > 1 > furthest(assign_frames(weights, sum(weights)))
 
 
 @given(WEIGHTS, st.integers(0, 50), st.integers(0, 50))
 def test_a_longer_deal_begins_as_a_shorter_one(weights: list[float], frames: int, more: int) -> None:
-    assert deal(weights, frames + more)[:frames] == deal(weights, frames)
-    assert tuple(islice(dealing(weights), frames)) == deal(weights, frames)
+    assert assign_frames(weights, frames + more)[:frames] == assign_frames(weights, frames)
+    assert tuple(islice(frame_assignment(weights), frames)) == assign_frames(weights, frames)
 
 
 @pytest.mark.parametrize("weights", [[], [0.0, 0.0], [-1.0, 2.0], [float("nan")], [float("inf"), 1.0]])
 def test_weights_that_are_not_shares_are_refused(weights: list[float]) -> None:
     with pytest.raises(PlanError, match="shares >= 0"):
-        deal(weights, 3)
+        assign_frames(weights, 3)
     with pytest.raises(PlanError):
-        dealing(weights)  # at once, not when the first frame is asked for
+        frame_assignment(weights)  # at once, not when the first frame is asked for

@@ -15,22 +15,22 @@ from coedge.core.objective import Objective
 from orchestrator.evaluation.evaluator import Evaluator
 from orchestrator.search.beam_search import clocked_paths
 from orchestrator.search.layout import in_every_order
-from orchestrator.search.receptive_field import Reach
+from orchestrator.search.receptive_field import ReceptiveFields
 from orchestrator.search.rounding import stages_of_path
 from orchestrator.search.shortest_path import Path, Prices
-from orchestrator.search.stage_costs import Costs
-from orchestrator.search.transfer_options import Dress
+from orchestrator.search.stage_costs import StageCosts
+from orchestrator.search.transfer_options import TransferOptions
 
 MOST = 40
 
 
-def tables(seed: int, layers: int, rows: int, devices: int, layouts: int = 100) -> Costs:
+def tables(seed: int, layers: int, rows: int, devices: int, layouts: int = 100) -> StageCosts:
     model = chain(seed, layers, rows)
     profile = small_profile(seed, model, devices)
-    return Costs(model, profile, Reach(model), in_every_order(model, profile, layouts))
+    return StageCosts(model, profile, ReceptiveFields(model), in_every_order(model, profile, layouts))
 
 
-def all_paths(costs: Costs) -> Iterator[Path]:
+def all_paths(costs: StageCosts) -> Iterator[Path]:
     for inner in itertools.product((False, True), repeat=costs.count - 1):
         cuts = [0, *(i + 1 for i, cut in enumerate(inner) if cut), costs.count]
         pairs = list(itertools.pairwise(cuts))
@@ -52,20 +52,20 @@ def test_paths_go_from_the_first_layer_to_the_last_on_allowed_layouts(data: st.D
 
 
 @pytest.mark.parametrize("joule", [0.0, 0.05])
-@pytest.mark.parametrize("borders_first", [False, True])
+@pytest.mark.parametrize("halo_first", [False, True])
 @pytest.mark.parametrize("seed", range(6))
-def test_the_best_of_them_is_near_the_best_of_all_paths(seed: int, borders_first: bool, joule: float) -> None:
+def test_the_best_of_them_is_near_the_best_of_all_paths(seed: int, halo_first: bool, joule: float) -> None:
     """Both as simulated. What is reckoned here is less: messages to one device queue there, too."""
     costs = tables(seed, layers=3, rows=4, devices=2)
     objective = Objective(energy_weight=joule)
     evaluator = Evaluator(costs.model, costs.profile, objective)
-    dress = Dress(costs.model, costs.profile, borders_first=borders_first)
+    options = TransferOptions(costs.model, costs.profile, halo_first=halo_first)
 
     def cost(path: Path) -> float:
-        return evaluator.judge(dress(stages_of_path(path, costs))).rank(objective)[1]
+        return evaluator.evaluate(options(stages_of_path(path, costs))).rank(objective)[1]
 
-    found = min(map(cost, clocked_paths(costs, Prices(joule=joule), MOST, borders_first)))
-    assert found <= (1.04 if borders_first else 1.02) * min(map(cost, all_paths(costs)))
+    found = min(map(cost, clocked_paths(costs, Prices(joule=joule), MOST, halo_first)))
+    assert found <= (1.04 if halo_first else 1.02) * min(map(cost, all_paths(costs)))
 
 
 def test_a_single_device_does_everything_where_it_is() -> None:

@@ -11,7 +11,7 @@ from nets import Net
 from coedge.execution.program import Compute, Program, Receive, Send
 from coedge.graph.capture import capture
 from coedge.graph.model import Model
-from workers.calibration.calibration_run import Rehearsal, made_up_weights
+from workers.calibration.calibration_run import CalibrationRun, made_up_weights
 from workers.calibration.layer_times import (
     FEATURE_SHARES,
     alike,
@@ -36,12 +36,12 @@ def net() -> Model:
 
 @pytest.mark.parametrize("speed", [0.1, 0.5, None])
 def test_every_stage_of_a_program_is_timed(speed: float | None) -> None:
-    rehearsal = Rehearsal(net(), 1, speed)
+    rehearsal = CalibrationRun(net(), 1, speed)
     try:
         program = rows_program(net(), 0.5, 1)
         number = rehearsal.add(program)
         for _ in range(2):
-            played = rehearsal.play(number)
+            played = rehearsal.run(number)
             expected = [step.work for step in program.steps if isinstance(step, Compute)]
             assert [stage.work for stage in played.stages] == expected[-len(played.stages) :]
             assert len(expected) - len(played.stages) <= 1  # before the first step there is nothing to count from
@@ -53,10 +53,10 @@ def test_every_stage_of_a_program_is_timed(speed: float | None) -> None:
 
 
 def test_several_programs_take_turns() -> None:
-    rehearsal = Rehearsal(net(), 1, speed=0.3)
+    rehearsal = CalibrationRun(net(), 1, speed=0.3)
     try:
         numbers = [rehearsal.add(program) for program in (rows_program(net(), 0.5, 1), rows_program(net(), 1.0, 100))]
-        counts = [[len(rehearsal.play(number).stages) for number in numbers] for _ in range(2)]
+        counts = [[len(rehearsal.run(number).stages) for number in numbers] for _ in range(2)]
         assert counts[0] == counts[1] and counts[0][0] > counts[0][1]
     finally:
         rehearsal.close()
@@ -64,19 +64,19 @@ def test_several_programs_take_turns() -> None:
 
 def test_closing_leaves_no_thread() -> None:
     before = set(threading.enumerate())
-    rehearsal = Rehearsal(net(), 1, speed=0.3)
-    rehearsal.play(rehearsal.add(rows_program(net(), 0.5, 1)))
+    rehearsal = CalibrationRun(net(), 1, speed=0.3)
+    rehearsal.run(rehearsal.add(rows_program(net(), 0.5, 1)))
     rehearsal.close()
     assert set(threading.enumerate()) == before
 
 
 def test_a_step_that_fails_is_told() -> None:
-    rehearsal = Rehearsal(net(), 1, speed=0.3)
+    rehearsal = CalibrationRun(net(), 1, speed=0.3)
     try:
         number = rehearsal.add(rows_program(net(), 0.5, 1))
         rehearsal._made_up[number][0][0].arrays[0].shape = (3, 32, 24)  # the input has lost an axis
         with pytest.raises(RuntimeError, match=r"a rehearsal failed: .*is expected"):
-            rehearsal.play(number)
+            rehearsal.run(number)
     finally:
         rehearsal.close()
 
@@ -132,7 +132,7 @@ def test_what_crosses_a_border_is_what_a_layer_made_for_later_ones() -> None:
 def test_made_up_weights_have_the_shapes_of_the_parts_that_are_read() -> None:
     model = net()
     program = features_program(model, 0.25, None)
-    parts = model.weight_parts(program.tiles())
+    parts = model.weight_slices(program.tiles())
     made = made_up_weights(model, parts.values())
     assert made
     for key, array in made.items():

@@ -20,13 +20,13 @@ from coedge.profile.profile import CodecSpeed, Profile
 from orchestrator.evaluation.evaluator import Evaluator
 from orchestrator.search.draft import DraftStage, as_stages
 from orchestrator.search.layout import Layout, candidates, in_proportion
-from orchestrator.search.linear_programme import Programme
+from orchestrator.search.linear_programme import BoundaryProblem
 from orchestrator.search.link_order import order_of
-from orchestrator.search.receptive_field import Reach
+from orchestrator.search.receptive_field import ReceptiveFields
 from orchestrator.search.rounding import fair, nearest
 from orchestrator.search.shortest_path import Prices, shortest_path, shortest_paths
-from orchestrator.search.stage_costs import Costs
-from orchestrator.search.transfer_options import Dress, best_codec
+from orchestrator.search.stage_costs import StageCosts
+from orchestrator.search.transfer_options import TransferOptions, best_codec
 
 
 def drafts(model: Model, profile: Profile, data: st.DataObject) -> tuple[DraftStage, ...]:
@@ -47,14 +47,18 @@ def drafts(model: Model, profile: Profile, data: st.DataObject) -> tuple[DraftSt
 @pytest.mark.parametrize("name", ["googlenet", "unet"])
 def test_what_a_strip_in_the_middle_needs_is_what_its_tile_needs(name: str) -> None:
     model = zoo_model(name)
-    reach, graph = Reach(model), model.graph
+    receptive_fields, graph = ReceptiveFields(model), model.graph
     for stop in range(1, len(model.layers), 3):
         for first in range(max(0, stop - 4), stop):
             layers = model.layers[first:stop]
             if not all(layer.splittable for layer in layers):
                 continue
             last = model.layers[stop - 1].stop
-            alive = [n for n, made in reach.layer_of.items() if first <= made < stop <= reach.last_use.get(n, -1)]
+            alive = [
+                n
+                for n, made in receptive_fields.layer_of.items()
+                if first <= made < stop <= receptive_fields.last_use.get(n, -1)
+            ]
             rows = min(graph.tensors[n].rows for n in alive)
             if rows < 6 or any(graph.tensors[n].rows % rows for n in alive):
                 continue
@@ -64,13 +68,13 @@ def test_what_a_strip_in_the_middle_needs_is_what_its_tile_needs(name: str) -> N
                 tensor = graph.tensors[n]
                 wanted[n] = Region(round(a * tensor.rows), round(b * tensor.rows), 0, tensor.cols)
             _, need = tile_of(model, model.layers[first].first, last, wanted)
-            end = reach.end(stop)
+            end = receptive_fields.end(stop)
             for layer in layers:
                 if layer.tensor in need and not end.whole[layer.index]:
                     found = need[layer.tensor].rows
                     assert found.start == pytest.approx(a * layer.rows - end.above[layer.index])
                     assert found.stop == pytest.approx(b * layer.rows + end.below[layer.index])
-            for item in reach.inputs(first, stop):
+            for item in receptive_fields.inputs(first, stop):
                 if not (item.whole or item.partial):
                     found = need[item.name].rows
                     assert found.start == pytest.approx(a * item.rows - item.above), item
@@ -84,9 +88,9 @@ def test_the_shortest_path_is_the_shortest_of_all_paths(data: st.DataObject) -> 
     seed = data.draw(st.integers(0, 10_000))
     model = chain(seed, layers=4, rows=8)
     profile = small_profile(seed, model, 2)
-    reach = Reach(model)
+    receptive_fields = ReceptiveFields(model)
     layouts = candidates(model, profile)
-    costs = Costs(model, profile, reach, layouts)
+    costs = StageCosts(model, profile, receptive_fields, layouts)
     found = shortest_path(costs, Prices())
     assert found is not None
 
@@ -135,7 +139,7 @@ def test_the_core_proves_its_optimum(data: st.DataObject) -> None:
     model = chain(seed, layers=5, rows=24)
     profile = small_profile(seed, model, data.draw(st.integers(2, 4)))
     stages = drafts(model, profile, data)
-    programme = Programme(model, profile, Reach(model), stages)
+    programme = BoundaryProblem(model, profile, ReceptiveFields(model), stages)
     assert programme.problem.is_dcp(dpp=True)
     objective = Objective(energy_weight=data.draw(st.sampled_from([0.0, 0.01, 0.1])))
     solved = programme.solve(profile, objective)
@@ -167,9 +171,9 @@ def test_a_change_of_bandwidth_needs_no_new_programme(data: st.DataObject) -> No
             )
         }
     )
-    once = Programme(model, profile, Reach(model), stages, again=True)
+    once = BoundaryProblem(model, profile, ReceptiveFields(model), stages, again=True)
     once.solve(profile, Objective())
-    again, anew = once.solve(changed, Objective()), Programme(model, profile, Reach(model), stages)
+    again, anew = once.solve(changed, Objective()), BoundaryProblem(model, profile, ReceptiveFields(model), stages)
     fresh = anew.solve(changed, Objective())
     assert again is not None and fresh is not None
     assert again.seconds == pytest.approx(fresh.seconds, rel=1e-5)
@@ -179,7 +183,7 @@ def test_a_deadline_that_cannot_be_met_leaves_nothing() -> None:
     model = chain(1, layers=3, rows=16)
     profile = small_profile(1, model, 2)
     both = in_proportion(dict.fromkeys(profile.names, 1.0))
-    programme = Programme(model, profile, Reach(model), [DraftStage(0, len(model.layers), both)])
+    programme = BoundaryProblem(model, profile, ReceptiveFields(model), [DraftStage(0, len(model.layers), both)])
     free = programme.solve(profile, Objective(goal="energy"))
     assert free is not None
     least = programme.solve(profile, Objective())
@@ -203,9 +207,9 @@ def test_a_draft_on_rows_takes_as_long_as_it_is_simulated_to(data: st.DataObject
         if index + 1 == len(model.layers) or data.draw(st.booleans()):
             stages.append(DraftStage(first, index + 1, Layout(profile.names, (0.0, edge, 1.0))))
             first = index + 1
-    programme = Programme(model, profile, Reach(model), stages)
+    programme = BoundaryProblem(model, profile, ReceptiveFields(model), stages)
     evaluator = Evaluator(model, profile, Objective())
-    simulated = evaluator.judge(as_stages(stages)).latency_seconds
+    simulated = evaluator.evaluate(as_stages(stages)).latency_seconds
     assert order_of(programme.flow, profile).seconds == pytest.approx(simulated, rel=1e-6)
 
 
@@ -218,7 +222,7 @@ def test_rounding_gives_every_row_to_one_strip(data: st.DataObject) -> None:
     shares = {name: data.draw(st.floats(0.01, 1.0)) for name in profile.names}
     draft = (DraftStage(0, len(model.layers), in_proportion(shares)),)
     rows = model.layers[-1].rows
-    for rounded in (nearest(model, draft), fair(model, profile, Reach(model), draft)):
+    for rounded in (nearest(model, draft), fair(model, profile, ReceptiveFields(model), draft)):
         (stage,) = rounded
         edges = [edge * rows for edge in stage.layout.edges]
         assert edges == pytest.approx([round(edge) for edge in edges])
@@ -249,6 +253,6 @@ def test_a_codec_is_chosen_where_it_is_quicker_than_the_wire() -> None:
             DraftStage(0, 1, Layout((profile.source,), (0.0, 1.0))),
             DraftStage(1, len(model.layers), in_proportion(dict.fromkeys(profile.names, 1.0))),
         ]
-        dressed = Dress(model, packed, codecs=True)(as_stages(stages))
-        assert ("zero_mask" in dressed[1].codecs.values()) == pays and not dressed[0].codecs
+        with_options = TransferOptions(model, packed, codecs=True)(as_stages(stages))
+        assert ("zero_mask" in with_options[1].codecs.values()) == pays and not with_options[0].codecs
         assert np.isfinite(seconds)

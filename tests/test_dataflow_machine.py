@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from nets import examples, zoo_model
 
 from coedge.core.region import Region
-from coedge.execution.dataflow_machine import Machine, patches_read
+from coedge.execution.dataflow_machine import DataflowMachine, patches_read
 from coedge.execution.program import CLIENT, Answer, Compute, Part, Patch, Program, Read, Receive, Send, Tile
 from coedge.plan.lowering import lower
 from coedge.plan.plan import even_plan
@@ -37,7 +37,7 @@ PROGRAM = program(
 )
 
 
-def run_all(machine: Machine, frame: int) -> list[int]:
+def run_all(machine: DataflowMachine, frame: int) -> list[int]:
     """Runs what is ready of one frame; the steps."""
     steps = []
     while (ready := machine.next()) is not None:
@@ -47,19 +47,19 @@ def run_all(machine: Machine, frame: int) -> list[int]:
     return steps
 
 
-def finish(machine: Machine, frame: int, index: int) -> bool:
+def finish(machine: DataflowMachine, frame: int, index: int) -> bool:
     step = machine.program.steps[index]
     assert set(machine.values(frame, index)) == set(patches_read(step))
     written = [f"{frame}:{p}" for p in step.writes] if isinstance(step, Compute) else []
     return machine.done(frame, index, written)
 
 
-def held(machine: Machine, frame: int) -> set[int]:
+def held(machine: DataflowMachine, frame: int) -> set[int]:
     return set(machine._frames[frame].values)
 
 
 def test_a_step_runs_when_its_patches_are_there() -> None:
-    machine = Machine(PROGRAM)
+    machine = DataflowMachine(PROGRAM)
     machine.begin(7)
     assert machine.next() is None
     assert [r.channel for r in machine.waiting(7)] == [0, 2]
@@ -84,7 +84,7 @@ def test_a_step_runs_when_its_patches_are_there() -> None:
 
 
 def test_steps_that_are_ready_together_run_in_program_order() -> None:
-    machine = Machine(PROGRAM)
+    machine = DataflowMachine(PROGRAM)
     machine.begin(1)
     machine.arrived(1, 2, ["halo"])
     machine.arrived(1, 0, ["image"])
@@ -92,7 +92,7 @@ def test_steps_that_are_ready_together_run_in_program_order() -> None:
 
 
 def test_oldest_frame_first() -> None:
-    machine = Machine(PROGRAM)
+    machine = DataflowMachine(PROGRAM)
     for frame in (5, 3, 9):
         machine.begin(frame)
     assert machine.frames == (3, 5, 9)
@@ -106,7 +106,7 @@ def test_oldest_frame_first() -> None:
 
 
 def test_messages_that_nobody_waits_for_are_refused() -> None:
-    machine = Machine(PROGRAM)
+    machine = DataflowMachine(PROGRAM)
     assert not machine.arrived(1, 0, ["image"]), "before the frame began"
     machine.begin(1)
     assert not machine.arrived(1, 99, ["image"]), "an unknown channel"
@@ -126,7 +126,7 @@ def test_messages_that_nobody_waits_for_are_refused() -> None:
 
 
 def test_begin_twice_is_begin_once() -> None:
-    machine = Machine(PROGRAM)
+    machine = DataflowMachine(PROGRAM)
     machine.begin(1)
     machine.arrived(1, 0, ["image"])
     machine.begin(1)
@@ -136,13 +136,13 @@ def test_begin_twice_is_begin_once() -> None:
 
 
 def test_a_device_without_steps_never_has_a_frame() -> None:
-    machine = Machine(program())
+    machine = DataflowMachine(program())
     machine.begin(1)
     assert machine.idle and machine.next() is None
 
 
 def test_a_patch_is_let_go_after_its_last_reader() -> None:
-    machine = Machine(PROGRAM)
+    machine = DataflowMachine(PROGRAM)
     machine.begin(1)
     machine.arrived(1, 0, ["image"])
     finish(machine, *machine.next())  # type: ignore[misc]
@@ -155,14 +155,14 @@ def test_a_patch_is_let_go_after_its_last_reader() -> None:
 
 
 def test_what_nobody_reads_is_not_kept() -> None:
-    machine = Machine(program(Receive(0, CLIENT, -1, (0, 1)), Answer((read(0),))))
+    machine = DataflowMachine(program(Receive(0, CLIENT, -1, (0, 1)), Answer((read(0),))))
     machine.begin(1)
     machine.arrived(1, 0, ["read", "never read"])
     assert held(machine, 1) == {0}
 
 
 def test_a_dropped_frame_is_gone_and_the_others_go_on() -> None:
-    machine = Machine(PROGRAM)
+    machine = DataflowMachine(PROGRAM)
     for frame in (1, 2):
         machine.begin(frame)
         machine.arrived(frame, 0, ["image"])
@@ -188,7 +188,7 @@ def test_any_interleaving_ends_every_frame_exactly_once(data: st.DataObject, fra
     """All devices of a real plan: messages of all frames in any order, some of them twice, steps in between."""
     model = zoo_model("squeezenet")
     programs = lower(even_plan(model, count, stage_layers=4), model)
-    machines = {name: Machine(p) for name, p in programs.items()}
+    machines = {name: DataflowMachine(p) for name, p in programs.items()}
     mail: list[tuple[str, int, int, int]] = []
     for frame in range(frames):
         for name, p in programs.items():
@@ -237,7 +237,7 @@ def test_a_step_reads_a_patch_once_even_in_two_parts() -> None:
 
 
 def test_too_few_results_of_a_step_are_an_error() -> None:
-    machine = Machine(PROGRAM)
+    machine = DataflowMachine(PROGRAM)
     machine.begin(1)
     machine.arrived(1, 0, ["image"])
     frame, index = machine.next()  # type: ignore[misc]
