@@ -11,6 +11,9 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from coedge.core.errors import PlanError
 
 
@@ -108,19 +111,34 @@ class UnitRect(NamedTuple):
     def of_extent(self, rows: int, cols: int) -> Region:
         """The pixels of a tensor with that many rows and columns that belong to this share."""
         return Region(
-            _round(self.row_start * rows),
-            _round(self.row_stop * rows),
-            _round(self.col_start * cols),
-            _round(self.col_stop * cols),
+            edge_to_row(self.row_start, rows),
+            edge_to_row(self.row_stop, rows),
+            edge_to_row(self.col_start, cols),
+            edge_to_row(self.col_stop, cols),
         )
 
 
 UNIT = UnitRect()
 
 
-def _round(value: float) -> int:
-    """Round half up. Monotone, so that shares which meet in the unit square meet in every tensor."""
-    return math.floor(value + 0.5)
+def edge_to_row(edge: float, extent: int) -> int:
+    """Return the row (or column) of a tensor on which an edge of the unit square falls, rounded half up.
+
+    The rounding is monotone: shares that meet in the unit square meet in every tensor. Lowering, the search and the
+    schemes all round with this function. Python's `round` rounds half to even, so that a plan and its Programs would
+    disagree about the row in the middle.
+
+    Args:
+        edge: from 0 to 1.
+        extent: number of rows (or columns) of the tensor.
+    """
+    return math.floor(edge * extent + 0.5)
+
+
+def edges_to_rows(edges: NDArray[np.float64], extents: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return `edge_to_row` of every edge and extent, broadcast against each other."""
+    rows: NDArray[np.float64] = np.floor(edges * extents + 0.5)
+    return rows
 
 
 def check_cover(rects: Iterable[UnitRect]) -> None:

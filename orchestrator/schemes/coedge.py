@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coedge.core.objective import Objective
-from coedge.core.region import UnitRect
+from coedge.core.region import UnitRect, edge_to_row
 from coedge.execution.program import Send
 from coedge.graph.model import Model
 from coedge.plan.lowering import lower
@@ -262,7 +262,7 @@ def _boundaries(model: Model, shares: dict[str, float]) -> list[float]:
     """Inner boundaries of the strips, rounded to rows of the image."""
     rows = model.inputs[0].rows
     edges = [rect.row_stop for rect in strips(shares).values()]
-    return [round(edge * rows) / rows for edge in edges[:-1]]
+    return [edge_to_row(edge, rows) / rows for edge in edges[:-1]]
 
 
 def coedge(model: Model, profile: Profile, objective: Objective) -> Plan:

@@ -105,7 +105,7 @@ def _few_of_each(ways: _Beam) -> _Beam:
 class _Search:
     def __init__(self, costs: StageCosts, prices: Prices, halo_first: bool) -> None:
         self.costs, self.prices, self.halo_first = costs, prices, halo_first
-        self.start, self.stop = costs.start, costs.start + costs.share
+        self.start, self.stop = costs.start, costs.stop
         self.per_byte, latency = costs.per_byte()
         self.latency = latency * prices.transfer
         self.watts = costs.watts()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from coedge.core.objective import Objective
-from coedge.core.region import UnitRect
+from coedge.core.region import UnitRect, edge_to_row
 from coedge.graph.model import Model
 from coedge.plan.plan import Plan, Stage, stage_runs
 from coedge.profile.profile import Profile
@@ -218,6 +218,6 @@ def _with(
     shares = [(other, old * (1 - share)) for other, old in zip(layout.devices, layout.shares)]
     at = next((i for i, (other, _) in enumerate(shares) if order.index(other) > order.index(name)), len(shares))
     shares.insert(at, (name, share))
-    edges = [round(edge * rows) for edge in in_proportion(dict(shares)).edges]
+    edges = [edge_to_row(edge, rows) for edge in in_proportion(dict(shares)).edges]
     kept = [(n, a, b) for (n, _), a, b in zip(shares, edges, edges[1:]) if b > a]
     return Layout(tuple(n for n, _, _ in kept), (*(a / rows for _, a, _ in kept), 1.0))

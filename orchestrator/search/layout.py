@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from coedge.core.region import UnitRect
+from coedge.core.region import UnitRect, edge_to_row
 from coedge.graph.model import Model
 from coedge.plan.plan import Stage
 from coedge.profile.profile import Profile
@@ -45,7 +45,7 @@ class Layout:
 
         None: it is the giver's last one.
         """
-        edges = [round(edge * rows) for edge in self.edges]
+        edges = [edge_to_row(edge, rows) for edge in self.edges]
         if edges[giver + 1] - edges[giver] <= 1:
             return None
         for index in range(min(giver, taker) + 1, max(giver, taker) + 1):

@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from coedge.core.region import Interval
+from coedge.core.region import Interval, edge_to_row
 from coedge.graph.model import Model
 from coedge.graph.rules.rule import WholeRule
 
@@ -176,12 +176,12 @@ def _edges(heights: list[int]) -> tuple[float, float]:
     """A strip in the middle whose edges fall on rows of as many of the tensors as possible."""
     tall = [height for height in heights if height >= 4] or [max(heights, default=1)]
     rows = min(tall)
-    margin = round(rows / 3)
+    margin = edge_to_row(1 / 3, rows)
     return margin / rows, (rows - margin) / rows
 
 
 def _strip(rows: int, start: float, stop: float) -> Interval:
-    return Interval(int(start * rows + 0.5), int(stop * rows + 0.5))
+    return Interval(edge_to_row(start, rows), edge_to_row(stop, rows))
 
 
 def _growth(found: Interval, rows: int, start: float, stop: float) -> tuple[float, float, bool]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 
+from coedge.core.region import edge_to_row
 from coedge.graph.model import Model
 from coedge.plan.plan import Stage
 from coedge.profile.profile import Profile
@@ -28,7 +29,7 @@ def nearest(model: Model, stages: Sequence[DraftStage]) -> tuple[DraftStage, ...
     found = []
     for stage in stages:
         rows = stage_rows(model, stage)
-        found.append(_with(stage, [int(edge * rows + 0.5) for edge in stage.layout.edges], rows))
+        found.append(_with(stage, [edge_to_row(edge, rows) for edge in stage.layout.edges], rows))
     return tuple(found)
 
 

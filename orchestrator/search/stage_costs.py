@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from coedge.core.region import edges_to_rows
 from coedge.graph.model import Model
 from coedge.profile.profile import Profile
 from orchestrator.evaluation.kernel_times import kernel_times
@@ -83,10 +84,11 @@ class StageCosts:
         sets = len(self.layouts)
         self.share = np.zeros((sets, len(self.names)))
         self.start = np.zeros((sets, len(self.names)))
+        self.stop = np.zeros((sets, len(self.names)))
         for row, layout in enumerate(self.layouts):
-            for name, start, share in zip(layout.devices, layout.edges, layout.shares):
+            for name, start, stop, share in zip(layout.devices, layout.edges, layout.edges[1:], layout.shares):
                 self.share[row, position[name]] = share
-                self.start[row, position[name]] = start
+                self.start[row, position[name]], self.stop[row, position[name]] = start, stop
         self.several = np.array([len(layout.devices) > 1 for layout in self.layouts])
         self._stages()
         pairs = [[receptive_fields.weights(i, j) for j in range(self.count + 1)] for i in range(self.count)]
@@ -120,7 +122,7 @@ class StageCosts:
         fixed_end, row_end = kernel_times(self.profile.devices, range(count), ends_stage=True)
         used = self.share > 0
         has_above = used & (self.start > 0)
-        has_below = used & (self.start + self.share < 1 - 1e-12)
+        has_below = used & (self.stop < 1)
         self.busy = np.zeros((count, count + 1, sets, devices))
         self.allowed = np.zeros((count, count + 1, sets), bool)
         shape = (count, count + 1)
@@ -130,7 +132,7 @@ class StageCosts:
             end = self.receptive_fields.end(stop)
             # In whole rows, as they will be: of few rows some devices get none.
             high = heights[:stop, None, None]
-            own = np.floor((self.start + self.share)[None] * high + 0.5) - np.floor(self.start[None] * high + 0.5)
+            own = edges_to_rows(self.stop[None], high) - edges_to_rows(self.start[None], high)
             halo = has_above[None] * end.above[:, None, None] + has_below[None] * end.below[:, None, None]
             # What the last layer of a stage gives nobody a row of, nobody computes the layers before for.
             rows = np.clip(own + halo, 0, high) * (own[-1:] > 0)
@@ -206,7 +208,7 @@ class StageCosts:
 
     def _moved(self, before: int) -> Array:
         """[B, sender, receiver]: the part of the image that moves from one layout to each other."""
-        start, stop = self.start, self.start + self.share
+        start, stop = self.start, self.stop
         overlap = np.minimum(stop[before][None, :, None], stop[:, None, :]) - np.maximum(
             start[before][None, :, None], start[:, None, :]
         )
