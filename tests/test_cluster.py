@@ -476,7 +476,7 @@ def test_an_endless_stream_can_be_left(cluster: Cluster) -> None:
     for index, y in enumerate(itertools.islice(stream, 12)):
         assert_exact(model, image(SHAPE, seed=index), y)
     stream.close()  # type: ignore[attr-defined]
-    until(lambda: not cluster._dispatcher._flying, "the frames under way are given up")
+    until(lambda: not cluster._dispatcher._active, "the frames under way are given up")
     assert_exact(model, image(SHAPE), cluster.submit(model, image(SHAPE), plan=alone(model, "low")).result())
 
 

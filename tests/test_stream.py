@@ -102,7 +102,7 @@ def test_who_leaves_early_leaves_nothing_behind(seed: int, taken: int, credits: 
 
 def nothing_left(threads: Threads) -> bool:
     client = threads.dispatcher
-    return not client._flying and not client._queues and not client._under_way
+    return not client._active and not client._queues and not client._under_way
 
 
 def test_a_plan_that_stands_still_keeps_only_its_own_frames_back() -> None:

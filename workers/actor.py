@@ -41,6 +41,10 @@ class WorkerActor:
     def facts(self) -> WorkerFacts:
         return self._worker.facts()
 
+    def clock(self) -> float:
+        """Return this machine's monotonic clock, seconds."""
+        return time.monotonic()
+
     def connect(self, peers: Iterable[Endpoint], links: Mapping[int, LinkSpec]) -> None:
         self._worker.connect(peers, links)
 

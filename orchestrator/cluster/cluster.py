@@ -7,7 +7,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,18 @@ from coedge.core.values import as_arrays, wants_tensors
 from coedge.graph.model import Model
 from coedge.plan.frame_assignment import frame_assignment
 from coedge.plan.plan import Plan
-from coedge.profile.profile import Link, Profile
+from coedge.profile.profile import Profile
 from coedge.simulation.simulator import credits_of
+from orchestrator.cluster.device_info import DeviceInfo, describe_devices
 from orchestrator.control import ray_control
+from orchestrator.control.clock_refresh import ClockRefresh, clock_readers
 from orchestrator.control.worker_group import RemoteWorker, WorkerGroup, place_workers, set_link
 from orchestrator.planner.mixture import Mixture
 from orchestrator.planner.planner import AUTO, check_scheme, make_plan, make_stream, named_plans
 from orchestrator.profiling.cluster_measurement import measure_cluster, measure_links
 from orchestrator.profiling.model_measurement import measure_model
 from orchestrator.runtime.diagnosis import late_error, lost_error
-from orchestrator.runtime.dispatcher import Dispatcher
+from orchestrator.runtime.dispatcher import CLOSED, Dispatcher
 from orchestrator.runtime.job import Job
 from orchestrator.runtime.loaded_plan import LoadedPlan
 from orchestrator.runtime.loader import Loader
@@ -40,29 +41,6 @@ from workers.calibration.activations import natural_inputs
 from workers.emulation.paced_transport import LinkSpec
 
 STATUS_SECONDS = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceInfo:
-    """One device, as it joined and was measured.
-
-    Attributes:
-        state: "ready" or "lost".
-        gflops: of a 3x3 convolution, emulation included.
-        links: to every other device.
-        speed: emulated fraction of the real speed; None: not emulated.
-    """
-
-    name: str
-    host: str
-    address: str
-    pid: int
-    state: str
-    threads: int
-    gflops: float
-    links: Mapping[str, Link]
-    speed: float | None
-    source: bool
 
 
 def connect(
@@ -111,12 +89,10 @@ class Cluster:
             on_late=self._why_late,
         )
         self._loader = Loader(self._group, self._dispatcher.in_flight)
-        self._watcher = threading.Thread(
-            target=ray_control.watch,
-            args=(self._group.serving, self._closed.is_set, self._died),
-            name="coedge-watch",
-            daemon=True,
+        self._clock_refresh = ClockRefresh(
+            self._group.clocks, clock_readers(self._group.actors), lambda name: name not in self._group.lost
         )
+        self._watcher = threading.Thread(target=self._watch, name="coedge-watch", daemon=True)
         self._watcher.start()
         atexit.register(self.close)
 
@@ -126,23 +102,9 @@ class Cluster:
         return self._group.source
 
     def devices(self) -> list[DeviceInfo]:
-        """Every device: who it is, whether it is there, how fast it and its links were measured."""
-        group = self._group
-        return [
-            DeviceInfo(
-                name=name,
-                host=worker.facts.host,
-                address=worker.facts.endpoint.address,
-                pid=worker.facts.pid,
-                state="lost" if name in group.lost else "ready",
-                threads=worker.facts.threads,
-                gflops=group.gflops[worker.facts.fingerprint] * (worker.config.speed or 1.0),
-                links={link.receiver: link for link in group.links if link.sender == name},
-                speed=worker.config.speed,
-                source=name == self.source,
-            )
-            for name, worker in group.by_name.items()
-        ]
+        """Return a description of every device: its state, and its speed and links as measured."""
+        closed = self._closed.is_set() or self._dispatcher.end_reason is not None
+        return describe_devices(self._group, closed)
 
     def worker(self, name: str) -> RemoteWorker:
         """A device that is there.
@@ -345,10 +307,12 @@ class Cluster:
             return
         self._closed.set()
         atexit.unregister(self.close)
-        self._dispatcher.close()
-        ray_control.stop_actors(list(self._group.actors.values()))
-        self._watcher.join(timeout=2.0)
-        ray_control.leave()
+        with contextlib.ExitStack() as steps:  # last one first; each runs even if another one fails
+            steps.callback(ray_control.leave)
+            steps.callback(self._watcher.join, timeout=2.0)
+            steps.callback(ray_control.stop_actors, list(self._group.actors.values()))
+            steps.callback(self._dispatcher.close)
+            steps.callback(self._clock_refresh.close)
 
     def __enter__(self) -> Cluster:
         return self
@@ -405,6 +369,13 @@ class Cluster:
             )
         return plan
 
+    def _watch(self) -> None:
+        try:
+            ray_control.watch(self._group.serving, self._closed.is_set, self._died)
+        except BaseException as error:  # deaths would go unnoticed from now on
+            if not self._closed.is_set():
+                self._dispatcher.end(f"the cluster is closed: {error}")
+
     def _died(self, name: str, reason: str) -> None:
         if self._closed.is_set():
             return
@@ -428,7 +399,9 @@ class Cluster:
 
     def _check_open(self) -> None:
         if self._closed.is_set():
-            raise ClusterError("the cluster is closed; connect again")
+            raise ClusterError(CLOSED)
+        if self._dispatcher.end_reason is not None:
+            raise ClusterError(self._dispatcher.end_reason)
 
 
 def _placed_and_measured(config: ClusterConfig) -> WorkerGroup:

@@ -15,7 +15,10 @@ from typing import Any
 from coedge.config.cluster_config import ClusterConfig, DeviceConfig
 from coedge.core.errors import ClusterError
 
+log = logging.getLogger(__name__)
+
 REACH_SECONDS = 3.0
+WATCH_SECONDS = 0.25
 
 
 @dataclass
@@ -228,24 +231,34 @@ def explain(error: BaseException) -> str:
 
 
 def watch(references: Mapping[str, Any], stopped: Callable[[], bool], on_death: Callable[[str, str], None]) -> None:
-    """Returns when `stopped`; calls `on_death(device, reason)` for every worker whose `serve` ends before."""
+    """Call `on_death(device, reason)` for every worker whose `serve` ends; return when `stopped` or none is left.
+
+    Raises:
+        ClusterError: the connection to Ray ended, so that deaths can no longer be noticed.
+    """
     import ray
 
     names = {reference: name for name, reference in references.items()}
     while names and not stopped():
         try:
-            ready, _ = ray.wait(list(names), num_returns=1, timeout=0.25)
-        except (Exception, SystemExit):  # Ray itself was shut down under us
-            return
+            ready, _ = ray.wait(list(names), num_returns=1, timeout=WATCH_SECONDS)
+        except (Exception, SystemExit) as error:  # Ray ends a thread that calls it after its shutdown
+            if stopped():
+                return
+            raise ClusterError(f"the connection to Ray ended ({error!r}); connect again") from error
         for reference in ready:
             name = names.pop(reference)
             if stopped():
                 return
             try:
                 ray.get(reference)
-                on_death(name, "its worker stopped")
-            except Exception as error:
-                on_death(name, explain(error))
+                reason = "its worker stopped"
+            except (Exception, SystemExit) as error:
+                reason = explain(error)
+            try:
+                on_death(name, reason)
+            except Exception:  # the other devices are still to be watched
+                log.exception("could not handle the loss of %s (%s)", name, reason)
 
 
 def stop_actors(actors: Sequence[Any], timeout_seconds: float = 2.0) -> None:

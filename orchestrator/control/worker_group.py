@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import platform
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,12 +14,13 @@ from coedge.execution.program import CLIENT
 from coedge.profile.network import Network
 from coedge.profile.profile import Link
 from orchestrator.control import ray_control
+from orchestrator.control.clock_offset import ClockOffset
+from orchestrator.control.clock_refresh import measure_clocks
 from workers.emulation.paced_transport import LinkSpec
 from workers.runtime.spec import MeteredPower, WorkerFacts, WorkerSpec, WorkerStatus
 from workers.transport.transport import Endpoint
 from workers.transport.zmq_transport import ZmqTransport
 
-CLOCK_ROUND_TRIPS = 5
 SET_LINK_SECONDS = 10.0
 
 
@@ -67,7 +66,7 @@ class WorkerGroup:
 
     Attributes:
         transport: the client's end of the wire.
-        clocks: per device, (its monotonic clock minus ours, uncertainty), seconds.
+        clocks: clock offset by device name; `clock_refresh` replaces them.
         gflops: per kind of machine (its fingerprint), at full speed.
         serving: per device, the call that ends only with its worker.
         lost: per device that is not there any more, why.
@@ -76,7 +75,7 @@ class WorkerGroup:
     by_name: dict[str, RemoteWorker]
     source: str
     transport: ZmqTransport
-    clocks: dict[str, tuple[float, float]]
+    clocks: dict[str, ClockOffset]
     serving: dict[str, Any]
     network: Network = field(default_factory=lambda: Network(()))
     gflops: dict[str, float] = field(default_factory=dict)
@@ -100,18 +99,17 @@ class WorkerGroup:
         return {name: worker.facts.endpoint.index for name, worker in self.by_name.items()}
 
     def statuses(self, names: Iterable[str], timeout_seconds: float) -> dict[str, WorkerStatus]:
-        """What those do who answer in time."""
+        """Return the status of those devices that answer in time. Never raises: it serves the diagnosis of failures."""
         import ray
 
-        references = {self.by_name[name].actor.status.remote(): name for name in names if name not in self.lost}
-        if not references:
-            return {}
-        ready, _ = ray.wait(list(references), num_returns=len(references), timeout=timeout_seconds)
-        found = {}
-        for reference in ready:
-            with contextlib.suppress(Exception):
-                found[references[reference]] = ray.get(reference)
-        return found
+        answers = {}
+        with contextlib.suppress(Exception, SystemExit):  # no Ray, no statuses
+            references = {self.by_name[name].actor.status.remote(): name for name in names if name not in self.lost}
+            ready, _ = ray.wait(list(references), num_returns=len(references), timeout=timeout_seconds)
+            for reference in ready:
+                with contextlib.suppress(Exception):  # the device has died
+                    answers[references[reference]] = ray.get(reference)
+        return answers
 
 
 def place_workers(config: ClusterConfig) -> WorkerGroup:
@@ -169,7 +167,7 @@ def _place_workers(config: ClusterConfig, actors: dict[str, Any]) -> WorkerGroup
             },
             source=source,
             transport=transport,
-            clocks={name: _clock(name, actor) for name, actor in actors.items()},
+            clocks=measure_clocks({name: (fact.host, actors[name]) for name, fact in facts.items()}),
             serving={name: actor.serve.remote() for name, actor in actors.items()},
         )
     except BaseException:
@@ -194,17 +192,3 @@ def _spec(index: int, device: DeviceConfig, host: str, encrypted: bool) -> Worke
         rate = None if device.link.mbps is None else device.link.mbps * 1e6 / 8
         link = LinkSpec(rate, device.link.latency_ms / 1000)
     return WorkerSpec(index, device.name, host, encrypted, device.speed, link, device.threads, device.session_providers)
-
-
-def _clock(name: str, actor: Any) -> tuple[float, float]:
-    """(the device's monotonic clock minus ours, uncertainty), by the fastest of a few round trips."""
-    best = (0.0, float("inf"))
-    for _ in range(CLOCK_ROUND_TRIPS):
-        before = time.monotonic()
-        fact = ray_control.gather({name: actor.facts.remote()}, 10.0, "tell the time")[name]
-        after = time.monotonic()
-        if fact.host == platform.node():
-            return 0.0, 0.0  # one host has one monotonic clock
-        if (after - before) / 2 < best[1]:
-            best = (fact.clock_seconds - (before + after) / 2, (after - before) / 2)
-    return best

@@ -1,10 +1,13 @@
-"""The client's end of the wire: sends inputs, takes answers, keeps deadlines and credits.
+"""The client's end of the data plane: sends inputs, takes answers, keeps deadlines and credits.
 
-    submit -> (queue of its plan, while the credits are out) -> source device ... sink device -> answer
+    submit -> queue of the plan (while all credits are out) -> source device ... sink device -> answer
 
-A frame is answered once or fails with a reason. Of each plan at most `credits` frames are under way at a time, so
-that a slow one does not keep the others from theirs. What is kept here is of frames under way and of jobs that
-somebody holds, nothing else.
+A frame is answered once or fails with a reason. At most `credits` frames of each plan are under way at a time, so
+that a slow plan does not delay the others. The dispatcher keeps the frames under way and the jobs that a caller
+still holds, nothing else.
+
+One thread receives and checks deadlines. If it cannot go on, every frame fails with the reason and later ones are
+refused with it: a caller never waits for a thread that has ended.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coedge.core.errors import ClusterError, CoEdgeError, FrameTimeout, StepFailed
-from orchestrator.runtime.job import Job, Report
+from orchestrator.control.clock_offset import SAME_CLOCK, ClockOffset
+from orchestrator.runtime.job import DeviceReport, Job
 from orchestrator.runtime.loaded_plan import LoadedPlan, describe_step
 from workers.transport.message import MalformedMessage, Message, MessageKind, array_to_text
 from workers.transport.transport import Transport
@@ -31,122 +35,156 @@ from workers.transport.transport import Transport
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
-CLOSED = "the cluster was closed"
+# The diagnosis of a late frame may take this long after the deadline; the frame then fails without one.
+DIAGNOSIS_SECONDS = 2.0
+CLOSED = "the cluster was closed; connect again"
 
 
 @dataclass(slots=True)
-class _Flight:
+class _ActiveFrame:
+    """A frame that waits for credit or is under way.
+
+    Attributes:
+        deadline: on the client's monotonic clock; set when the frame is sent.
+        diagnosing: whether `on_late` was called.
+        failure: the answer of `on_late`.
+    """
+
     job: Job
     loaded: LoadedPlan
     arrays: tuple[NDArray[Any], ...]
     timeout_seconds: float
     deadline: float = 0.0
-    late: bool = False
+    diagnosing: bool = False
+    failure: CoEdgeError | None = None
 
     @property
     def key(self) -> tuple[int, int]:
-        """What the messages of the frame carry."""
+        """The (epoch, frame) that the messages of the frame carry."""
         return self.loaded.epoch, self.job.frame
 
 
 class Dispatcher:
-    """Runs a receiving thread until `close`.
+    """Sends frames and runs a receiving thread until `close`.
 
     Args:
-        index_of: of every device on the wire.
-        clocks: per device, (its clock minus ours, uncertainty), seconds.
-        credits: frames of one plan that may be under way.
+        index_of: wire index by device name.
+        clocks: clock offset by device name; read at every report, so that refreshed offsets take effect.
+        credits: frames of one plan that may be under way at a time.
         on_late: called, on a thread of its own, shortly before a frame's deadline passes, with the deadline
-            and the seconds that the frame was given; returns the error.
+            and the seconds that the frame was given; returns the error that the frame fails with.
     """
 
     def __init__(
         self,
         transport: Transport,
         index_of: Mapping[str, int],
-        clocks: Mapping[str, tuple[float, float]],
+        clocks: Mapping[str, ClockOffset],
         credits: int,
         on_late: Callable[[Job, LoadedPlan, float, float], CoEdgeError],
     ) -> None:
-        self._transport, self._index_of, self._clocks = transport, dict(index_of), dict(clocks)
+        self._transport, self._index_of, self._clocks = transport, dict(index_of), clocks
         self._name_of = {index: name for name, index in index_of.items()}
         self._credits, self._on_late = credits, on_late
         self._lock = threading.RLock()
-        self._flying: dict[tuple[int, int], _Flight] = {}
-        self._under_way: Counter[int] = Counter()  # of each epoch
-        self._queues: dict[int, deque[_Flight]] = {}  # of each epoch that has frames in it
-        # A report may come after its answer; of a job that nobody holds any more, nobody reads it.
+        self._active: dict[tuple[int, int], _ActiveFrame] = {}
+        self._under_way: Counter[int] = Counter()  # by epoch
+        self._queues: dict[int, deque[_ActiveFrame]] = {}  # by epoch; no empty queues
+        # Reports may come after the answer; they are dropped when the caller has let go of the job.
         self._traced: weakref.WeakValueDictionary[tuple[int, int], Job] = weakref.WeakValueDictionary()
         self._frames = 0
+        self._end_reason: str | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="coedge-client", daemon=True)
         self._thread.start()
 
+    @property
+    def end_reason(self) -> str | None:
+        """Why frames are refused; None while they are accepted."""
+        return self._end_reason
+
     def submit(
         self, loaded: LoadedPlan, arrays: tuple[NDArray[Any], ...], as_tensors: bool, timeout_seconds: float
     ) -> Job:
+        """Send a frame, or queue it while its plan has no credit. After `end` the job fails at once."""
         with self._lock:
             self._frames += 1
             job = Job(self._frames, loaded, as_tensors)
             job.on_cancel = self._cancelled
-            if self._closing.is_set():
-                job.fail(ClusterError(CLOSED))
+            if self._end_reason is not None:
+                job.fail(ClusterError(self._end_reason))
                 return job
-            self._queues.setdefault(loaded.epoch, deque()).append(_Flight(job, loaded, arrays, timeout_seconds))
+            self._queues.setdefault(loaded.epoch, deque()).append(_ActiveFrame(job, loaded, arrays, timeout_seconds))
             self._dispatch(loaded.epoch)
         return job
 
     def in_flight(self, epoch: int) -> bool:
+        """Return whether a frame of the epoch is under way or queued."""
         with self._lock:
             return self._under_way[epoch] > 0 or epoch in self._queues
 
     def fail(self, reason: Callable[[Job, LoadedPlan], CoEdgeError], device: str | None = None) -> None:
-        """Fails all frames under way, or those whose plans use a device."""
+        """Fail all frames, or those whose plans use `device`."""
         with self._lock:
-            waiting = [flight for queue in self._queues.values() for flight in queue]
-            flights = [*waiting, *self._flying.values()]  # no credit goes to a frame that is about to fail
-        for flight in flights:
-            if device is None or device in flight.loaded.devices:
-                flight.job.fail(reason(flight.job, flight.loaded))
-                self._drop(flight)
+            queued = [frame for queue in self._queues.values() for frame in queue]
+            frames = [*queued, *self._active.values()]  # queued ones first, so that none of them is sent meanwhile
+        for frame in frames:
+            if device is None or device in frame.loaded.devices:
+                try:
+                    error = reason(frame.job, frame.loaded)
+                except Exception as problem:
+                    log.warning("no description of why frame %d failed", frame.job.frame, exc_info=True)
+                    error = ClusterError(f"frame {frame.job.frame} failed, and so did finding out why: {problem!r}")
+                frame.job.fail(error)
+                self._forget(frame)
+
+    def end(self, reason: str) -> None:
+        """Fail all frames with `reason`, and refuse later ones with it. The first reason stays."""
+        with self._lock:
+            self._end_reason = reason = self._end_reason or reason
+        self.fail(lambda job, loaded: ClusterError(reason))
 
     def close(self) -> None:
-        """Fails all frames under way, and those that are submitted from now on."""
-        with self._lock:
-            self._closing.set()
-        self.fail(lambda job, loaded: ClusterError(CLOSED))
-        self._transport.wake()
-        self._thread.join()
-        self._transport.close()
+        """Fail all frames, end the receiving thread and close the transport."""
+        self.end(CLOSED)
+        self._closing.set()
+        try:
+            with contextlib.suppress(Exception):  # a broken transport; the thread has ended then, or polls
+                self._transport.wake()
+            self._thread.join()
+        finally:
+            self._transport.close()
 
     def _dispatch(self, epoch: int) -> None:
-        """Sends queued frames of a plan as far as there are credits. Holds the lock."""
+        """Send queued frames of a plan while there are credits. Holds the lock."""
         queue = self._queues.get(epoch)
         while queue and self._under_way[epoch] < self._credits:
-            flight = queue.popleft()
-            if not flight.job.done():
-                self._send(flight)
+            frame = queue.popleft()
+            if not frame.job.done():
+                self._send(frame)
         if queue is not None and not queue:
             del self._queues[epoch]
 
-    def _send(self, flight: _Flight) -> None:
-        key = flight.key
-        flight.deadline = time.monotonic() + flight.timeout_seconds
-        self._flying[key], self._traced[key] = flight, flight.job
+    def _send(self, frame: _ActiveFrame) -> None:
+        key = frame.key
+        frame.deadline = time.monotonic() + frame.timeout_seconds
+        self._active[key], self._traced[key] = frame, frame.job
         self._under_way[key[0]] += 1
         message = Message(
-            MessageKind.DATA, self._transport.endpoint.index, *key, flight.loaded.input_channel, flight.arrays
+            MessageKind.DATA, self._transport.endpoint.index, *key, frame.loaded.input_channel, frame.arrays
         )
+        source = frame.loaded.plan.source
         try:
-            self._transport.send(self._index_of[flight.loaded.plan.source], message)
-        except CoEdgeError as error:
-            flight.job.fail(error)
-            self._land(key)
-        flight.arrays = ()  # the transport has them
+            self._transport.send(self._index_of[source], message)
+        except Exception as error:
+            known = isinstance(error, CoEdgeError)
+            frame.job.fail(error if known else ClusterError(f"frame {key[1]} could not be sent to {source}: {error!r}"))
+            self._release(key)
+        frame.arrays = ()  # the transport has them
 
-    def _land(self, key: tuple[int, int]) -> bool:
-        """Takes the credit of a frame back; False: it was not under way. Holds the lock."""
-        if self._flying.pop(key, None) is None:
+    def _release(self, key: tuple[int, int]) -> bool:
+        """Take the credit of a frame back; return False if it was not under way. Holds the lock."""
+        if self._active.pop(key, None) is None:
             return False
         self._under_way[key[0]] -= 1
         if not self._under_way[key[0]]:
@@ -155,58 +193,66 @@ class Dispatcher:
 
     def _cancelled(self, job: Job) -> None:
         with self._lock:
-            key = (job.loaded.epoch, job.frame)
-            flight = self._flying.get(key)
-            queue = self._queues.get(job.loaded.epoch, deque())
-            waiting = next((other for other in queue if other.job is job), None)
-            if waiting is not None:
-                queue.remove(waiting)
-            self._dispatch(job.loaded.epoch)  # lets go of a queue that is empty
-        if flight is not None:
-            self._drop(flight)
+            epoch = job.loaded.epoch
+            frame = self._active.get((epoch, job.frame))
+            queue = self._queues.get(epoch, deque())
+            queued = next((other for other in queue if other.job is job), None)
+            if queued is not None:
+                queue.remove(queued)
+            self._dispatch(epoch)  # removes an empty queue
+        if frame is not None:
+            self._forget(frame)
 
-    def _drop(self, flight: _Flight) -> None:
-        """Tells the devices to forget a frame, and gives its credit to the next."""
+    def _forget(self, frame: _ActiveFrame) -> None:
+        """Tell the devices to forget a frame, and give its credit to the next one."""
         with self._lock:
-            if self._land(flight.key):
-                message = Message(MessageKind.CANCEL, self._transport.endpoint.index, *flight.key)
-                for name in flight.loaded.devices:
-                    with contextlib.suppress(CoEdgeError):  # it is gone, and so is the frame there
+            if self._release(frame.key):
+                message = Message(MessageKind.CANCEL, self._transport.endpoint.index, *frame.key)
+                for name in frame.loaded.devices:
+                    with contextlib.suppress(Exception):  # the device is gone, and the frame with it
                         self._transport.send(self._index_of[name], message)
-            self._dispatch(flight.loaded.epoch)
+            self._dispatch(frame.loaded.epoch)
 
     def _run(self) -> None:
-        while not self._closing.is_set():
-            message = self._transport.receive(POLL_SECONDS)
-            if message is not None:
-                try:
-                    self._handle(message)
-                except Exception:  # deadlines are kept here, whatever the network brings
-                    log.warning("a message from device %d made no sense", message.sender, exc_info=True)
-            self._check_deadlines()
+        try:
+            while not self._closing.is_set():
+                message = self._transport.receive(POLL_SECONDS)
+                if message is not None:
+                    self._take(message)
+                self._check_deadlines()
+        except BaseException as error:  # whatever ends this thread, callers that wait must learn of it
+            if not self._closing.is_set():
+                log.error("the client cannot receive any more", exc_info=True)
+                self.end(f"the client cannot receive any more ({error!r}), so the cluster is closed; connect again")
+
+    def _take(self, message: Message) -> None:
+        try:
+            self._handle(message)
+        except Exception:  # one bad message must not stop the thread that keeps the deadlines
+            log.warning("ignored a message of device %d that makes no sense", message.sender, exc_info=True)
 
     def _handle(self, message: Message) -> None:
         key = (message.epoch, message.frame)
         device = self._name_of.get(message.sender)
         if device is None:
-            return  # a stranger
+            return  # not a device of this cluster
         if message.kind is MessageKind.TRACE:
             self._trace(key, device, message)
             return
         with self._lock:
-            flight = self._flying.get(key)
-        if flight is None or device not in flight.loaded.programs:
+            frame = self._active.get(key)
+        if frame is None or device not in frame.loaded.programs:
             return
-        if message.kind is MessageKind.ANSWER and device == flight.loaded.plan.sink:
-            flight.job.answer(list(message.arrays))
+        if message.kind is MessageKind.ANSWER and device == frame.loaded.plan.sink:
+            frame.job.answer(list(message.arrays))
             with self._lock:
-                self._land(key)
+                self._release(key)
                 self._dispatch(message.epoch)
         elif message.kind is MessageKind.ERROR:
             text = array_to_text(message.arrays[0]) if message.arrays else "unknown error"
-            step = self._describe(flight.loaded, device, message.channel)
-            flight.job.fail(StepFailed(f"{device} failed in {step}, frame {message.frame}: {text}"))
-            self._drop(flight)
+            step = self._describe(frame.loaded, device, message.channel)
+            frame.job.fail(StepFailed(f"{device} failed in {step}, frame {message.frame}: {text}"))
+            self._forget(frame)
 
     def _describe(self, loaded: LoadedPlan, device: str, index: int) -> str:
         steps = loaded.programs[device].steps if device in loaded.programs else ()
@@ -224,26 +270,32 @@ class Dispatcher:
         fits = steps.ndim == 1 and times.shape == (len(steps), 2) and nbytes.shape == steps.shape
         if not fits or steps.dtype.kind != "i" or not np.isin(steps, np.arange(count)).all():
             raise MalformedMessage(f"a report of frame {message.frame} does not fit the program of {count} steps")
-        job.report(device, Report(steps, times, nbytes, *self._clocks.get(device, (0.0, 0.0))))
+        clock = self._clocks.get(device, SAME_CLOCK).at(time.monotonic())
+        job.report(device, DeviceReport(steps, times, nbytes, clock.seconds, clock.uncertainty_seconds))
 
     def _check_deadlines(self) -> None:
+        """Start the diagnosis of frames that are about to be late, and fail those that are late."""
         now = time.monotonic()
         with self._lock:
-            late = [
-                f for f in self._flying.values() if not f.late and now > f.deadline - min(1.0, f.timeout_seconds / 4)
-            ]
-            for flight in late:
-                flight.late = True
-        for flight in late:
-            threading.Thread(target=self._expire, args=(flight,), daemon=True).start()
+            frames = list(self._active.values())
+        for frame in frames:
+            if not frame.diagnosing and now > frame.deadline - min(1.0, frame.timeout_seconds / 4):
+                frame.diagnosing = True
+                with contextlib.suppress(RuntimeError):  # no more threads: the frame fails without a diagnosis
+                    threading.Thread(target=self._diagnose, args=(frame,), name="coedge-diagnosis", daemon=True).start()
+            elif now > frame.deadline and (frame.failure or now > frame.deadline + DIAGNOSIS_SECONDS):
+                frame.job.fail(frame.failure or _late(frame, "no diagnosis in time"))
+                self._forget(frame)
 
-    def _expire(self, flight: _Flight) -> None:
+    def _diagnose(self, frame: _ActiveFrame) -> None:
         try:
-            error = self._on_late(flight.job, flight.loaded, flight.deadline, flight.timeout_seconds)
-        except BaseException as problem:  # Ray exits a thread that asks it when it is gone
-            error = FrameTimeout(f"frame {flight.job.frame} was not answered in time ({problem!r})")
-        rest = flight.deadline - time.monotonic()
-        if rest > 0:
-            self._closing.wait(rest)
-        if flight.job.fail(error):
-            self._drop(flight)
+            frame.failure = self._on_late(frame.job, frame.loaded, frame.deadline, frame.timeout_seconds)
+        except BaseException as problem:  # Ray ends a thread that calls it after its shutdown
+            frame.failure = _late(frame, repr(problem))
+
+
+def _late(frame: _ActiveFrame, problem: str) -> FrameTimeout:
+    return FrameTimeout(
+        f"frame {frame.job.frame} was not answered within {frame.timeout_seconds:g} s (cause unknown: {problem}). "
+        "Raise the timeout (frame_timeout_seconds), or connect again"
+    )

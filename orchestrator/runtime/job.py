@@ -1,4 +1,4 @@
-"""One frame that was asked for: its answer, or why there is none, and what happened on the way."""
+"""A submitted frame: its answer or error, its latency and its measured timeline."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ from coedge.simulation.simulator import span_of
 from coedge.simulation.timeline import Span, Timeline
 from orchestrator.runtime.loaded_plan import LoadedPlan
 
+# A timeline waits this long for the devices' reports, which follow the answer.
 TRACE_SECONDS = 2.0
+# Waits are cut into pieces of this length: Python handles a signal that another thread received only between them.
 SIGNAL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What a device did for a frame.
+class DeviceReport:
+    """The steps that a device ran for a frame, as measured there.
 
     Attributes:
-        steps: of its program.
-        times: (start, stop) of each, seconds of the device's clock.
-        nbytes: that travelled in each.
-        offset_seconds: the device's clock minus the client's, known to `uncertainty_seconds`.
+        steps: indices into the device's program, shape [n].
+        times: start and stop of each step on the device's clock, seconds, shape [n, 2].
+        nbytes: bytes sent or received in each step, shape [n].
+        offset_seconds: the device's clock minus the client's, to within `uncertainty_seconds`.
     """
 
     steps: NDArray[Any]
@@ -48,7 +50,10 @@ class Job:
 
     Attributes:
         frame: number of the frame, ascending within a cluster.
-        loaded: the plan that it runs by, on its devices.
+        loaded: the plan that the frame runs by, as loaded on the devices.
+        asked_seconds, answered_seconds: monotonic clock of the client; `answered_seconds` is None while the frame is
+            under way.
+        on_cancel: called once when the job is cancelled.
     """
 
     def __init__(self, frame: int, loaded: LoadedPlan, as_tensors: bool) -> None:
@@ -59,8 +64,8 @@ class Job:
         self._as_tensors = as_tensors
         self._future: Future[list[NDArray[Any]]] = Future()
         self._lock = threading.Lock()
-        self._reports: dict[str, Report] = {}
-        self._traced = threading.Event()  # every device has reported
+        self._reports: dict[str, DeviceReport] = {}
+        self._traced = threading.Event()  # set when every device has reported
 
     @property
     def model(self) -> Model:
@@ -68,29 +73,31 @@ class Job:
 
     @property
     def plan(self) -> Plan:
-        """What it runs by."""
+        """The plan that the frame runs by."""
         return self.loaded.plan
 
     def done(self) -> bool:
-        """Whether there is an answer, or a reason for none."""
+        """Return whether the frame was answered, failed or was cancelled."""
         return self._future.done()
 
     def wait(self, timeout: float | None = None) -> None:
-        """Until it is done, which the frame's deadline sees to, or so many seconds."""
-        # In short waits: a signal that the system gives to another thread is handled only between them.
+        """Wait until the frame is done, or for `timeout` seconds. A frame is done by its deadline at the latest."""
         ends = math.inf if timeout is None else time.monotonic() + timeout
         while not self._future.done() and (left := ends - time.monotonic()) > 0:
             wait([self._future], min(left, SIGNAL_SECONDS))
 
     def result(self, timeout: float | None = None) -> Any:
-        """The output, in the structure and dtype that the module returns.
+        """Wait for the output and return it in the structure and dtype that the module returns.
 
         Args:
-            timeout: seconds to wait here; the frame itself goes on. None: as long as the frame has.
+            timeout: seconds to wait here; the frame itself goes on. None: until the frame's own deadline.
 
         Raises:
-            FrameTimeout: not answered in time.
-            DeviceLost, StepFailed, Cancelled: why there is no answer.
+            FrameTimeout: the frame was not answered in time.
+            DeviceLost: a device of the plan died or stopped answering.
+            StepFailed: a step raised an error on a device.
+            Cancelled: the job was cancelled.
+            ClusterError: the cluster was closed, or its connection broke.
         """
         self.wait(timeout)
         if not self._future.done():
@@ -99,7 +106,7 @@ class Job:
         return restore(self.model.structure, [output(np.array(o), self._as_tensors) for o in outputs])
 
     def cancel(self) -> bool:
-        """Gives the frame up; False: it had ended before."""
+        """Give the frame up; return False if it was done before."""
         cancelled = self.fail(Cancelled(f"frame {self.frame} was cancelled"))
         if cancelled:
             self.on_cancel(self)
@@ -107,7 +114,7 @@ class Job:
 
     @property
     def latency_seconds(self) -> float:
-        """From asked to answered, at the client. Raises what `result` raises where there is no answer."""
+        """Seconds from `submit` to the answer, at the client. Waits, and raises the errors of `result`."""
         self.wait()
         self._future.result()
         assert self.answered_seconds is not None
@@ -115,7 +122,7 @@ class Job:
 
     @property
     def timeline(self) -> Timeline:
-        """What every device did for this frame, as measured. Waits for the answer and the devices' reports."""
+        """The measured spans of every device for this frame. Waits for the answer and the devices' reports."""
         self.wait()
         self._future.result()
         assert self.answered_seconds is not None
@@ -132,6 +139,7 @@ class Job:
         )
 
     def answer(self, outputs: list[NDArray[Any]]) -> bool:
+        """End the frame with its outputs; return False if it was done before."""
         with self._lock:
             if self._future.done():
                 return False
@@ -140,6 +148,7 @@ class Job:
             return True
 
     def fail(self, error: Exception) -> bool:
+        """End the frame with an error; return False if it was done before."""
         with self._lock:
             if self._future.done():
                 return False
@@ -148,14 +157,14 @@ class Job:
             self._traced.set()
             return True
 
-    def report(self, device: str, report: Report) -> None:
-        """Takes in what a device did."""
+    def report(self, device: str, report: DeviceReport) -> None:
+        """Store the report of a device."""
         with self._lock:
             self._reports[device] = report
             if self._reports.keys() >= set(self.loaded.devices):
                 self._traced.set()
 
-    def _spans(self, device: str, report: Report) -> list[Span]:
+    def _spans(self, device: str, report: DeviceReport) -> list[Span]:
         program, shift = self.loaded.programs[device], report.offset_seconds + self.asked_seconds
         return [
             span_of(program, step, self.model, self.frame, start - shift, stop - shift, nbytes)

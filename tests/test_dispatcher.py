@@ -1,0 +1,241 @@
+"""The dispatcher when something fails: transports that break, callbacks that raise, diagnoses that never return."""
+
+from __future__ import annotations
+
+import functools
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from nets import Array, Net, one_stage
+from waiting import MOST_SECONDS, until
+
+from coedge.core.errors import ClusterError, CoEdgeError, FrameTimeout, StepFailed
+from coedge.core.region import UNIT
+from coedge.graph.capture import capture
+from coedge.graph.model import Model
+from coedge.plan.lowering import lower
+from orchestrator.control.clock_offset import ClockOffset
+from orchestrator.runtime.dispatcher import CLOSED, Dispatcher
+from orchestrator.runtime.job import Job
+from orchestrator.runtime.loaded_plan import LoadedPlan
+from workers.transport.message import Message, MessageKind
+from workers.transport.transport import Endpoint
+
+CLIENT_INDEX = 1
+LONG = 600.0
+
+
+class ScriptedTransport:
+    """A transport whose messages and errors are put in by the test."""
+
+    def __init__(self) -> None:
+        self.endpoint = Endpoint(CLIENT_INDEX, "client", "scripted://1")
+        self.incoming: queue.SimpleQueue[Message | BaseException | None] = queue.SimpleQueue()
+        self.sent: list[tuple[int, Message]] = []
+        self.send_error: Exception | None = None
+        self.wake_error: Exception | None = None
+        self.closed = False
+
+    def connect(self, peers: Iterable[Endpoint]) -> None:
+        """The one peer is known."""
+
+    def send(self, peer_index: int, message: Message) -> None:
+        if self.send_error is not None:
+            raise self.send_error
+        self.sent.append((peer_index, message))
+
+    def receive(self, timeout_seconds: float) -> Message | None:
+        try:
+            item = self.incoming.get(timeout=timeout_seconds)
+        except queue.Empty:
+            return None
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def wake(self) -> None:
+        if self.wake_error is not None:
+            raise self.wake_error
+        self.incoming.put(None)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@functools.cache
+def model() -> Model:
+    net = Net()
+    return capture(net.proto(net.op("Relu", net.input([1, 1, 2, 2]))), name="relu")
+
+
+@functools.cache
+def loaded(epoch: int = 1) -> LoadedPlan:
+    plan = one_stage(model(), {"a": UNIT}, "a")
+    return LoadedPlan(epoch, model(), plan, lower(plan, model()))
+
+
+X = np.ones((1, 1, 2, 2), np.float32)
+
+
+def late(job: Job, loaded: LoadedPlan, deadline: float, seconds: float) -> CoEdgeError:
+    return FrameTimeout(f"frame {job.frame} is late")
+
+
+class Client:
+    """A dispatcher on a scripted transport."""
+
+    def __init__(self, on_late: Callable[..., CoEdgeError] = late, credits: int = 2) -> None:
+        self.transport = ScriptedTransport()
+        self.clocks: dict[str, ClockOffset] = {}
+        self.dispatcher = Dispatcher(self.transport, {"a": 0}, self.clocks, credits, on_late)
+
+    def submit(self, seconds: float = LONG, epoch: int = 1) -> Job:
+        return self.dispatcher.submit(loaded(epoch), (X,), False, seconds)
+
+    def message(self, kind: MessageKind, job: Job, *arrays: Array) -> None:
+        self.transport.incoming.put(Message(kind, 0, job.loaded.epoch, job.frame, 0, tuple(arrays)))
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    client = Client()
+    yield client
+    client.dispatcher.close()
+
+
+def ends_with(job: Job, kind: type[BaseException], text: str) -> None:
+    """Wait with no timeout, on a thread, so that a job that never ends fails the test instead of hanging it."""
+    thread = threading.Thread(target=job.wait, daemon=True)
+    thread.start()
+    thread.join(MOST_SECONDS)
+    assert job.done(), f"frame {job.frame} never ends"
+    with pytest.raises(kind, match=text):
+        job.result()
+
+
+@pytest.mark.parametrize("error", [OSError("the socket is gone"), SystemExit(1), RuntimeError("no context")])
+def test_a_transport_that_breaks_fails_every_frame_and_refuses_later_ones(client: Client, error: Exception) -> None:
+    jobs = [client.submit(epoch=epoch) for epoch in (1, 1, 1, 2)]  # the third waits for credit
+    assert not any(job.done() for job in jobs)
+    client.transport.incoming.put(error)
+    for job in jobs:
+        ends_with(job, ClusterError, r"cannot receive any more .*connect again")
+    assert client.dispatcher.end_reason is not None and type(error).__name__ in client.dispatcher.end_reason
+    refused = client.submit()
+    ends_with(refused, ClusterError, type(error).__name__)
+    assert not client.dispatcher.in_flight(1) and not client.dispatcher.in_flight(2)
+
+
+def test_close_after_a_broken_transport_ends_and_closes_it(client: Client) -> None:
+    client.transport.wake_error = client.transport.send_error = OSError("gone")
+    client.transport.incoming.put(OSError("gone"))
+    until(lambda: client.dispatcher.end_reason, "the break is noticed")
+    client.dispatcher.close()
+    assert client.transport.closed and not client.dispatcher._thread.is_alive()
+    assert "gone" in str(client.dispatcher.end_reason), "the first reason stays"
+
+
+def test_a_message_that_cannot_be_sent_fails_its_frame_and_gives_the_credit_back(client: Client) -> None:
+    client.transport.send_error = OSError("no route")
+    for _ in range(5):  # more than there are credits
+        ends_with(client.submit(), ClusterError, "could not be sent to a: .*no route")
+    client.transport.send_error = None
+    job = client.submit()
+    client.message(MessageKind.ANSWER, job, X)
+    job.wait(MOST_SECONDS)
+    assert np.array_equal(job.result(0.0), X)
+
+
+def test_messages_that_raise_do_not_stop_the_deadlines(client: Client) -> None:
+    job = client.submit(seconds=0.2)
+    client.message(MessageKind.TRACE, job)  # not three arrays
+    client.message(MessageKind.TRACE, job, X, X, X)
+    client.message(MessageKind.ERROR, job, np.ones((2, 2)))  # not a text
+    ends_with(job, (FrameTimeout, StepFailed), "frame")
+    assert client.dispatcher.end_reason is None
+    answered = client.submit()
+    client.message(MessageKind.ANSWER, answered, X)
+    answered.wait(MOST_SECONDS)
+    assert np.array_equal(answered.result(0.0), X)
+
+
+def raising(*_: Any) -> CoEdgeError:
+    raise KeyError("no such device")
+
+
+def exiting(*_: Any) -> CoEdgeError:
+    raise SystemExit(1)
+
+
+def hanging(*_: Any) -> CoEdgeError:
+    threading.Event().wait()
+    raise AssertionError
+
+
+@pytest.mark.parametrize("on_late", [late, raising, exiting, hanging])
+def test_a_late_frame_fails_whatever_its_diagnosis_does(on_late: Callable[..., CoEdgeError]) -> None:
+    client = Client(on_late, credits=1)
+    try:
+        first, second = client.submit(seconds=0.1), client.submit(seconds=0.1)
+        for job in (first, second):  # the second is sent when the first has given its credit back
+            ends_with(job, FrameTimeout, f"frame {job.frame} ")
+        cancelled = [message.frame for _, message in client.transport.sent if message.kind is MessageKind.CANCEL]
+        until(lambda: not client.dispatcher.in_flight(1), "the credits are back")
+        assert cancelled[0] == first.frame
+    finally:
+        client.dispatcher.close()
+
+
+def test_a_loss_whose_description_raises_still_fails_the_frames(client: Client) -> None:
+    jobs = [client.submit() for _ in range(3)]
+
+    def reason(job: Job, loaded: LoadedPlan) -> CoEdgeError:
+        raise KeyError("pids")
+
+    client.dispatcher.fail(reason, device="a")
+    for job in jobs:
+        ends_with(job, ClusterError, "so did finding out why.*pids")
+    assert not client.dispatcher.in_flight(1)
+
+
+def test_a_callback_that_raises_does_not_stop_the_receiving_thread(client: Client) -> None:
+    job = client.submit()
+
+    def callback(_: Any) -> None:
+        raise SystemExit(1)
+
+    job._future.add_done_callback(callback)
+    client.message(MessageKind.ANSWER, job, X)
+    job.wait(MOST_SECONDS)
+    assert np.array_equal(job.result(0.0), X)
+    later = client.submit()
+    client.message(MessageKind.ANSWER, later, X)
+    ends = threading.Thread(target=later.wait, daemon=True)
+    ends.start()
+    ends.join(MOST_SECONDS)
+    assert later.done(), "either answered, or failed with the reason"
+
+
+def test_closing_fails_frames_and_refuses_later_ones(client: Client) -> None:
+    job = client.submit()
+    client.dispatcher.close()
+    for one in (job, client.submit()):
+        ends_with(one, ClusterError, CLOSED)
+    assert client.transport.closed
+
+
+def test_reports_carry_the_clock_offset_as_known_when_they_arrive(client: Client) -> None:
+    client.clocks["a"] = ClockOffset(5.0, 0.001, 0.0, drift=1e-9)
+    job = client.submit()
+    steps = np.arange(len(loaded().programs["a"].steps), dtype=np.int32)
+    times = 5.0 + np.tile([1.0, 2.0], (len(steps), 1))
+    client.message(MessageKind.ANSWER, job, X)
+    client.message(MessageKind.TRACE, job, steps, times, np.zeros(len(steps), np.int64))
+    job.wait(MOST_SECONDS)
+    timeline = job.timeline
+    assert timeline.clock_uncertainty_seconds > 0.001 and timeline.clock_offsets == {"a": 5.0}
+    assert all(span.start_seconds == pytest.approx(1.0 - job.asked_seconds) for span in timeline.spans)
