@@ -1,18 +1,30 @@
-# Two commands for a fresh machine that has Python, pip and make: `make demo` and `make test`.
+# Two commands for a fresh machine that has Python 3.11 - 3.13, pip and make: `make demo` and `make test`.
+# Every installation takes the versions in requirements.lock, except `make test-latest`.
 PYTHON ?= python3
 VENV := .venv
+LOCK := requirements.lock
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types docs install clean
+.PHONY: demo test test-latest lint types docs install lock clean
 
 install: $(VENV)/.installed
 
-# torch first, at the tested version: a later resolver step then finds it satisfied.
-$(VENV)/.installed: pyproject.toml
+# The package is built with the setuptools of the lock, not with the newest one in an isolated environment.
+$(VENV)/.installed: pyproject.toml $(LOCK)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[full,dev]"
+	$(PIP) install $(LOCK:%=--constraint %) setuptools
+	$(PIP) install $(LOCK:%=--constraint %) --no-build-isolation --editable ".[full,dev]"
 	touch $@
+
+# Resolve all versions anew, for every supported Python and platform. `make lock UPGRADE=` keeps the versions that
+# are locked already and adds only what pyproject.toml newly asks for.
+UPGRADE ?= --upgrade
+lock:
+	test -x .venv-lock/bin/uv || ($(PYTHON) -m venv .venv-lock && \
+	    .venv-lock/bin/python -m pip --quiet --disable-pip-version-check install "uv>=0.5")
+	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest $(UPGRADE) \
+	    --extra full --extra dev --no-annotate --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 
 demo: install
 	$(BIN)/coedge demo
@@ -27,8 +39,13 @@ types: install
 test: lint types
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
+# The same tests with the newest versions that pyproject.toml admits.
+test-latest:
+	rm -rf .venv-latest
+	$(MAKE) test VENV=.venv-latest LOCK=
+
 docs: install
 	$(BIN)/python -m sphinx -q -W docs docs/_build
 
 clean:
-	rm -rf $(VENV) build docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-latest .venv-lock build docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache
