@@ -48,7 +48,7 @@ from coedge.graph.model import Model
 from coedge.graph.weight_slice import WeightSlice
 from coedge.plan.frame_assignment import assign_frames
 from coedge.plan.plan import Plan
-from coedge.simulation.simulator import send_nbytes
+from coedge.simulation.step_costs import message_nbytes
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.runtime.loader import KEPT_PLANS
 
@@ -584,7 +584,7 @@ def planned_transfers(model: Model, plan: Plan) -> dict[tuple[str, str], int]:
     for name, program in coedge.lower(plan, model).items():
         for step in program.steps:
             if isinstance(step, Send):
-                total[name, step.peer] += send_nbytes(program, step, model)
+                total[name, step.peer] += message_nbytes(program, step, model)
     return dict(total)
 
 

@@ -13,7 +13,7 @@ import coedge
 from coedge import zoo
 from coedge.execution.program import Send
 from coedge.plan.plan import even_plan
-from coedge.simulation.simulator import send_nbytes
+from coedge.simulation.step_costs import message_nbytes
 from orchestrator.cluster.cluster import Cluster
 
 pytestmark = pytest.mark.ray
@@ -44,7 +44,7 @@ def test_a_stream_is_exact_in_fewer_bytes(cluster: Cluster, name: str) -> None:
             assert isinstance(answer, torch.Tensor)
             assert difference(answer.numpy(), unsplit(model, [frame.numpy()])[0]) <= 1e-5
         raw = sum(
-            send_nbytes(program, step, model)
+            message_nbytes(program, step, model)
             for program in coedge.lower(packed, model).values()
             for step in program.steps
             if isinstance(step, Send)

@@ -21,7 +21,7 @@ from coedge.graph.capture import capture
 from coedge.plan.codec import CODECS, LOSSLESS, channel_key, packed_nbytes
 from coedge.plan.lowering import lower
 from coedge.plan.plan import Plan, check_plan
-from coedge.simulation.simulator import send_nbytes
+from coedge.simulation.step_costs import message_nbytes
 from workers.calibration.activations import SAMPLE_NBYTES, natural_inputs, sample_activations
 from workers.transport.codecs import HEADER, check_available, decode, encode, measure_codecs, typical_rows
 from workers.transport.message import MalformedMessage
@@ -368,7 +368,7 @@ def test_both_ends_of_a_channel_know_its_codec() -> None:
         (device, type(step).__name__, step.peer, step.stage): step.codec
         for device, program in programs.items()
         for step in program.steps
-        if hasattr(step, "codec")
+        if step.peer
     }
     assert found == {
         ("a", "Receive", "@client", -1): RAW,
@@ -377,8 +377,6 @@ def test_both_ends_of_a_channel_know_its_codec() -> None:
         ("b", "Send", "a", 2): RAW,
         ("a", "Receive", "b", 2): RAW,
     }
-    for program in programs.values():
-        assert type(program).from_json(program.to_json()) == program
 
 
 def test_packed_bytes_follow_from_the_measured_ratios() -> None:
@@ -386,7 +384,7 @@ def test_packed_bytes_follow_from_the_measured_ratios() -> None:
     program = lower(plan, model)["a"]
     (send,) = (step for step in program.steps if isinstance(step, Send))
     tensor = program.patches[send.parts[0].patch].tensor
-    raw = send_nbytes(program, send, model)
+    raw = message_nbytes(program, send, model)
     assert raw == 9 * 4 * 8 * 4
     assert packed_nbytes(program, send, model, {}) == raw
     assert packed_nbytes(program, send, model, {tensor: {"zero_mask": 0.5, "blosc2": 0.1}}) == raw // 2

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from nets import examples, zoo_model
 
 from coedge.core.region import Region
-from coedge.execution.dataflow_machine import DataflowMachine, patches_read
+from coedge.execution.dataflow_machine import DataflowMachine
 from coedge.execution.program import CLIENT, Answer, Compute, Part, Patch, Program, Read, Receive, Send, Tile
 from coedge.plan.lowering import lower
 from coedge.plan.plan import even_plan
@@ -49,7 +49,7 @@ def run_all(machine: DataflowMachine, frame: int) -> list[int]:
 
 def finish(machine: DataflowMachine, frame: int, index: int) -> bool:
     step = machine.program.steps[index]
-    assert set(machine.values(frame, index)) == set(patches_read(step))
+    assert set(machine.values(frame, index)) == set(step.reads)
     written = [f"{frame}:{p}" for p in step.writes] if isinstance(step, Compute) else []
     return machine.done(frame, index, written)
 
@@ -194,7 +194,7 @@ def test_any_interleaving_ends_every_frame_exactly_once(data: st.DataObject, fra
         for name, p in programs.items():
             machines[name].begin(frame)
             mail += [
-                (name, frame, s.channel, len(s.patches)) for s in p.steps if isinstance(s, Receive) and s.peer == CLIENT
+                (name, frame, s.channel, len(s.writes)) for s in p.steps if isinstance(s, Receive) and s.peer == CLIENT
             ]
     answers: list[int] = []
     ended: list[tuple[str, int]] = []
@@ -231,9 +231,9 @@ def test_any_interleaving_ends_every_frame_exactly_once(data: st.DataObject, fra
 
 def test_a_step_reads_a_patch_once_even_in_two_parts() -> None:
     both = Read("x", ROWS, (Part(0, Region(0, 2, 0, 4)), Part(0, Region(2, 4, 0, 4))))
-    assert patches_read(Answer((both, read(1, 0)))) == (0, 1)
-    assert patches_read(Send(0, "other", 0, (Part(2, ROWS), Part(2, ROWS), Part(1, ROWS)))) == (2, 1)
-    assert patches_read(Receive(0, CLIENT, -1, (0,))) == ()
+    assert Answer((both, read(1, 0))).reads == (0, 1)
+    assert Send(0, "other", 0, (Part(2, ROWS), Part(2, ROWS), Part(1, ROWS))).reads == (2, 1)
+    assert Receive(0, CLIENT, -1, (0,)).reads == ()
 
 
 def test_too_few_results_of_a_step_are_an_error() -> None:

@@ -375,7 +375,7 @@ def test_stale_and_doubled_rows_change_nothing(cluster: Cluster) -> None:
     try:
         for step in programs["b"].steps:
             if isinstance(step, Receive):
-                patches = [programs["b"].patches[i] for i in step.patches]
+                patches = [programs["b"].patches[i] for i in step.writes]
                 rows = tuple(
                     np.full(model.graph.tensors[p.tensor].region_shape(p.region), 9.0, np.float32) for p in patches
                 )

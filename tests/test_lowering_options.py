@@ -47,7 +47,8 @@ from coedge.plan.lowering import lower
 from coedge.plan.memory import activation_nbytes
 from coedge.plan.plan import Plan, even_plan, strips
 from coedge.profile.profile import CodecSpeed, Profile
-from coedge.simulation.simulator import send_nbytes, simulate
+from coedge.simulation.simulator import simulate
+from coedge.simulation.step_costs import message_nbytes
 from coedge.simulation.timeline import Timeline
 from workers.runtime.in_process import InProcess
 from workers.runtime.kernels import Kernels
@@ -207,9 +208,9 @@ def test_an_interior_reads_nothing_that_is_on_its_way() -> None:
     programs = lower(with_options(plan), model)
     for device, stage in itertools.product("ab", (1, 2, 3)):
         program = programs[device]
-        coming = {p for s in program.steps if isinstance(s, Receive) and s.stage == stage for p in s.patches}
+        coming = {p for s in program.steps if isinstance(s, Receive) and s.stage == stage for p in s.writes}
         for step, (start, stop) in zip(steps_of(programs, device, stage), rows_made(programs, device, stage)):
-            waits = bool(coming & {part.patch for read in step.reads for part in read.parts})
+            waits = bool(coming & set(step.reads))
             assert waits == (stop - start == 1), "a border is one row; it alone needs what comes"
 
 
@@ -239,7 +240,7 @@ def transfers(programs: Mapping[str, Program], model: Model) -> dict[tuple[str, 
         for step in program.steps:
             if isinstance(step, Send):
                 key = (name, step.peer, step.stage)
-                total[key] = total.get(key, 0) + send_nbytes(program, step, model)
+                total[key] = total.get(key, 0) + message_nbytes(program, step, model)
     return total
 
 

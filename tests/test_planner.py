@@ -262,12 +262,12 @@ def walked_nbytes(program: Program, model: Model) -> int:
         if isinstance(step, Send):
             return {part.patch for part in step.parts}
         if isinstance(step, (Compute, Answer)):
-            return {part.patch for read in step.reads for part in read.parts}
+            return {part.patch for read in step.inputs for part in read.parts}
         return set()
 
     def comes(step) -> set[int]:
         if isinstance(step, Receive):
-            return set(step.patches)
+            return set(step.writes)
         return set(step.writes) if isinstance(step, Compute) else set()
 
     most = 0
@@ -280,7 +280,7 @@ def walked_nbytes(program: Program, model: Model) -> int:
                 alive.add(patch)
         total = sum(nbytes(program.patches[p].tensor, program.patches[p].region) for p in alive)
         if isinstance(step, (Compute, Answer)):
-            total += sum(nbytes(read.tensor, read.region) for read in step.reads if len(read.parts) > 1)
+            total += sum(nbytes(read.tensor, read.region) for read in step.inputs if len(read.parts) > 1)
         most = max(most, total)
     return most
 

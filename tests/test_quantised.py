@@ -30,7 +30,7 @@ from coedge.graph.quantised import tighten
 from coedge.graph.tile import build_tile
 from coedge.plan.lowering import lower
 from coedge.plan.plan import Plan, even_plan, strips
-from coedge.simulation.simulator import send_nbytes
+from coedge.simulation.step_costs import message_nbytes
 from workers.runtime.kernels import Kernels, session_options
 
 NETS = ("resnet18", "mobilenet_v2")
@@ -118,7 +118,7 @@ def test_what_travels_is_8_bit(name: str) -> None:
             continue
         parts = [(tensors[patch.tensor], part.region) for patch, part in zip(patches, send.parts)]
         count = sum(int(np.prod(tensor.region_shape(region))) for tensor, region in parts)
-        assert send_nbytes(program, send, captured) == count
+        assert message_nbytes(program, send, captured) == count
         seen += count
     assert seen > 10_000
 
@@ -370,6 +370,6 @@ def test_on_real_workers() -> None:
             job = cluster.submit(captured, photo(), plan=plan)
             np.testing.assert_array_equal(job.result(), values("resnet18")[0][0])
             programs = lower(plan, captured).values()
-            sent = sum(send_nbytes(p, s, captured) for p in programs for s in p.steps if isinstance(s, Send))
+            sent = sum(message_nbytes(p, s, captured) for p in programs for s in p.steps if isinstance(s, Send))
             assert sum(job.timeline.sent_nbytes().values()) == sent
             np.testing.assert_array_equal(cluster.submit(captured, photo()).result(), values("resnet18")[0][0])

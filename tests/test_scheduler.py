@@ -23,7 +23,7 @@ SHORT = program(Receive(0, CLIENT, -1, (0,)), Answer((read(0),)))
 def bring(scheduler: Scheduler, epoch: int, frame: int, channel: int) -> Ended | None:
     task = scheduler.came(epoch, frame, channel)
     assert isinstance(task, Task) and isinstance(task.step, Receive)
-    return scheduler.done(task, [None] * len(task.step.patches))
+    return scheduler.done(task, [None] * len(task.step.writes))
 
 
 def finish(scheduler: Scheduler, task: Task, start: float = 0.0, stop: float = 0.0) -> Ended | None:

@@ -34,7 +34,8 @@ from coedge.plan.frame_assignment import assign_frames
 from coedge.plan.lowering import lower
 from coedge.plan.plan import Plan
 from coedge.profile.profile import Medium, Profile, scaled
-from coedge.simulation.simulator import send_nbytes, simulate, simulate_mixture, stream_fps
+from coedge.simulation.simulator import credits_of, simulate, simulate_mixture
+from coedge.simulation.step_costs import message_nbytes
 from coedge.simulation.timeline import Timeline
 
 # ---------------------------------------------------------------- worked out by hand
@@ -178,7 +179,9 @@ def test_frames_are_answered_in_order_and_no_more_than_asked_for_are_under_way()
 def test_a_stream_is_as_fast_as_its_slower_half() -> None:
     model = chain(2)
     plan, profile = layer_split(model, 1), cluster(model, rate=1e9)
-    assert stream_fps(lower(plan, model), profile, model) == pytest.approx(1 / 8.0, rel=1e-6)
+    in_flight = credits_of(len(profile.devices))
+    timeline = simulate(lower(plan, model), profile, model, 6 * in_flight + 1, in_flight)
+    assert timeline.steady_fps(in_flight) == pytest.approx(1 / 8.0, rel=1e-6)
 
 
 def test_a_link_that_was_not_measured_is_named() -> None:
@@ -202,7 +205,7 @@ def planned_transfers(programs: Mapping[str, Program], model: Model) -> dict[tup
     for name, program in programs.items():
         for step in program.steps:
             if isinstance(step, Send):
-                total[name, step.peer] += send_nbytes(program, step, model)
+                total[name, step.peer] += message_nbytes(program, step, model)
     return dict(total)
 
 

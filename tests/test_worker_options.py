@@ -20,7 +20,7 @@ from coedge.graph.model import Model
 from coedge.plan.codec import LOSSLESS
 from coedge.plan.lowering import lower
 from coedge.plan.plan import Plan, strips
-from coedge.simulation.simulator import send_nbytes
+from coedge.simulation.step_costs import message_nbytes
 from workers.runtime.spec import WorkerSpec
 from workers.runtime.worker import Worker
 from workers.transport.message import Message, MessageKind, array_to_text
@@ -122,9 +122,9 @@ def test_frames_are_exact_and_report_what_travelled(devices: Devices, codec: str
         for index, step in enumerate(program.steps):
             if isinstance(step, Send) and 0 < step.stage < len(model().layers):
                 # Half of what a ReLU leaves is zero, on these images about.
-                assert 0.2 < sent[name][index] / send_nbytes(program, step, model()) < 0.8
+                assert 0.2 < sent[name][index] / message_nbytes(program, step, model()) < 0.8
             elif isinstance(step, Send) and step.stage == len(model().layers):
-                assert sent[name][index] == send_nbytes(program, step, model()), "the answer travels as it is"
+                assert sent[name][index] == message_nbytes(program, step, model()), "the answer travels as it is"
 
 
 def test_packed_rows_that_are_none_fail_the_frame_and_not_the_worker(devices: Devices) -> None:
@@ -133,8 +133,8 @@ def test_packed_rows_that_are_none_fail_the_frame_and_not_the_worker(devices: De
     receive = next(s for s in program.steps if isinstance(s, Receive) and s.peer == "c")
     shape = (
         model()
-        .graph.tensors[program.patches[receive.patches[0]].tensor]
-        .region_shape(program.patches[receive.patches[0]].region)
+        .graph.tensors[program.patches[receive.writes[0]].tensor]
+        .region_shape(program.patches[receive.writes[0]].region)
     )
     wrong = [np.zeros(40, np.uint8), np.full(1000, 255, np.uint8), np.zeros(0, np.uint8), np.zeros(shape, np.float32)]
     for frame, array in enumerate(wrong, start=100):

@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import bisect
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from coedge.execution.program import Answer, Compute, Program, Receive, Send, Step
+from coedge.execution.program import Program, Receive
 
 
-def patches_read(step: Step) -> tuple[int, ...]:
-    """The patches that a step reads, each once."""
-    if isinstance(step, (Compute, Answer)):
-        return tuple(dict.fromkeys(part.patch for read in step.reads for part in read.parts))
-    if isinstance(step, Send):
-        return tuple(dict.fromkeys(part.patch for part in step.parts))
-    return ()
+class ReadyStep(NamedTuple):
+    """A step that can run now. `key` names the machine among several."""
+
+    key: int
+    frame: int
+    step_index: int
 
 
 @dataclass(slots=True)
@@ -49,11 +48,11 @@ class DataflowMachine:
         # Steps that read nothing and wait for no message either.
         self._ready_at_once: list[int] = []
         for index, step in enumerate(program.steps):
-            patches = patches_read(step)
+            patches = step.reads
             self._reads.append(patches)
             for patch in patches:
                 self._readers_of[patch].append(index)
-            if isinstance(step, Receive):
+            if step.kind == "receive":
                 self._receives[step.channel] = index, step
             elif not patches:
                 self._ready_at_once.append(index)
@@ -97,10 +96,10 @@ class DataflowMachine:
         if entry is None or state is None or channel in state.received:
             return False
         index, receive = entry
-        if len(values) != len(receive.patches):
+        if len(values) != len(receive.writes):
             return False
         state.received.add(channel)
-        self._put(frame, state, receive.patches, values)
+        self._put(frame, state, receive.writes, values)
         self._finish(frame, state, index)
         return True
 
@@ -123,7 +122,7 @@ class DataflowMachine:
         if state is None:
             return False
         step = self.program.steps[index]
-        if isinstance(step, Compute):
+        if step.kind == "compute":
             self._put(frame, state, step.writes, written)
         for patch in self._reads[index]:
             state.readers[patch] -= 1
@@ -167,3 +166,20 @@ class DataflowMachine:
             return False
         self.drop(frame)
         return True
+
+
+def oldest_ready(machines: Mapping[int, DataflowMachine]) -> ReadyStep | None:
+    """Return the step to run now among several machines: the first ready step of the oldest frame that has one.
+
+    Of machines whose oldest frames have the same number, the one with the smaller key goes first.
+    """
+    if len(machines) == 1:
+        order = list(machines)
+    else:
+        busy = (key for key, machine in machines.items() if not machine.idle)
+        order = sorted(busy, key=lambda key: (machines[key].oldest, key))
+    for key in order:
+        ready = machines[key].next()
+        if ready is not None:
+            return ReadyStep(key, *ready)
+    return None

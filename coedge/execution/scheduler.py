@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from coedge.execution.dataflow_machine import DataflowMachine
-from coedge.execution.program import Program, Receive, Step
+from coedge.execution.dataflow_machine import DataflowMachine, oldest_ready
+from coedge.execution.program import Program, Step
 
 REMEMBERED_FRAMES = 4096
 
@@ -133,15 +133,9 @@ class Scheduler:
 
     def next(self) -> Task | None:
         """The step to run now; None: all frames wait for messages."""
-        parts = list(self._parts.items())
-        if len(parts) > 1:
-            parts = [item for item in parts if not item[1].machine.idle]
-            parts.sort(key=lambda item: (item[1].machine.oldest, item[0]))
-        for epoch, part in parts:
-            ready = part.machine.next()
-            if ready is not None:
-                return Task(epoch, *ready, part.machine.program)
-        return None
+        machines = {epoch: part.machine for epoch, part in list(self._parts.items())}
+        ready = oldest_ready(machines)
+        return Task(*ready, machines[ready.key].program) if ready else None
 
     def values(self, task: Task) -> dict[int, Any]:
         """The values of the patches that a step reads.
@@ -169,7 +163,7 @@ class Scheduler:
             return None  # it was cancelled
         part.spans[frame].append(StepSpan(task.step_index, start, stop, nbytes))
         step = task.step
-        if isinstance(step, Receive):
+        if step.kind == "receive":
             machine.arrived(frame, step.channel, made)
         else:
             machine.done(frame, task.step_index, made)

@@ -72,9 +72,9 @@ def packed_nbytes(program: Program, step: Send, model: Model, ratios: Mapping[st
         ratios: packed over raw, by tensor and codec; 1 where it was not measured.
     """
     total = 0
-    for part in step.parts:
-        tensor = model.graph.tensors[program.patches[part.patch].tensor]
-        nbytes, codec = tensor.region_nbytes(part.region), tensor_codec(step.codec, tensor)
+    for name, region in step.carried(program.patches):
+        tensor = model.graph.tensors[name]
+        nbytes, codec = tensor.region_nbytes(region), tensor_codec(step.codec, tensor)
         total += nbytes if codec == RAW else math.ceil(nbytes * ratios.get(tensor.name, {}).get(codec, 1.0))
     return total
 

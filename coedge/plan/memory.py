@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from coedge.execution.dataflow_machine import patches_read
-from coedge.execution.program import Answer, Compute, Program, Receive
+from coedge.execution.program import Program
 from coedge.graph.model import Model
 
 
@@ -36,20 +35,17 @@ def activation_nbytes(program: Program, model: Model) -> int:
     sizes = [tensors[p.tensor].region_nbytes(p.region) for p in program.patches]
     readers = [0] * len(sizes)
     for step in program.steps:
-        for patch in patches_read(step):
+        for patch in step.reads:
             readers[patch] += 1
     alive, most = 0, 0
     for step in program.steps:
-        made = step.patches if isinstance(step, Receive) else step.writes if isinstance(step, Compute) else ()
-        alive += sum(sizes[patch] for patch in made)
-        assembled = 0
-        if isinstance(step, (Compute, Answer)):
-            assembled = sum(tensors[r.tensor].region_nbytes(r.region) for r in step.reads if len(r.parts) > 1)
+        alive += sum(sizes[patch] for patch in step.writes)
+        assembled = sum(tensors[r.tensor].region_nbytes(r.region) for r in step.inputs if len(r.parts) > 1)
         most = max(most, alive + assembled)
-        for patch in patches_read(step):
+        for patch in step.reads:
             readers[patch] -= 1
             alive -= sizes[patch] if readers[patch] == 0 else 0
-        alive -= sum(sizes[patch] for patch in made if readers[patch] == 0 and not isinstance(step, Receive))
+        alive -= sum(sizes[patch] for patch in step.writes if readers[patch] == 0 and step.kind != "receive")
     return most
 
 

@@ -21,18 +21,19 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from coedge.core.errors import PlanError
-from coedge.execution.dataflow_machine import DataflowMachine
-from coedge.execution.program import CLIENT, RAW, Answer, Compute, Program, Receive, Send, Step
+from coedge.execution.dataflow_machine import DataflowMachine, oldest_ready
+from coedge.execution.program import CLIENT, Program, Step
 from coedge.graph.model import Model
-from coedge.plan.codec import codec_speed, packed_nbytes
+from coedge.plan.codec import packed_nbytes
 from coedge.plan.frame_assignment import assign_frames
-from coedge.profile.profile import DeviceProfile, Profile
+from coedge.profile.profile import Profile
 from coedge.simulation.span import Span, SpanKind
+from coedge.simulation.step_costs import packing_seconds
 from coedge.simulation.timeline import Timeline
 
 
@@ -77,6 +78,7 @@ class _ProgramRun:
 class _SimulatedDevice:
     name: str
     parts: dict[int, _ProgramRun] = field(default_factory=dict)
+    machines: dict[int, DataflowMachine] = field(default_factory=dict)
     busy: bool = False
     inbox: deque[tuple[_Action, int]] = field(default_factory=deque)  # to be unpacked
     outbox: deque[tuple[_Action, int]] = field(default_factory=deque)
@@ -86,16 +88,9 @@ class _SimulatedDevice:
     last_receive: int = -1
 
     def next(self) -> tuple[_ProgramRun, int, int] | None:
-        """The step to run now: of the program set with the oldest frame that has one, as a worker chooses."""
-        parts: Iterable[_ProgramRun] = self.parts.values()
-        if len(self.parts) > 1:
-            working = (part for part in parts if not part.machine.idle)
-            parts = sorted(working, key=lambda part: part.machine.oldest)
-        for part in parts:
-            ready = part.machine.next()
-            if ready is not None:
-                return part, *ready
-        return None
+        """Return the step to run now, as a worker chooses it."""
+        ready = oldest_ready(self.machines)
+        return (self.parts[ready.key], ready.frame, ready.step_index) if ready else None
 
 
 class _Run:
@@ -119,7 +114,8 @@ class _Run:
                 device = self.devices[name]
                 actions = [_action(program, step, profile, model, media) for step in program.steps]
                 receives = {action.channel: action for action in actions if action.kind == "receive"}
-                device.parts[index] = _ProgramRun(DataflowMachine(program), actions, receives)
+                machine = device.machines[index] = DataflowMachine(program)
+                device.parts[index] = _ProgramRun(machine, actions, receives)
                 self._inputs[index] += [(device, a.channel) for a in receives.values() if a.peer == CLIENT]
             _join(self.devices, index)
 
@@ -294,84 +290,22 @@ def simulate_mixture(
     return Timeline(tuple(run.spans), run.answered, measured=False)
 
 
-def stream_fps(programs: Mapping[str, Program], profile: Profile, model: Model) -> float:
-    """Answers per second of a steady stream, with as many frames under way as a cluster allows."""
-    in_flight = credits_of(len(profile.devices))
-    return simulate(programs, profile, model, 6 * in_flight + 1, in_flight).steady_fps(in_flight)
-
-
 def credits_of(devices: int) -> int:
     """How many frames of a stream a cluster of so many devices has under way."""
     return 2 * devices + 2
 
 
-def packing_seconds(program: Program, step: Send | Receive, model: Model, device: DeviceProfile) -> float:
-    """How long a message occupies the device at its end: packing its rows, or unpacking them.
-
-    Raises:
-        PlanError: how fast the device does that was not measured.
-    """
-    if step.codec == RAW:
-        return 0.0
-    speed = codec_speed(device, step.codec)
-    if isinstance(step, Send):
-        nbytes = send_nbytes(program, step, model)
-        return len(step.parts) * speed.encode_seconds + nbytes / speed.encode_bytes_per_second
-    nbytes = receive_nbytes(program, step, model)
-    return len(step.patches) * speed.decode_seconds + nbytes / speed.decode_bytes_per_second
-
-
-def send_nbytes(program: Program, step: Send, model: Model) -> int:
-    """Bytes of the rows in a message, without its header."""
-    tensors = model.graph.tensors
-    return sum(tensors[program.patches[p.patch].tensor].region_nbytes(p.region) for p in step.parts)
-
-
-def receive_nbytes(program: Program, step: Receive, model: Model) -> int:
-    """The same at the other end."""
-    tensors = model.graph.tensors
-    return sum(tensors[program.patches[i].tensor].region_nbytes(program.patches[i].region) for i in step.patches)
-
-
-def step_label(step: Step, model: Model) -> str:
-    """What a step is, for people: the layers that it computes, or whom it sends to."""
-    if isinstance(step, Compute):
-        names = [model.layers[w.layer].name for w in step.work] or ["(no rows)"]
-        return names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}"
-    if isinstance(step, Send):
-        return f"to {step.peer}"
-    if isinstance(step, Receive):
-        return f"from {step.peer}"
-    return "answer"
-
-
-def span_of(
-    program: Program, index: int, model: Model, frame: int, start_seconds: float, stop_seconds: float, nbytes: int
-) -> Span:
-    """The span of a step that a device ran between these times; `nbytes` travelled in it, as packed."""
-    step = program.steps[index]
-    kind: SpanKind = "answer"
-    stage, peer, channel = -1, "", -1
-    if isinstance(step, Compute):
-        kind, stage = "compute", step.stage
-    elif isinstance(step, (Send, Receive)):
-        kind = "send" if isinstance(step, Send) else "receive"
-        stage, peer, channel = step.stage, step.peer, step.channel
-    label = step_label(step, model)
-    return Span(program.device, frame, kind, label, start_seconds, stop_seconds, stage, peer, nbytes, channel)
-
-
 def _action(program: Program, step: Step, profile: Profile, model: Model, media: Mapping[str, _MediumQueue]) -> _Action:
-    label = step_label(step, model)
-    if isinstance(step, Answer):
+    label = step.label(model.layers)
+    if step.kind == "answer":
         return _Action("answer", label)
     device = profile.by_name.get(program.device)
     if device is None:
         raise PlanError(f"the profile has no device {program.device!r}; measure the cluster again")
-    if isinstance(step, Receive):  # what it carries on the wire is known at the other end, see `_join`
+    if step.kind == "receive":  # what it carries on the wire is known at the other end, see `_join`
         seconds = device.receive_seconds + packing_seconds(program, step, model, device)
-        return _Action("receive", label, seconds, (None,) * len(step.patches), step.stage, step.peer, step.channel)
-    if isinstance(step, Compute):
+        return _Action("receive", label, seconds, (None,) * len(step.writes), step.stage, step.peer, step.channel)
+    if step.kind == "compute":
         return _Action("compute", label, device.compute_seconds(step.work), (None,) * len(step.writes), step.stage)
     seconds = device.send_seconds + packing_seconds(program, step, model, device)
     nbytes = packed_nbytes(program, step, model, profile.codec_ratios)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from coedge.execution.program import Program
+from coedge.graph.model import Model
+
 SpanKind = Literal["compute", "send", "receive", "answer"]
 
 
@@ -40,3 +43,18 @@ class Span(NamedTuple):
     @property
     def seconds(self) -> float:
         return self.stop_seconds - self.start_seconds
+
+
+def span_of(
+    program: Program, index: int, model: Model, frame: int, start_seconds: float, stop_seconds: float, nbytes: int
+) -> Span:
+    """Return the span of step `index`, which a device ran between these times.
+
+    Args:
+        nbytes: bytes of the step's message as packed; 0 without a message.
+    """
+    step = program.steps[index]
+    return Span(
+        program.device, frame, step.kind, step.label(model.layers), start_seconds, stop_seconds,
+        step.stage, step.peer, nbytes, step.channel,
+    )  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from coedge.core.errors import CoEdgeError, DeviceLost, FrameTimeout
-from coedge.execution.program import Compute
 from orchestrator.runtime.job import Job
 from orchestrator.runtime.loaded_plan import LoadedPlan, describe_step
 from workers.runtime.spec import WorkerStatus
@@ -54,7 +53,7 @@ def _where(job: Job, loaded: LoadedPlan, device: str, statuses: Statuses) -> str
             receive = loaded.receive_of(name, channel)
             if receive is not None and receive.peer == device:
                 return f"in {loaded.producer_of(device, channel)}, for which {name} waits"
-    first = next((s for s in loaded.programs[device].steps if isinstance(s, Compute)), None)
+    first = next(iter(loaded.programs[device].computes), None)
     return f"in {describe_step(first, loaded.model)}" if first else "before its first step"
 
 

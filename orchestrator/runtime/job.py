@@ -17,7 +17,7 @@ from coedge.core.errors import Cancelled, FrameTimeout
 from coedge.core.values import output, restore
 from coedge.graph.model import Model
 from coedge.plan.plan import Plan
-from coedge.simulation.simulator import span_of
+from coedge.simulation.span import span_of
 from coedge.simulation.timeline import Span, Timeline
 from orchestrator.runtime.loaded_plan import LoadedPlan
 

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from coedge.execution.program import CLIENT, Answer, Compute, Program, Receive, Send, Step
+from coedge.execution.program import Program, Receive, Step
 from coedge.graph.model import Model
 from coedge.plan.plan import Plan
-from coedge.simulation.simulator import step_label
 
 
 @dataclass(frozen=True)
@@ -28,32 +27,23 @@ class LoadedPlan:
 
     @cached_property
     def input_channel(self) -> int:
-        steps = self.programs[self.plan.source].steps
-        return next(s.channel for s in steps if isinstance(s, Receive) and s.peer == CLIENT)
+        return self.programs[self.plan.source].input_channels[0]
 
     def receive_of(self, device: str, channel: int) -> Receive | None:
         """The step of a device that waits for a channel."""
-        steps = self.programs[device].steps
-        return next((s for s in steps if isinstance(s, Receive) and s.channel == channel), None)
+        return next((r for r in self.programs[device].receives if r.channel == channel), None)
 
     def producer_of(self, device: str, channel: int) -> str:
         """The computation of a device whose rows go out on a channel, in words."""
         latest = "its first step"
         for step in self.programs[device].steps:
-            if isinstance(step, Compute):
+            if step.kind == "compute":
                 latest = describe_step(step, self.model)
-            if isinstance(step, Send) and step.channel == channel:
+            if step.kind == "send" and step.channel == channel:
                 break
         return latest
 
 
 def describe_step(step: Step, model: Model) -> str:
     """For error messages: "stage 3 (conv_2)", "sending to pi-2 for stage 4"."""
-    if isinstance(step, Compute):
-        return f"stage {step.stage} ({step_label(step, model)})"
-    if isinstance(step, Send):
-        return f"sending to {step.peer} for stage {step.stage}"
-    if isinstance(step, Receive):
-        return f"receiving from {step.peer} for stage {step.stage}"
-    assert isinstance(step, Answer)
-    return "putting the answer together"
+    return step.description(model.layers)

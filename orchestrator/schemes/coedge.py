@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from coedge.core.objective import Objective
 from coedge.core.region import UnitRect, edge_to_row
-from coedge.execution.program import Send
 from coedge.graph.model import Model
 from coedge.plan.lowering import lower
 from coedge.plan.plan import Plan, even_plan, stages_of, strips
@@ -247,7 +246,7 @@ def is_legal(model: Model, profile: Profile, shares: dict[str, float], moved: Tr
     draft = even_plan(model, names, boundaries=_boundaries(model, shares), source=names[0])
     for name, program in lower(draft, model).items():
         for step in program.steps:
-            if not isinstance(step, Send) or step.stage >= len(model.layers):
+            if step.kind != "send" or step.stage >= len(model.layers):
                 continue
             if not model.layers[step.stage].splittable or abs(names.index(step.peer) - names.index(name)) == 1:
                 continue

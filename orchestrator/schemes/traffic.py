@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coedge.execution.program import Send
 from coedge.graph.model import Model
 from coedge.plan.lowering import lower
 from coedge.plan.memory import activation_nbytes
@@ -55,7 +54,7 @@ def traffic(model: Model) -> Traffic:
     programs = lower(even_plan(model, ["above", "below"], source="above"), model)
     for name, program in programs.items():
         for step in program.steps:
-            if not isinstance(step, Send) or step.stage >= count:
+            if step.kind != "send" or step.stage >= count:
                 continue
             # A stage per layer: the number of the stage is the number of the layer.
             for part in step.parts:

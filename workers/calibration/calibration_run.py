@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coedge.core.provider import ON_CPU, Provider
-from coedge.execution.program import CLIENT, Compute, Program, Receive, Send, Step
+from coedge.execution.program import CLIENT, Program, Step
 from coedge.graph.model import Model
 from coedge.graph.weight_slice import WeightSlice
 from coedge.profile.stage_fit import StageTime
@@ -84,7 +84,7 @@ class CalibrationRun:
     def add(self, program: Program) -> int:
         """Makes a program ready; its number."""
         number = len(self._programs)
-        self._peers |= {step.peer for step in program.steps if isinstance(step, (Send, Receive))}
+        self._peers |= {step.peer for step in program.steps if step.peer}
         names = [DEVICE, *sorted(self._peers)]
         self._worker.connect([Endpoint(index, name, "") for index, name in enumerate(names)], {})
         parts = self._model.weight_slices(program.tiles())
@@ -92,11 +92,10 @@ class CalibrationRun:
         self._worker.load(number, program, self._model.skeleton, made_up_weights(self._model, missing))
         self._programs.append(program)
         stages: dict[int, list[Message]] = {}
-        for step in program.steps:
-            if isinstance(step, Receive):
-                arrays = tuple(self._rows(program, index) for index in step.patches)
-                message = Message(MessageKind.DATA, names.index(step.peer), number, 0, step.channel, arrays)
-                stages.setdefault(step.stage, []).append(message)
+        for step in program.receives:
+            arrays = tuple(self._rows(program, index) for index in step.writes)
+            message = Message(MessageKind.DATA, names.index(step.peer), number, 0, step.channel, arrays)
+            stages.setdefault(step.stage, []).append(message)
         self._made_up.append([stages[stage] for stage in sorted(stages)])
         return number
 
@@ -127,19 +126,18 @@ class CalibrationRun:
 
     def _times(self, program: Program, steps: list[int], spans: list[tuple[float, float]]) -> StepTimings:
         """Each step with the worker's own code before it. (Where the device waits, its time stands still.)"""
-        found: dict[type, list[tuple[Step, float, float]]] = {Compute: [], Send: [], Receive: []}
+        found: dict[str, list[tuple[Step, float, float]]] = {"compute": [], "send": [], "receive": [], "answer": []}
         order = sorted(zip(spans, steps))
         for ((_, before), _), ((start, stop), index) in zip(order, order[1:]):
             step = program.steps[index]
-            if type(step) in found:
-                found[type(step)].append((step, (start - before) * self._scale, (stop - start) * self._scale))
-        gap = median(own for _, own, _ in found[Compute])
+            found[step.kind].append((step, (start - before) * self._scale, (stop - start) * self._scale))
+        gap = median(own for _, own, _ in found["compute"])
         return StepTimings(
             stages=tuple(
-                StageTime(step.work, own + gap) for step, _, own in found[Compute] if isinstance(step, Compute)
+                StageTime(step.work, own + gap) for step, _, own in found["compute"] if step.kind == "compute"
             ),
-            send_seconds=tuple(before + own for _, before, own in found[Send]),
-            receive_seconds=tuple(before + own for _, before, own in found[Receive]),
+            send_seconds=tuple(before + own for _, before, own in found["send"]),
+            receive_seconds=tuple(before + own for _, before, own in found["receive"]),
         )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from coedge.core.provider import ON_CPU, Provider
 from coedge.core.region import UNIT
-from coedge.execution.program import Compute, Program
+from coedge.execution.program import Program
 from coedge.graph.layers import Layer
 from coedge.graph.model import Model
 from coedge.plan.lowering import lower
@@ -109,7 +109,7 @@ class LayerMeasurement:
             raise
 
     def _add(self, program: Program) -> None:
-        if any(isinstance(step, Compute) for step in program.steps):
+        if program.computes:
             self._ready.append(self._run.add(program))
 
     def sweeps(self, most: int) -> list[StepTimings]:

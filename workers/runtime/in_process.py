@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from coedge.core.errors import PlanError
 from coedge.core.values import as_arrays, output, restore, wants_tensors
-from coedge.execution.program import CLIENT, Answer, Program, Receive, Send
+from coedge.execution.program import Program
 from coedge.execution.scheduler import Scheduler, Task
 from coedge.graph.model import Model
 from coedge.plan.lowering import lower
@@ -53,9 +53,7 @@ class InProcess:
         mail: list[tuple[str, int, list[Array]]] = []
         for name, program in self.programs.items():
             schedulers[name].load(0, program)
-            for step in program.steps:
-                if isinstance(step, Receive) and step.peer == CLIENT:
-                    mail.append((name, step.channel, list(arrays)))
+            mail += [(name, channel, list(arrays)) for channel in program.input_channels]
         answer: list[Array] | None = None
         ended: set[str] = set()
         moved = True
@@ -64,17 +62,17 @@ class InProcess:
             while mail:
                 receiver, channel, came = mail.pop()
                 task = schedulers[receiver].came(0, self._frame, channel)
-                if isinstance(task, Task) and isinstance(task.step, Receive):
-                    rows = received(task.step, task.program.patches, self.model.graph.tensors, came)
+                if isinstance(task, Task) and (step := task.step).kind == "receive":
+                    rows = received(step, task.program.patches, self.model.graph.tensors, came)
                     if schedulers[receiver].done(task, rows):
                         ended.add(receiver)
             for name, scheduler in schedulers.items():
                 while (task := scheduler.next()) is not None:
                     moved = True
                     made = self._perform(name, task, scheduler.values(task))
-                    if isinstance(task.step, Send):
+                    if task.step.kind == "send":
                         mail.append((task.step.peer, task.step.channel, made))
-                    elif isinstance(task.step, Answer):
+                    elif task.step.kind == "answer":
                         # Not np.ascontiguousarray, which makes a vector of a scalar.
                         answer = [np.asarray(array, order="C") for array in made]
                     if scheduler.done(task, made):

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from coedge.core.provider import ON_CPU, Provider
 from coedge.core.region import Region
-from coedge.execution.program import Compute, Part, Patch, Program, Read, Receive, Send, Step, Tile
+from coedge.execution.program import Compute, Part, Patch, Program, Read, Receive, Step, Tile
 from coedge.graph.graph import Tensor
 from coedge.graph.large_weights import stub, without_initializers
 from coedge.graph.model import Model
@@ -105,7 +105,7 @@ class Kernels:
             return
         self.prepare(step.tile)
         tensors = self.model.graph.tensors
-        zeros = [np.zeros(tensors[r.tensor].region_shape(r.region), tensors[r.tensor].dtype) for r in step.reads]
+        zeros = [np.zeros(tensors[r.tensor].region_shape(r.region), tensors[r.tensor].dtype) for r in step.inputs]
         # Values that zeros are not may be what an operator insists on; then the first frame pays.
         with contextlib.suppress(Exception):
             self.run(step.tile, zeros)
@@ -119,12 +119,10 @@ class Kernels:
     def perform(self, patches: Sequence[Patch], step: Step, values: Mapping[int, Array]) -> list[Array]:
         """The arrays that a step makes: patches for Compute, parts as they travel for Send, outputs for Answer."""
         tensors = self.model.graph.tensors
-        if isinstance(step, Send):
+        if step.kind == "send":
             return [self._packed(step.codec, part, patches[part.patch], values[part.patch]) for part in step.parts]
-        if isinstance(step, Receive):
-            return []
-        arrays = [assemble(read, tensors[read.tensor], patches, values) for read in step.reads]
-        return self.run(step.tile, arrays) if isinstance(step, Compute) else arrays
+        arrays = [assemble(read, tensors[read.tensor], patches, values) for read in step.inputs]
+        return self.run(step.tile, arrays) if step.kind == "compute" else arrays
 
     def unpack(self, step: Receive, patches: Sequence[Patch], arrays: Sequence[Array]) -> list[Array]:
         """The values of the patches that a message brings; see `received`."""
@@ -232,10 +230,10 @@ def received(
     Raises:
         MalformedMessage: it does not hold what is expected; it comes over the network.
     """
-    if len(arrays) != len(step.patches):
-        raise MalformedMessage(f"{step.peer} sent {len(arrays)} arrays, {len(step.patches)} are expected")
+    if len(arrays) != len(step.writes):
+        raise MalformedMessage(f"{step.peer} sent {len(arrays)} arrays, {len(step.writes)} are expected")
     values = []
-    for patch, array in zip((patches[index] for index in step.patches), arrays):
+    for patch, array in zip((patches[index] for index in step.writes), arrays):
         tensor = tensors[patch.tensor]
         codec, shape = tensor_codec(step.codec, tensor), tensor.region_shape(patch.region)
         rows = tensor.row_axis is not None or tensor.col_axis is not None or tensor.partial_extent

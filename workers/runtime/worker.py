@@ -23,7 +23,7 @@ import psutil
 from numpy.typing import NDArray
 
 from coedge.core.provider import ON_CPU, Provider
-from coedge.execution.program import CLIENT, RAW, Answer, Compute, Program, Receive, Send
+from coedge.execution.program import CLIENT, RAW, Program
 from coedge.execution.scheduler import Ended, Failed, Scheduler, Task
 from coedge.graph.model import Model
 from coedge.graph.weight_slice import WeightSlice
@@ -123,10 +123,9 @@ class Worker:
             missing = kernels.missing_weights(program)
             if missing:
                 raise RuntimeError(f"{self.spec.name} lacks {len(missing)} weights of its program: {missing[0]!r}, ...")
-            check_available({step.codec for step in program.steps if isinstance(step, (Send, Receive))})
-            for step in program.steps:
-                if isinstance(step, Compute):
-                    kernels.warm_up(step)
+            check_available({step.codec for step in program.steps})
+            for step in program.computes:
+                kernels.warm_up(step)
             give_back_memory()
             self._models[program.model_hash] = kernels
             self._kernels[epoch] = kernels
@@ -228,7 +227,7 @@ class Worker:
         except Exception as error:  # whatever a peer sends and a kernel thinks of it, this device goes on
             outcome = self._scheduler.failed(task, "".join(traceback.format_exception_only(error)).strip())
         else:
-            sent = made if isinstance(task.step, Send) else arrays
+            sent = made if task.step.kind == "send" else arrays
             nbytes = sum(array.nbytes for array in sent)
             outcome = self._scheduler.done(task, made, start, self.processor.now(), nbytes)
         finally:
@@ -237,15 +236,15 @@ class Worker:
 
     def _perform(self, task: Task, arrays: Sequence[Array]) -> list[Array]:
         step, kernels = task.step, self._kernels[task.epoch]
-        if isinstance(step, Receive):
+        if step.kind == "receive":
             perform = functools.partial(kernels.unpack, step, task.program.patches, arrays)
         else:
             perform = functools.partial(kernels.perform, task.program.patches, step, self._scheduler.values(task))
-        works = isinstance(step, Compute) or (isinstance(step, (Send, Receive)) and step.codec != RAW)
+        works = step.kind == "compute" or step.codec != RAW
         made = self.processor.run(perform) if works else perform()
-        if isinstance(step, Send):
+        if step.kind == "send":
             self._send(step.peer, MessageKind.DATA, task.epoch, task.frame, made, step.channel)
-        elif isinstance(step, Answer):
+        elif step.kind == "answer":
             self._send(CLIENT, MessageKind.ANSWER, task.epoch, task.frame, made)
         return made
 
