@@ -6,7 +6,7 @@ LOCK := requirements.lock
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test test-latest lint types docs install lock clean
+.PHONY: demo test test-deep test-latest lint types docs install lock clean
 
 install: $(VENV)/.installed
 
@@ -36,8 +36,13 @@ lint: install
 types: install
 	$(BIN)/mypy
 
+# Everything once: every oracle, operator and scheme. Modules stay in one process, which keeps their fixtures.
 test: lint types
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# The full counts of the random tests, and what is too long for `test`: notebooks, lab, the documentation's site.
+test-deep: install
+	$(BIN)/pytest --deep --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The same tests with the newest versions that pyproject.toml admits.
 test-latest:

@@ -1,4 +1,9 @@
-"""Shared by all tests: Hypothesis settings, the tally of split against unsplit output, the command line."""
+"""Shared by all tests: the short and the deep suite, second runs, the tally of split against unsplit output, the
+command line.
+
+    pytest          the short suite: everything but the tests marked `deep`, random tests with few examples
+    pytest --deep   the deep suite: the tests marked `deep`, and random tests with all of their examples
+"""
 
 from __future__ import annotations
 
@@ -10,17 +15,50 @@ from typing import Any
 import pytest
 from command_line import Result
 from hypothesis import HealthCheck, settings
-from nets import EFFORT, TALLY
+from nets import EFFORT, SUITE, TALLY
 
-# The same examples every time, unless more are asked for (see EFFORT): then new ones are looked for.
+# Tests that start processes or measure real time depend on what else the machine does: they may run a second time.
+RERUN_MARKERS = ("ray", "root", "processes", "clock")
+
+# The same examples every time. With TEST_EFFORT above 1, new ones every time.
 _QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 settings.register_profile("coedge", deadline=None, derandomize=EFFORT == 1, database=None, suppress_health_check=_QUIET)
 settings.load_profile("coedge")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--deep", action="store_true", help="run the deep suite in place of the short one")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    SUITE.deep = config.getoption("--deep")
+    if hasattr(config, "cache"):
+        SUITE.captures = config.cache.mkdir("captures")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests of one suite, and put modules that start clusters first: they take longest."""
+    for item in items:
+        if any(item.get_closest_marker(name) for name in RERUN_MARKERS):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+    chosen = [item for item in items if _in_suite(item, config.getoption("--deep"))]
+    # Tests that are named one by one run in whichever suite they are.
+    if not any("::" in argument for argument in config.args):
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+        items[:] = chosen
+    with_clusters = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in with_clusters)
+
+
+def _in_suite(item: pytest.Item, deep: bool) -> bool:
+    marked = item.get_closest_marker("deep") is not None
+    random = getattr(getattr(item, "function", None), "is_hypothesis_test", False)
+    return marked or random if deep else not marked
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Where tests run in several processes: what one of them has counted."""
+    """Add what another process of the same run has counted."""
     TALLY.join(*node.workeroutput.get("tally", (0, 0, 0.0)))
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
+import hashlib
 import itertools
+import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -20,7 +26,7 @@ from onnx import helper, numpy_helper
 from coedge.core.region import UNIT, UnitRect
 from coedge.execution.program import Compute, Patch, Program
 from coedge.execution.scheduler import Task
-from coedge.graph.capture import capture
+from coedge.graph.capture import capture, capture_proto
 from coedge.graph.model import Model
 from coedge.plan.lowering import lower
 from coedge.plan.plan import Plan, Stage, check_plan, strips
@@ -33,10 +39,36 @@ TOLERANCE = 1e-5
 
 # TEST_EFFORT=50 tries fifty times as many random networks and plans, new ones each time.
 EFFORT = int(os.environ.get("TEST_EFFORT", "1"))
+# The short suite tries one in so many of the examples of the deep suite, but at least LEAST_EXAMPLES.
+SHORT_DIVISOR, LEAST_EXAMPLES = 5, 5
 
 
-def examples(count: int) -> settings:
-    return settings(max_examples=count * EFFORT)
+@dataclass
+class Suite:
+    """The suite that runs; conftest.py sets it before test modules are imported."""
+
+    deep: bool = False
+    captures: Path | None = None  # folder of exported networks; None keeps them in memory only
+
+
+SUITE = Suite()
+
+
+def examples(count: int, short: int | None = None) -> settings:
+    """Return Hypothesis settings with `count` examples in the deep suite and fewer in the short one.
+
+    Args:
+        short: the number of examples in the short suite; a fifth of `count` by default.
+    """
+    if SUITE.deep or EFFORT > 1:
+        return settings(max_examples=count * EFFORT)
+    default = max(count // SHORT_DIVISOR, min(count, LEAST_EXAMPLES))
+    return settings(max_examples=min(count, default if short is None else short))
+
+
+def deep_after(values: Iterable[Any], short: Collection[Any]) -> list[Any]:
+    """Return `values` as parameters; those that are not in `short` are marked `deep`."""
+    return [value if value in short else pytest.param(value, marks=pytest.mark.deep) for value in values]
 
 
 @dataclass
@@ -349,7 +381,7 @@ def plans(draw: st.DrawFn, model: Model) -> Plan:
     return make_plan(model, stages, source, sink, DEVICES)
 
 
-# ---------------------------------------------------------------- captured once
+# ---------------------------------------------------------------- networks of the zoo
 
 SMALL: dict[str, int | tuple[int, int]] = {
     "alexnet": (97, 130), "vgg_f": (101, 97), "vgg16": 96, "unet": (69, 83),
@@ -376,8 +408,46 @@ def zoo_image(name: str, batch: int = 1) -> Any:
 
 @functools.cache
 def zoo_model(name: str, batch: int = 1) -> Model:
-    """A quarter-width network of the zoo on a small, odd image, captured once per test session."""
-    return capture(zoo_net(name), zoo_image(name, batch), name)
+    """Return a quarter-width network of the zoo for a small image with odd extents."""
+    return kept(f"quarter-{name}-{batch}", lambda: capture(zoo_net(name), zoo_image(name, batch), name))
+
+
+@functools.cache
+def _sources() -> str:
+    """Return a hash of all that decides what the exporter returns for a network of the zoo or of a test."""
+    import coedge
+
+    root = Path(coedge.__file__).parent
+    exporting = [file for file in sorted((root / "graph").rglob("*.py")) if b"torch" in file.read_bytes()]
+    digest = hashlib.sha256()
+    for file in (Path(__file__), *sorted((root / "zoo").rglob("*.py")), *exporting):
+        digest.update(file.read_bytes())
+    digest.update(repr([version(library) for library in ("torch", "onnx", "onnxscript", "onnxruntime")]).encode())
+    return digest.hexdigest()[:16]
+
+
+def kept(key: str, make: Callable[[], Model]) -> Model:
+    """Return the model that `make` captures, with the export from torch to ONNX kept on disk between sessions.
+
+    An export takes seconds. The rest of the capture (shapes, simplification, region rules) runs every time.
+
+    Args:
+        key: the name of the file; it tells the network, its options and the input shape.
+        make: captures the model. It runs only where no file is found.
+    """
+    if SUITE.captures is None:
+        return make()
+    path = SUITE.captures / f"{key}-{_sources()}.onnx"
+    described = path.with_suffix(".json")
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one process exports, the others wait and read
+        if not described.exists():
+            model = make()
+            path.write_bytes(model.reference)
+            described.write_text(json.dumps({"name": model.name, "structure": model.structure}), encoding="utf-8")
+            return model
+    known = json.loads(described.read_text(encoding="utf-8"))
+    return capture_proto(onnx.load(path), known["name"], structure=known["structure"])
 
 
 @functools.cache
@@ -387,6 +457,6 @@ def zoo_kernels(name: str, batch: int = 1) -> Kernels:
 
 @functools.cache
 def zoo_values(name: str, batch: int = 1) -> tuple[list[Array], dict[str, Array]]:
-    """The unsplit outputs and all that lies between."""
+    """Return the unsplit outputs and all intermediate tensors."""
     model, x = zoo_model(name, batch), zoo_image(name, batch).numpy()
     return unsplit(model, [x]), intermediates(model, [x])

@@ -8,6 +8,7 @@ compared too, with its part of the unsplit tensor.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from hypothesis import given, note
 from hypothesis import strategies as st
 from nets import (
+    SUITE,
     TOLERANCE,
     check_split,
     difference,
@@ -77,6 +79,15 @@ def test_agrees_with_torch(name: str) -> None:
     for a, b in pairs:
         assert isinstance(a, torch.Tensor)
         assert difference(a.numpy(), b.numpy()) <= 1e-3
+
+
+@pytest.mark.parametrize("name", ["squeezenet", "ssd"])
+def test_a_kept_export_gives_the_model_that_a_capture_gives(name: str, tmp_path: Path, monkeypatch) -> None:
+    """Most tests read the exported zoo from disk; here one process writes it and reads it."""
+    monkeypatch.setattr(SUITE, "captures", tmp_path)
+    made, read = (zoo_model.__wrapped__(name) for _ in range(2))
+    assert len(list(tmp_path.glob("*.onnx"))) == 1
+    assert (read.hash, read.structure, read.layers, read.rules) == (made.hash, made.structure, made.layers, made.rules)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3", "unet", "ssd"])
