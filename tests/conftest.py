@@ -72,13 +72,39 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(str(TALLY))
 
 
+# Steps of the search in the short suite: tests of what holds for any plan need no long search. Random tests of plans
+# run again in the deep suite, which searches as long as users do.
+SHORT_SEARCH = {"MULTISTART_STEPS": 5_000, "POLISH_STEPS": 2_000}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def suite_search() -> Iterator[dict[str, int]]:
+    """Search briefly in the short suite. Return the steps that users have."""
+    from orchestrator.search import space
+
+    usual = {name: getattr(space, name) for name in SHORT_SEARCH}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, steps in () if SUITE.deep else SHORT_SEARCH.items():
+            patch.setattr(space, name, steps)
+        yield usual
+
+
+@pytest.fixture
+def full_search(suite_search: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Search as long as users do, for tests of how good plans are."""
+    from orchestrator.search import space
+
+    for name, steps in suite_search.items():
+        monkeypatch.setattr(space, name, steps)
+
+
 @pytest.fixture(scope="module")
 def brief_search() -> Iterator[None]:
-    """For tests of what holds between plans, however long they were looked for."""
+    """Search briefly in both suites, for tests of what holds between plans."""
     from orchestrator.search import space
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(space, "MULTISTART_STEPS", 10_000)
+        patch.setattr(space, "MULTISTART_STEPS", min(10_000, space.MULTISTART_STEPS))
         yield
 
 

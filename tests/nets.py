@@ -67,8 +67,12 @@ def examples(count: int, short: int | None = None) -> settings:
 
 
 def deep_after(values: Iterable[Any], short: Collection[Any]) -> list[Any]:
-    """Return `values` as parameters; those that are not in `short` are marked `deep`."""
-    return [value if value in short else pytest.param(value, marks=pytest.mark.deep) for value in values]
+    """Return `values` as parameters; those that are not in `short` are marked `deep`. A tuple is several arguments."""
+
+    def marked(value: Any) -> Any:
+        return pytest.param(*value if isinstance(value, tuple) else (value,), marks=pytest.mark.deep)
+
+    return [value if value in short else marked(value) for value in values]
 
 
 @dataclass

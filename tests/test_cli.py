@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx
 import pytest
-from command_line import fails
+from command_line import fails, small_network
 from nets import Net
 from test_algorithm_1 import synthetic_profile
 
@@ -314,6 +314,7 @@ def test_the_profile_of_another_size_is_refused(cli, profile: str) -> None:
 @pytest.mark.ray
 def test_end_to_end(tmp_path: Path) -> None:
     (tmp_path / "two.yaml").write_text(CLUSTER + f"cache_dir: {tmp_path / 'cache'}\n")
+    network = small_network(tmp_path / "small.onnx")
 
     def coedge(*args: str) -> Any:
         done = subprocess.run(
@@ -328,17 +329,17 @@ def test_end_to_end(tmp_path: Path) -> None:
     assert all(row["state"] == "ready" and row["gflops"] > 0 for row in devices)
     assert set(devices[0]["links"]) == {"small"} and devices[0]["links"]["small"]["bytes_per_second"] > 0
 
-    plan = coedge("plan", "shufflenet_v2", "--size", SIZE, "--scheme", "equal", "--save", "plan.json")
+    plan = coedge("plan", network, "--size", SIZE, "--scheme", "equal", "--save", "plan.json")
     assert plan["scheme"] == "equal" and json.loads((tmp_path / "plan.json").read_text()).items() <= plan.items()
 
     own = ("--plan", "plan.json", "--repeat", "2", "--trace", "trace.json")
-    run = coedge("run", "shufflenet_v2", "--size", SIZE, *own)
+    run = coedge("run", network, "--size", SIZE, *own)
     assert run["scheme"] == "equal" and run["largest_relative_difference"] <= 1e-5
     assert len(run["latency_seconds"]["all"]) == 2 and len(run["top"]) == 5
     assert set(run["compute_seconds"]) == {"big", "small"}
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
 
-    run = coedge("run", "shufflenet_v2", "--size", SIZE, "--goal", "throughput", "--repeat", "30")
+    run = coedge("run", network, "--size", SIZE, "--goal", "throughput", "--repeat", "30")
     assert run["largest_relative_difference"] <= 1e-5 and run["throughput_fps"] > 0
     assert sum(one["frames"] for one in run["plans"]) == 30 == len(run["latency_seconds"]["all"])
     assert all(abs(one["frames"] - 30 * one["part"]) < 1 for one in run["plans"])

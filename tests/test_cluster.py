@@ -33,7 +33,7 @@ import psutil
 import pytest
 import ray
 import torch
-from nets import Array, Net, difference, image, make_plan, mosaic, one_stage, unsplit
+from nets import Array, Net, difference, image, kept, make_plan, mosaic, one_stage, unsplit
 from waiting import MOST_SECONDS, children, ended, listening, until
 
 import coedge
@@ -118,7 +118,7 @@ MODULES: dict[str, Callable[[], tuple[torch.nn.Module, torch.Tensor]]] = {
 @functools.cache
 def captured(kind: str) -> tuple[torch.nn.Module, torch.Tensor, Model]:
     module, x = MODULES[kind]()
-    return module, x, coedge.capture(module, x, name=kind)
+    return module, x, kept(f"cluster-{kind}", lambda: coedge.capture(module, x, name=kind))
 
 
 def assert_exact(model: Model, x: Any, got: Any) -> None:

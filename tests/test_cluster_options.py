@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from nets import difference, unsplit
+from nets import difference, kept, unsplit
 from test_lowering_options import everywhere, with_options
 
 import coedge
 from coedge import zoo
 from coedge.execution.program import Send
+from coedge.graph.model import Model
 from coedge.plan.plan import even_plan
 from coedge.simulation.step_costs import message_nbytes
 from orchestrator.cluster.cluster import Cluster
@@ -30,10 +31,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield joined
 
 
+def captured(name: str) -> tuple[Model, torch.Tensor]:
+    """Return a quarter-width network of the zoo for a small image, and the image."""
+    x = zoo.example(name, image_size=64)
+    return kept(f"64-{name}", lambda: coedge.capture(zoo.build(name, width=0.25, num_classes=7), x, name=name)), x
+
+
 @pytest.mark.parametrize("name", ["resnet18", "unet"])
 def test_a_stream_is_exact_in_fewer_bytes(cluster: Cluster, name: str) -> None:
-    module, x = zoo.build(name, width=0.25, num_classes=7), zoo.example(name, image_size=64)
-    model = coedge.capture(module, x, name=name)
+    model, x = captured(name)
     plan = even_plan(model, NAMES, stage_layers=2)
     frames = [x + 0.1 * index for index in range(5)]
     for codec in ("zero_mask", "blosc2"):
@@ -55,8 +61,7 @@ def test_a_stream_is_exact_in_fewer_bytes(cluster: Cluster, name: str) -> None:
 
 
 def test_links_that_are_set_and_measured_again_are_what_plans_know(cluster: Cluster) -> None:
-    module, x = zoo.build("squeezenet", width=0.25, num_classes=7), zoo.example("squeezenet", image_size=64)
-    model = coedge.capture(module, x, name="squeezenet")
+    model, x = captured("squeezenet")
 
     def rate(sender: str, receiver: str) -> float:
         return cluster.profile(model).link(sender, receiver).bytes_per_second * 8 / 1e6

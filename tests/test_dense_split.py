@@ -24,6 +24,7 @@ from nets import (
     one_stage,
     plans,
     unsplit,
+    zoo_model,
 )
 
 import coedge
@@ -396,8 +397,7 @@ def test_the_key_of_a_part_reads_like_a_slice() -> None:
 @pytest.fixture(scope="module")
 def vgg() -> Model:
     """VGG-16, a quarter as wide: 12.6 MB of weights, 9.0 of them in dense layers."""
-    net = zoo.build("vgg16", width=0.25, num_classes=10, image_size=96)
-    return coedge.capture(net, zoo.example("vgg16", image_size=96), name="vgg16")
+    return zoo_model("vgg16")
 
 
 def dense_weights(model: Model) -> dict[str, int]:

@@ -70,11 +70,13 @@ def text_of(page: Path) -> str:
     return re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8"))
 
 
+@pytest.mark.deep
 def test_every_page_is_built(site: Path) -> None:
     pages = [page for page in DOCS.rglob("*.md") if "_build" not in page.parts]
     assert [page.name for page in pages if not (site / page.relative_to(DOCS)).with_suffix(".html").is_file()] == []
 
 
+@pytest.mark.deep
 def test_every_public_name_is_described(site: Path) -> None:
     page = (site / "reference/api.html").read_text(encoding="utf-8")
     names = [name for name in coedge.__all__ if name != "zoo"]
@@ -88,6 +90,7 @@ def the_commands() -> Any:
     return typer.main.get_command(app)
 
 
+@pytest.mark.deep
 def test_every_command_and_option_is_listed(site: Path) -> None:
     text = text_of(site / "reference/command-line.html")
 
@@ -102,6 +105,7 @@ def test_every_command_and_option_is_listed(site: Path) -> None:
         look(command, f"coedge {name}")
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("kind", [ClusterConfig, coedge.profile.testbed.Testbed])
 def test_every_key_is_listed(site: Path, kind: type) -> None:
     text = text_of(site / "reference/configuration.html")

@@ -443,7 +443,7 @@ def test_who_cannot_take_part_is_said() -> None:
 
 
 @given(data=st.data())
-@examples(10)
+@examples(10, 2)
 def test_any_plan_of_any_cluster_is_explained(data: st.DataObject) -> None:
     """No crash, no device forgotten, nobody without a row, and the planner's own figures."""
     model = long_chain()

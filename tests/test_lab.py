@@ -42,7 +42,12 @@ def impossible() -> str:
     return ""
 
 
-root = [pytest.mark.root, pytest.mark.ray, pytest.mark.skipif(bool(impossible()), reason=impossible() or "possible")]
+root = [
+    pytest.mark.deep,
+    pytest.mark.root,
+    pytest.mark.ray,
+    pytest.mark.skipif(bool(impossible()), reason=impossible() or "possible"),
+]
 
 
 # ---------------------------------------------------------------- rates

@@ -23,7 +23,7 @@ STREAM = Objective(goal="throughput")
 
 
 @given(data=st.data())
-@examples(5)
+@examples(5, 1)
 def test_a_mixture_is_at_least_as_fast_as_every_plan_and_is_really_reached(data: st.DataObject) -> None:
     seed = data.draw(st.integers(0, 10_000))
     model = chain(seed % 20, layers=4, rows=12)
@@ -77,7 +77,7 @@ def nbytes_on(mixture: Mixture, model: Model, name: str) -> int:
 
 
 @given(seed=st.integers(0, 10_000), devices=st.integers(2, 4), part=st.floats(0.3, 1.1))
-@examples(10)
+@examples(10, 2)
 def test_the_plans_of_a_mixture_fit_into_memory_together(seed: int, devices: int, part: float) -> None:
     model = chain(seed % 20, layers=4, rows=12)
     profile = small_profile(seed, model, devices)
@@ -96,7 +96,7 @@ def test_the_plans_of_a_mixture_fit_into_memory_together(seed: int, devices: int
 
 
 @given(seed=st.integers(0, 10_000), slower=st.sampled_from([30, 200, 400]))
-@examples(8)
+@examples(8, 2)
 def test_a_device_that_is_too_slow_for_answers_in_order_is_left_out(seed: int, slower: int) -> None:
     """Of the others' answers each of its frames would hold back many; what it adds is less than that many-th part."""
     model = chain(seed % 20, layers=4, rows=12)

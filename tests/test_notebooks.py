@@ -45,6 +45,7 @@ def test_every_notebook_has_a_small_size() -> None:
     assert sorted(SMALL) == [path.stem for path in NOTEBOOKS]
 
 
+@pytest.mark.deep
 @pytest.mark.ray
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path: Path, kernel: Any) -> None:

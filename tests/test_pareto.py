@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nets import examples, one_stage
+from nets import deep_after, examples, one_stage
 from test_algorithm_1 import chain, profiles, synthetic_profile
 from virtual import halos
 
@@ -51,7 +51,7 @@ def test_from_least_latency_to_least_joules() -> None:
 
 
 @given(data=st.data())
-@examples(3)
+@examples(3, 1)
 def test_a_looser_deadline_costs_no_joules(data: st.DataObject) -> None:
     seed = data.draw(st.integers(0, 10_000))
     model = instances.chain(seed % 20, layers=4, rows=12)
@@ -68,7 +68,7 @@ def test_a_looser_deadline_costs_no_joules(data: st.DataObject) -> None:
 
 
 @given(data=st.data())
-@examples(6)
+@examples(6, 1)
 def test_no_plan_beats_another_and_no_scheme_beats_one(data: st.DataObject) -> None:
     model = chain()
     profile = data.draw(profiles(model))
@@ -88,14 +88,15 @@ def test_no_plan_beats_another_and_no_scheme_beats_one(data: st.DataObject) -> N
             assert seconds >= found[0][0] * (1 - 1e-9) and joules >= found[-1][1] * (1 - 2 * SAME)
 
 
-def test_constraints_hold_for_every_plan() -> None:
+@pytest.mark.parametrize("points", deep_after((4, 20), (4,)))
+def test_constraints_hold_for_every_plan(points: int) -> None:
     model, profile = rack()
-    free = costs(pareto(model, profile, Objective(), 20))
+    free = costs(pareto(model, profile, Objective(), points))
     limit = (free[0][0] + free[-1][0]) / 2 * 1e3
-    within = pareto(model, profile, Objective(deadline_ms=limit), 20)
+    within = pareto(model, profile, Objective(deadline_ms=limit), points)
     assert all(plan.feasible for plan in within)
     assert max(seconds for seconds, _ in costs(within)) * 1e3 <= limit
-    kept = pareto(model, profile, Objective(keep_local=3), 20)
+    kept = pareto(model, profile, Objective(keep_local=3), points)
     assert all(plan.feasible for plan in kept)
     assert all(stage.regions == {"a": UNIT} for plan in kept for stage in plan.stages if stage.first < 3)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 from hypothesis import given, note
@@ -12,7 +11,6 @@ from nets import examples, plans, zoo_model
 from test_algorithm_1 import dense_only, objectives, profiles, softmax_inside, synthetic_profile
 
 import coedge
-from coedge import zoo
 from coedge.core.errors import PlanError
 from coedge.core.objective import Objective
 from coedge.execution.program import Answer, Compute, Program, Receive, Send
@@ -32,7 +30,7 @@ MODELS = ("resnet18", "alexnet", "mobilenet_v3", "unet", "ssd", "densenet")
 
 @pytest.mark.parametrize("name", MODELS)
 @given(data=st.data())
-@examples(4)
+@examples(4, 1)
 def test_every_scheme_makes_valid_plans_and_auto_is_never_worse(name: str, data: st.DataObject) -> None:
     model = zoo_model(name)
     profile = data.draw(profiles(model))
@@ -234,20 +232,6 @@ def test_the_same_question_gets_the_same_plan() -> None:
     assert make_plan(model, profile) == make_plan(model, again)
 
 
-def test_planning_time_of_a_deep_network_on_eight_devices(capsys: pytest.CaptureFixture[str]) -> None:
-    """Told, not judged: clocks of shared machines are no ground for a failure."""
-    model = coedge.capture(zoo.build("resnet50", width=0.25), zoo.example("resnet50"), "resnet50")
-    profile = synthetic_profile(model, {f"d{i}": 0.02 * (i + 1) for i in range(8)}, 1e8)
-    took = {}
-    for scheme in (*SCHEMES, AUTO):
-        begin = time.perf_counter()
-        plan = make_plan(model, profile, scheme=scheme)
-        took[scheme] = time.perf_counter() - begin
-        check_plan(plan, model)
-    with capsys.disabled():
-        print(f"\nplanning resnet50 on 8 devices: {', '.join(f'{n} {t * 1e3:.0f} ms' for n, t in took.items())}")
-
-
 # ---------------------------------------------------------------- memory
 
 
@@ -287,7 +271,7 @@ def walked_nbytes(program: Program, model: Model) -> int:
 
 @pytest.mark.parametrize("name", ["alexnet", "squeezenet", "unet", "mobilenet_v3"])
 @given(data=st.data())
-@examples(8)
+@examples(8, 2)
 def test_activation_bytes_are_those_of_a_walk(name: str, data: st.DataObject) -> None:
     model = zoo_model(name)
     plan = data.draw(plans(model))

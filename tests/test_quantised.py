@@ -19,7 +19,7 @@ import onnxruntime
 import pytest
 from hypothesis import given, note
 from hypothesis import strategies as st
-from nets import Array, Net, check_split, examples, image, make_plan, plans, session, unsplit
+from nets import Array, Net, check_split, examples, image, kept, make_plan, plans, session, unsplit
 from onnx import helper, numpy_helper
 
 import coedge
@@ -45,7 +45,7 @@ def proto(name: str) -> onnx.ModelProto:
 
 @functools.cache
 def model(name: str) -> Model:
-    return coedge.capture(proto(name))
+    return kept(f"quantised-{name}", lambda: coedge.capture(proto(name)))
 
 
 @functools.cache

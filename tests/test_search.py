@@ -10,7 +10,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nets import EFFORT, examples
+from nets import EFFORT, deep_after, examples
 
 from benchmarks.branch_and_bound import best_by_bound
 from benchmarks.enumeration import best_of_all
@@ -36,7 +36,8 @@ def cost(plan: Plan, objective: Objective) -> float:
     return objective.cost(plan.predicted.latency_seconds, plan.predicted.energy_joules, plan.predicted.throughput_fps)
 
 
-@pytest.mark.parametrize("seed", range(8 * EFFORT))
+@pytest.mark.usefixtures("full_search")
+@pytest.mark.parametrize("seed", deep_after(range(8 * EFFORT), range(4)))
 def test_auto_is_near_the_best_of_all_plans(seed: int) -> None:
     """Within 3 % of what trying every plan finds. (It may be better: borders first is not among those.)"""
     devices, layers, rows = SIZES[seed % len(SIZES)]
@@ -56,7 +57,7 @@ def test_auto_is_near_the_best_of_all_plans(seed: int) -> None:
 
 
 @given(data=st.data())
-@examples(4)
+@examples(4, 2)
 def test_the_search_by_bound_finds_the_best_of_all_plans(data: st.DataObject) -> None:
     """With and without a deadline between what is quickest and what is cheapest, met or not."""
     seed = data.draw(st.integers(0, 10_000))
@@ -80,7 +81,7 @@ def test_the_search_by_bound_finds_the_best_of_all_plans(data: st.DataObject) ->
 
 
 @given(data=st.data())
-@examples(4)
+@examples(4, 1)
 def test_a_search_by_bound_that_was_cut_short_has_a_bound(data: st.DataObject) -> None:
     seed = data.draw(st.integers(0, 10_000))
     model = chain(seed % 20, 4, 4)
@@ -91,7 +92,7 @@ def test_a_search_by_bound_that_was_cut_short_has_a_bound(data: st.DataObject) -
 
 
 @given(data=st.data())
-@examples(4)
+@examples(4, 2)
 def test_auto_is_never_worse_than_a_scheme(data: st.DataObject) -> None:
     seed = data.draw(st.integers(0, 10_000))
     model = chain(seed % 20, layers=5, rows=12)
@@ -104,7 +105,7 @@ def test_auto_is_never_worse_than_a_scheme(data: st.DataObject) -> None:
 
 
 @given(data=st.data())
-@examples(3)
+@examples(3, 1)
 def test_a_faster_link_or_one_more_device_costs_no_time(data: st.DataObject) -> None:
     """But for what a search by small steps may miss: 1 %."""
     seed = data.draw(st.integers(0, 10_000))
@@ -162,12 +163,13 @@ def test_who_does_not_help_is_left_out() -> None:
     assert all("d2" not in stage.regions for stage in plan.stages)
 
 
-def test_the_same_question_gets_the_same_plan_in_every_process() -> None:
+@pytest.mark.parametrize(("layers", "rows"), deep_after([(3, 6), (4, 16)], [(3, 6)]))
+def test_the_same_question_gets_the_same_plan_in_every_process(layers: int, rows: int) -> None:
     code = (
         "from benchmarks.instances import chain, small_profile\n"
         "from coedge.core.objective import Objective\n"
         "from orchestrator.planner.planner import make_plan\n"
-        "model = chain(3, 4, 16)\n"
+        f"model = chain(3, {layers}, {rows})\n"
         "print(make_plan(model, small_profile(3, model, 3), Objective()).digest)\n"
     )
     found = set()

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nets import EFFORT, Net, examples, zoo_model
+from nets import EFFORT, Net, examples, kept, zoo_model
 
 from coedge import zoo
 from coedge.config.cluster_config import describe_keys
@@ -60,13 +60,14 @@ devices:
 @functools.cache
 def network(name: str, size: int | None = None) -> Model:
     """As the command line captures it: uint8 in, normalisation inside."""
-    return load_model(name, size or zoo.example(name).shape[-1])
+    extent = size or zoo.example(name).shape[-1]
+    return kept(f"command-line-{name}-{extent}", lambda: load_model(name, extent))
 
 
 @functools.cache
 def plain(name: str) -> Model:
     """As the tests and the Python API have it: float32 in."""
-    return capture(zoo.build(name), zoo.example(name), name="somebody's")
+    return kept(f"plain-{name}", lambda: capture(zoo.build(name), zoo.example(name), name="somebody's"))
 
 
 @pytest.fixture

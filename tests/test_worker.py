@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from nets import kept
 
 import coedge
 from coedge.graph.model import Model
@@ -20,7 +21,8 @@ from workers.transport.transport import InMemoryHub, InMemoryTransport
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return coedge.capture(coedge.zoo.build("squeezenet", width=0.25), torch.zeros(1, 3, 64, 64))
+    net = coedge.zoo.build("squeezenet", width=0.25)
+    return kept("worker-squeezenet", lambda: coedge.capture(net, torch.zeros(1, 3, 64, 64)))
 
 
 @pytest.fixture
