@@ -28,8 +28,8 @@ from coedge.core.objective import Objective
 from coedge.core.region import Region
 from coedge.execution.program import Work
 from coedge.graph.model import Model
-from coedge.plan.lowering import tile_of
 from coedge.plan.plan import Stage
+from coedge.plan.tiles import tile_of
 from coedge.profile.profile import Profile
 from orchestrator.evaluation.evaluator import Evaluation, Evaluator
 

@@ -15,7 +15,7 @@ from benchmarks.instances import chain, small_profile
 from coedge.core.objective import Objective
 from coedge.core.region import Region
 from coedge.graph.model import Model
-from coedge.plan.lowering import tile_of
+from coedge.plan.tiles import tile_of
 from coedge.profile.profile import CodecSpeed, Profile
 from orchestrator.evaluation.evaluator import Evaluator
 from orchestrator.search.draft import DraftStage, as_stages

@@ -20,7 +20,7 @@ NETS = ["mobilenet_v3", "unet", "squeezenet"]
 @functools.cache
 def shared(name: str) -> Memo:
     """Of all plans that the tests draw for a network."""
-    return Memo()
+    return Memo(zoo_model(name))
 
 
 def with_one_cut_more(plan: Plan) -> Plan:

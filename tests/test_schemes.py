@@ -18,8 +18,8 @@ from coedge.core.region import UNIT, UnitRect
 from coedge.execution.program import Work
 from coedge.graph.capture import capture
 from coedge.graph.model import Model
-from coedge.plan.lowering import tile_of
 from coedge.plan.plan import Plan, Stage, check_plan, strips
+from coedge.plan.tiles import tile_of
 from coedge.profile.profile import LayerTime, Medium, Profile
 from orchestrator.evaluation.evaluator import Evaluator
 from orchestrator.planner.planner import SCHEMES, make_plan

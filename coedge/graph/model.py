@@ -14,11 +14,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from coedge.core.errors import CaptureError, InputError
+from coedge.core.region import Interval, Region
 from coedge.execution.program import Tile
 from coedge.graph.graph import Graph, Node, Tensor
 from coedge.graph.large_weights import stub
 from coedge.graph.layers import Cut, Layer, make_cuts, make_layers
 from coedge.graph.quantised import rounded_later
+from coedge.graph.receptive_field import BackwardRule, region_rules, row_rules
 from coedge.graph.rewrite import ORDERLESS, Draft, expand, group_norm_pattern
 from coedge.graph.rules import Context, Rule, rule_for
 from coedge.graph.rules.reduce import PARTIAL
@@ -70,6 +72,16 @@ class Model:
     def cuts(self) -> tuple[Cut, ...]:
         """The position before each layer, with the activations that are alive there."""
         return make_cuts(self.graph, self.layers)
+
+    @cached_property
+    def backward_regions(self) -> tuple[BackwardRule[Region], ...]:
+        """Per node, how a region of its outputs maps to regions of its inputs."""
+        return region_rules(self.graph, self.rules)
+
+    @cached_property
+    def backward_rows(self) -> tuple[BackwardRule[Interval], ...]:
+        """Per node, how rows of its outputs map to rows of its inputs."""
+        return row_rules(self.graph, self.rules)
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:

@@ -4,8 +4,8 @@
     one 3x3 convolution back -|=====|-          rows [1, 6) of the tensor before it
     another one back        --|=====|--         rows [0, 7): what the run reads
 
-One backward pass serves both rows alone (`Interval`) and rows with columns (`Region`). A part is always a single
-interval or rectangle: where two readers need different parts of a tensor, their hull is needed.
+One backward pass serves rows alone (`Interval`) and rows with columns (`Region`). The needed part of a tensor is
+always a single interval or rectangle: the hull of what its readers need.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class BackwardRule(Generic[Extent]):
     Attributes:
         index: position of the node in `graph.nodes`.
         outputs: names of the outputs, without omitted ones.
-        whole: the full extent of the outputs, for a node that is computed as a whole or not at all; otherwise None.
+        whole: the full extent of the outputs, for a node that cannot compute a part of them; otherwise None.
         needs: returns the needed part of every activation that the node reads.
     """
 
@@ -55,14 +55,14 @@ def backward_pass(
 
     Args:
         rules: the rules of the nodes, last node first.
-        wanted: the parts that are wanted of the run's outputs, none of them empty. Names that no node of the run
+        wanted: the parts that are wanted of the run's outputs. No part is empty. Names that no node of the run
             makes are ignored.
-        reads: what is read behind the run; updated in place. When the pass ends, it holds the part of every tensor
-            that the run reads and does not make. Empty for a pass that starts at the run's end; handed on where a
-            pass is continued layer by layer.
+        reads: the parts that nodes behind the run read: empty for a pass that starts at the end of a stage.
+            Updated in place. After the pass it holds the part of every tensor that is read and that no node of
+            the run makes, so a pass can be continued layer by layer.
 
     Yields:
-        One item per node that takes part. Nodes of whose outputs nothing is needed are skipped.
+        One item per node that takes part. Nodes whose outputs are not needed are skipped.
     """
     for rule in rules:
         computed: Extent | None = None
@@ -82,29 +82,28 @@ def backward_pass(
 def region_rules(graph: Graph, rules: Sequence[Rule]) -> tuple[BackwardRule[Region], ...]:
     """Return the backward rules of all nodes for rows and columns, in the order of `graph.nodes`."""
     return tuple(
-        BackwardRule(node.index, outputs, whole, rule.needs)
-        for node, rule in zip(graph.nodes, rules, strict=True)
-        for outputs, whole in [_outputs(graph, node.outputs, rule)]
+        BackwardRule(index, outputs, whole, rules[index].needs)
+        for index, (outputs, whole) in enumerate(_outputs(graph, rules))
     )
 
 
 def row_rules(graph: Graph, rules: Sequence[Rule]) -> tuple[BackwardRule[Interval], ...]:
     """Return the backward rules of all nodes for rows alone, in the order of `graph.nodes`."""
     return tuple(
-        BackwardRule(
-            node.index,
-            outputs,
-            None if whole is None else whole.rows,
-            partial(_needed_rows, tuple((name, rows) for name, (rows, _) in rule.maps.items())),
-        )
-        for node, rule in zip(graph.nodes, rules, strict=True)
-        for outputs, whole in [_outputs(graph, node.outputs, rule)]
+        BackwardRule(index, outputs, whole and whole.rows, partial(_needed_rows, _row_maps(rules[index])))
+        for index, (outputs, whole) in enumerate(_outputs(graph, rules))
     )
 
 
-def _outputs(graph: Graph, names: Sequence[str], rule: Rule) -> tuple[tuple[str, ...], Region | None]:
-    outputs = tuple(name for name in names if name)
-    return outputs, graph.tensors[outputs[0]].whole if isinstance(rule, WholeRule) else None
+def _outputs(graph: Graph, rules: Sequence[Rule]) -> Iterator[tuple[tuple[str, ...], Region | None]]:
+    """Yield the named outputs of every node, and their extent if the node cannot compute a part of them."""
+    for node, rule in zip(graph.nodes, rules, strict=True):
+        outputs = tuple(name for name in node.outputs if name)
+        yield outputs, graph.tensors[outputs[0]].whole if isinstance(rule, WholeRule) else None
+
+
+def _row_maps(rule: Rule) -> tuple[tuple[str, AxisMap], ...]:
+    return tuple((name, rows) for name, (rows, _) in rule.maps.items())
 
 
 def _needed_rows(row_maps: Sequence[tuple[str, AxisMap]], rows: Interval) -> dict[str, Interval]:

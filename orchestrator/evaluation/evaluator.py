@@ -60,7 +60,7 @@ def shared_memo(model: Model) -> Memo:
     """What is known of the model's lowered plans by all who judge some of them now; it goes with the last of them."""
     memo = _memos.get(model.hash)
     if memo is None:
-        memo = _memos[model.hash] = Memo()
+        memo = _memos[model.hash] = Memo(model)
     return memo
 
 

@@ -28,8 +28,8 @@ from coedge.core.region import UNIT, Region, UnitRect
 from coedge.graph.graph import Tensor
 from coedge.graph.layers import Layer
 from coedge.graph.model import Model
-from coedge.plan.lowering import needs_of
 from coedge.plan.plan import Plan, Stage, strips
+from coedge.plan.tiles import needed_regions
 from coedge.profile.profile import LayerTime, Profile
 from orchestrator.schemes.scheme import best_of, place_whole
 
@@ -131,7 +131,7 @@ class Need:
         for device, rect in place.items():
             own = {name: rect.of_extent(tensors[name].rows, tensors[name].cols) for name in makes}
             wanted = {name: region for name, region in own.items() if not region.empty}
-            need, _ = needs_of(model, layer.first, layer.stop, wanted)
+            need, _ = needed_regions(model, layer.first, layer.stop, wanted)
             if layer.tensor in need:
                 rows.append(need[layer.tensor].area / layer.cols)
             reads += [(device, tensors[name], need[name]) for name in need if name not in made]

@@ -20,8 +20,8 @@ from coedge.core.objective import Objective
 from coedge.core.region import UNIT
 from coedge.execution.program import Work
 from coedge.graph.model import Model
-from coedge.plan.lowering import needs_of
 from coedge.plan.plan import Plan, Stage
+from coedge.plan.tiles import needed_regions
 from coedge.profile.profile import Profile
 from orchestrator.evaluation.evaluator import Evaluation, Evaluator
 from orchestrator.schemes.scheme import on_one_device
@@ -162,7 +162,7 @@ def side(model: Model, first: int, stop: int) -> Side:
     made = {name for node in nodes for name in node.outputs if name}
     alive = model.cuts[stop].tensors if stop < len(layers) else graph.outputs
     wanted = {name: graph.tensors[name].whole for name in alive if name in made}
-    need, parts = needs_of(model, nodes[0].index, nodes[-1].index + 1, wanted)
+    need, parts = needed_regions(model, nodes[0].index, nodes[-1].index + 1, wanted)
     work = (
         Work(layer.index, need[layer.tensor].area / layer.cols) for layer in layers[first:stop] if layer.tensor in need
     )
@@ -170,7 +170,7 @@ def side(model: Model, first: int, stop: int) -> Side:
     image = sum(nbytes for name, nbytes in reads.items() if name in graph.inputs)
     constants = {
         name
-        for node, _, _ in parts
+        for node in (field.rule.index for field in parts)
         for name in (*graph.nodes[node].inputs, *graph.nodes[node].captured)
         if name in graph.constants
     }

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from coedge.core.region import Region
 from coedge.graph.graph import Tensor
 from coedge.graph.model import Model
-from coedge.plan.lowering import tile_of
+from coedge.plan.tiles import tile_of
 from workers.runtime.kernels import Kernels
 
 Array = NDArray[Any]
