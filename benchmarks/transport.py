@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import Report, arguments
-from workers.actor import _tune_process
 from workers.emulation.paced_transport import LinkSpec, PacedTransport
 from workers.emulation.processor import sharpen_timers
+from workers.runtime.process import tune_process
 from workers.transport.message import Message, MessageKind
 from workers.transport.transport import Transport
 from workers.transport.zmq_transport import SPIN_SECONDS, ZmqTransport
@@ -118,7 +118,7 @@ def _serve(there: Connection, kind: str, rate: float | None) -> None:
 
 @contextlib.contextmanager
 def _end(other: Connection, index: int, kind: str, rate: float | None) -> Iterator[Exchange]:
-    _tune_process(emulated=rate is not None)
+    tune_process(emulated=rate is not None)
     if rate is not None:
         sharpen_timers()
     if kind == "TCP":

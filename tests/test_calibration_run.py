@@ -1,4 +1,4 @@
-"""A worker that rehearses a frame alone: the real loop and kernels, made-up rows, sockets of its own."""
+"""A calibration run: the real loop and kernels of a worker, with made-up rows on sockets of its own."""
 
 from __future__ import annotations
 
@@ -36,56 +36,56 @@ def net() -> Model:
 
 @pytest.mark.parametrize("speed", [0.1, 0.5, None])
 def test_every_stage_of_a_program_is_timed(speed: float | None) -> None:
-    rehearsal = CalibrationRun(net(), 1, speed)
+    calibration = CalibrationRun(net(), 1, speed)
     try:
         program = rows_program(net(), 0.5, 1)
-        number = rehearsal.add(program)
+        number = calibration.add(program)
         for _ in range(2):
-            played = rehearsal.run(number)
+            timings = calibration.run(number)
             expected = [step.work for step in program.steps if isinstance(step, Compute)]
-            assert [stage.work for stage in played.stages] == expected[-len(played.stages) :]
-            assert len(expected) - len(played.stages) <= 1  # before the first step there is nothing to count from
-            assert all(0 < stage.seconds < 5 for stage in played.stages)
-            assert len(played.send_seconds) >= sum(isinstance(step, Send) for step in program.steps) - 1
-            assert len(played.receive_seconds) >= sum(isinstance(step, Receive) for step in program.steps) - 1
+            assert [stage.work for stage in timings.stages] == expected[-len(timings.stages) :]
+            assert len(expected) - len(timings.stages) <= 1  # before the first step there is nothing to count from
+            assert all(0 < stage.seconds < 5 for stage in timings.stages)
+            assert len(timings.send_seconds) >= sum(isinstance(step, Send) for step in program.steps) - 1
+            assert len(timings.receive_seconds) >= sum(isinstance(step, Receive) for step in program.steps) - 1
     finally:
-        rehearsal.close()
+        calibration.close()
 
 
 def test_several_programs_take_turns() -> None:
-    rehearsal = CalibrationRun(net(), 1, speed=0.3)
+    calibration = CalibrationRun(net(), 1, speed=0.3)
     try:
-        numbers = [rehearsal.add(program) for program in (rows_program(net(), 0.5, 1), rows_program(net(), 1.0, 100))]
-        counts = [[len(rehearsal.run(number).stages) for number in numbers] for _ in range(2)]
+        numbers = [calibration.add(program) for program in (rows_program(net(), 0.5, 1), rows_program(net(), 1.0, 100))]
+        counts = [[len(calibration.run(number).stages) for number in numbers] for _ in range(2)]
         assert counts[0] == counts[1] and counts[0][0] > counts[0][1]
     finally:
-        rehearsal.close()
+        calibration.close()
 
 
 def test_closing_leaves_no_thread() -> None:
     before = set(threading.enumerate())
-    rehearsal = CalibrationRun(net(), 1, speed=0.3)
-    rehearsal.run(rehearsal.add(rows_program(net(), 0.5, 1)))
-    rehearsal.close()
+    calibration = CalibrationRun(net(), 1, speed=0.3)
+    calibration.run(calibration.add(rows_program(net(), 0.5, 1)))
+    calibration.close()
     assert set(threading.enumerate()) == before
 
 
 def test_a_step_that_fails_is_told() -> None:
-    rehearsal = CalibrationRun(net(), 1, speed=0.3)
+    calibration = CalibrationRun(net(), 1, speed=0.3)
     try:
-        number = rehearsal.add(rows_program(net(), 0.5, 1))
-        rehearsal._made_up[number][0][0].arrays[0].shape = (3, 32, 24)  # the input has lost an axis
-        with pytest.raises(RuntimeError, match=r"a rehearsal failed: .*is expected"):
-            rehearsal.run(number)
+        number = calibration.add(rows_program(net(), 0.5, 1))
+        calibration._made_up[number][0][0].arrays[0].shape = (3, 32, 24)  # the input has lost an axis
+        with pytest.raises(RuntimeError, match=r"a calibration run failed: .*is expected"):
+            calibration.run(number)
     finally:
-        rehearsal.close()
+        calibration.close()
 
 
 def layers_of(program: Program) -> list[int]:
     return sorted({w.layer for step in program.steps if isinstance(step, Compute) for w in step.work})
 
 
-def test_rows_features_and_the_rest_are_rehearsed_apart() -> None:
+def test_rows_features_and_the_rest_have_programs_of_their_own() -> None:
     model = net()
     kinds = [(layer.splittable, layer.by_features) for layer in model.layers]
     rows, dense = ([i for i, kind in enumerate(kinds) if kind[place]] for place in (0, 1))
@@ -100,7 +100,7 @@ def test_a_device_in_the_middle_has_neighbours_on_both_sides() -> None:
     assert {step.peer for step in steps if isinstance(step, Receive)} >= {"above", "others"}
 
 
-def test_a_dense_layer_is_rehearsed_on_as_many_features_as_fit() -> None:
+def test_a_dense_layer_is_measured_on_as_many_features_as_fit() -> None:
     model = net()
     layer = next(layer for layer in model.layers if layer.by_features)
     weights = sum(model.weights[name].nbytes for name in model.weight_names(layer.first, layer.stop))

@@ -132,7 +132,7 @@ from nets import Net, make_plan
 from coedge.graph.capture import capture
 from coedge.plan.lowering import lower
 from coedge.core.region import UNIT
-from workers.runtime.kernels import give_back_memory
+from workers.runtime.process import return_freed_memory
 from workers.runtime.spec import WorkerSpec
 from workers.transport.transport import InMemoryHub, InMemoryTransport
 from workers.runtime.worker import Worker
@@ -146,7 +146,7 @@ plan = make_plan(model, [(len(model.layers), {"device-0": UNIT})], "device-0")
 program = lower(plan, model)["device-0"]
 device = Worker(WorkerSpec(0, "device-0", "", False, 1.0), InMemoryTransport(0, "device-0", InMemoryHub()))
 weights = {name: np.array(value) for name, value in model.weights.items()}
-give_back_memory()
+return_freed_memory()
 before = psutil.Process().memory_info().rss
 device.load(1, program, model.skeleton, weights)
 print((psutil.Process().memory_info().rss - before) / 1e6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import sys
@@ -22,7 +23,7 @@ from waiting import listening, until
 
 from coedge.core.errors import ClusterError, ConfigError
 from coedge.execution.link_clock import LinkClock
-from workers.emulation.paced_transport import LinkSpec, PacedTransport
+from workers.emulation.paced_transport import LinkSpec, PacedTransport, _Holder
 from workers.transport.message import (
     MalformedMessage,
     Message,
@@ -32,7 +33,7 @@ from workers.transport.message import (
     encode,
     text_to_array,
 )
-from workers.transport.transport import Endpoint, InMemoryHub, InMemoryTransport, Transport
+from workers.transport.transport import DeliveryFailed, Endpoint, InMemoryHub, InMemoryTransport, Transport
 from workers.transport.zmq_transport import ZmqTransport
 
 SOON = 10.0  # seconds: longer than anything here takes, so that it fails rather than hangs
@@ -97,9 +98,9 @@ def zmq_pair(encrypted: bool, local: bool = False) -> Iterator[tuple[ZmqTranspor
 ways = pytest.mark.parametrize(
     ("encrypted", "local"),
     [(True, False), (False, False), (True, True)],
-    ids=["encrypted", "plain", "short cut"],
+    ids=["encrypted", "plain", "local"],
 )
-needs_short_cuts = pytest.mark.skipif(sys.platform != "linux", reason="sockets that are no files are Linux's")
+needs_local_sockets = pytest.mark.skipif(sys.platform != "linux", reason="clocks have names on Linux only")
 
 
 class TestMessage:
@@ -258,8 +259,8 @@ class TestZmqTransport:
         with zmq_pair(encrypted=True) as (a, b):
             message = data(np.arange(100_000), np.arange(3))
             a.send(1, message)
-            b.send(0, take(b))
-            assert_same(a.receive(SOON), message)
+            b.send(0, replace(take(b), sender=1))
+            assert_same(a.receive(SOON), replace(message, sender=1))
 
     def test_a_peer_may_send_before_it_is_known(self) -> None:
         early, late = ZmqTransport(0, "early"), ZmqTransport(1, "late")
@@ -301,20 +302,20 @@ class TestZmqTransport:
             a.send(1, data())
             assert b.receive(0.5) is None
 
-    @needs_short_cuts
-    def test_a_short_cut_is_taken_on_the_same_clock_only(self) -> None:
-        """Whatever the address says: nobody listens there."""
+    @needs_local_sockets
+    def test_the_local_socket_is_used_on_the_same_clock_only(self) -> None:
+        """The network address leads nowhere, so only the local socket delivers."""
         nowhere = "tcp://127.0.0.1:9"
         with zmq_pair(encrypted=True, local=True) as (a, b):
             a.connect([replace(b.endpoint, address=nowhere)])
             a.send(1, data(frame=1))
             assert take(b).frame == 1
-            a.connect([replace(b.endpoint, address=nowhere, clock="of another machine")])
+            a.connect([replace(b.endpoint, address=nowhere, clock="another machine")])
             a.send(1, data(frame=2))
             assert b.receive(0.5) is None
 
-    @needs_short_cuts
-    def test_a_device_hears_those_near_and_those_far(self) -> None:
+    @needs_local_sockets
+    def test_a_device_receives_from_local_and_from_remote_peers(self) -> None:
         far = ZmqTransport(2, "far")
         try:
             with zmq_pair(encrypted=True, local=True) as (a, b):
@@ -329,22 +330,7 @@ class TestZmqTransport:
         finally:
             far.close()
 
-    @needs_short_cuts
-    @pytest.mark.parametrize("password", [None, "a guess"])
-    def test_a_short_cut_needs_its_password(self, password: str | None) -> None:
-        with zmq_pair(encrypted=True, local=True) as (_, b), zmq.Context() as context:
-            assert b.endpoint.local is not None
-            assert b.endpoint.local.password not in repr(b.endpoint)
-            push = context.socket(zmq.PUSH)
-            push.linger = 0
-            if password is not None:
-                push.plain_username, push.plain_password = b"coedge", password.encode()
-            push.connect(b.endpoint.local.address)
-            push.send(encode(data())[0])
-            assert b.receive(0.5) is None
-            push.close()
-
-    def test_without_encryption_there_is_no_short_cut(self) -> None:
+    def test_without_encryption_there_is_no_local_socket(self) -> None:
         with zmq_pair(encrypted=False, local=True) as (a, _):
             assert a.endpoint.local is None
 
@@ -368,7 +354,7 @@ class TestZmqTransport:
                 a.connect([restarted.endpoint])  # again: nothing changes
                 a.send(1, data(frame=2))
                 assert take(restarted).frame == 2
-                restarted.send(0, data(frame=3))
+                restarted.send(0, data(sender=1, frame=3))
                 assert take(a).frame == 3
                 assert addresses(a) == {restarted.endpoint.address}
             finally:
@@ -426,7 +412,7 @@ class TestZmqTransport:
             pytest.skip("this machine has no IPv6 loopback")
         b.connect([a.endpoint])
         a.connect([b.endpoint])
-        b.send(0, data())
+        b.send(0, data(sender=1))
         take(a)
         a.close()
         b.close()
@@ -512,16 +498,38 @@ class TestPacedTransport:
         with paced_pair(LinkSpec(), LinkSpec()) as (a, _), pytest.raises(ClusterError, match="peer 9"):
             a.send(9, data())
 
-    def test_an_unknown_peer_on_another_host_is_reported_by_the_next_call(self) -> None:
-        a = PacedTransport(InMemoryTransport(0, "a", InMemoryHub()), LinkSpec(), {9: LinkSpec()})
+    def test_a_held_message_that_cannot_be_sent_is_reported_by_receive_with_the_message(self) -> None:
+        inner = InMemoryTransport(0, "a", InMemoryHub())
+        a = PacedTransport(inner, LinkSpec(), {8: LinkSpec(), 9: LinkSpec()})
         try:
-            a.connect([Endpoint(9, "gone", "memory://9", clock="another")])
-            a._inner._peers.clear()
-            a.send(9, data())
-            with pytest.raises(ClusterError, match="peer 9"):
-                a.receive(SOON)
+            a.connect([Endpoint(index, "gone", f"memory://{index}", clock="another") for index in (8, 9)])
+            inner._peers.clear()
+            a.send(9, data(frame=1))
+            a.send(8, data(frame=2))
+            for peer, frame in ((9, 1), (8, 2)):
+                with pytest.raises(DeliveryFailed, match=f"peer {peer}") as failed:
+                    a.receive(SOON)
+                assert (failed.value.peer_index, failed.value.message.frame) == (peer, frame)
+            assert a.receive(0.0) is None, "each failure is reported once"
         finally:
             a.close()
+
+    def test_the_end_of_the_sending_thread_is_reported_by_every_later_call(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(self: object) -> None:
+            raise OSError("no memory")
+
+        monkeypatch.setattr(_Holder, "_next", fail)
+        with held_pair(LinkSpec(latency_seconds=0.05)) as (a, b):
+            with contextlib.suppress(ClusterError):  # the thread may have ended already
+                a.send(1, data())
+            for _ in range(2):
+                with pytest.raises(ClusterError, match="no memory"):
+                    a.receive(SOON)
+                with pytest.raises(ClusterError, match="no memory"):
+                    a.send(1, data())
+            assert b.receive(0.0) is None
 
     def test_times_out_and_wakes(self) -> None:
         with paced_pair(LinkSpec(), LinkSpec()) as (a, _):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 
-import numpy as np
 import pytest
 import torch
 from nets import kept
@@ -15,7 +14,6 @@ from coedge.graph.weight_slice import WeightSlice
 from coedge.plan.lowering import lower
 from workers.runtime.spec import WorkerSpec
 from workers.runtime.worker import Worker
-from workers.transport.message import Message, MessageKind
 from workers.transport.transport import InMemoryHub, InMemoryTransport
 
 
@@ -74,9 +72,3 @@ def test_a_probe_tells_when_its_messages_came(speed: float | None) -> None:
             worker.stop()
         for thread in threads:
             thread.join(10.0)
-
-
-@pytest.mark.parametrize("arrays", [(), (np.zeros(3),), (np.zeros((1, 2)),), (np.zeros(2), np.zeros(2))])
-def test_an_echo_of_another_form_is_left_alone(worker: Worker, arrays: tuple[np.ndarray, ...]) -> None:
-    worker._handle(Message(MessageKind.ECHO, 1, channel=0, arrays=arrays))
-    assert not worker._echoes

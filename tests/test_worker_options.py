@@ -138,7 +138,7 @@ def test_packed_rows_that_are_none_fail_the_frame_and_not_the_worker(devices: De
     )
     wrong = [np.zeros(40, np.uint8), np.full(1000, 255, np.uint8), np.zeros(0, np.uint8), np.zeros(shape, np.float32)]
     for frame, array in enumerate(wrong, start=100):
-        devices.send("b", frame, receive.channel, array)
+        devices.send("b", frame, receive.channel, array, sender=NAMES.index("c"))
         error = devices.next(MessageKind.ERROR)
         assert error.frame == frame
         assert isinstance(program.steps[error.channel], Receive)

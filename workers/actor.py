@@ -1,10 +1,7 @@
-"""The Ray face of a worker: control only. What flows between devices never passes through here."""
+"""The Ray actor of a worker, for control. Data between devices never passes through it."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -21,22 +18,27 @@ from workers.calibration.layer_times import LayerMeasurement, convolution, measu
 from workers.calibration.unsplit import UnsplitSession
 from workers.emulation.paced_transport import LinkSpec
 from workers.runtime.energy_meter import find_meter, measure_power
+from workers.runtime.process import return_freed_memory, tune_process
 from workers.runtime.spec import MeteredPower, ProbeTimes, WorkerFacts, WorkerSpec, WorkerStatus
 from workers.runtime.worker import Worker
 from workers.transport.codecs import measure_codecs, typical_rows
 from workers.transport.transport import Endpoint
 
 REST_SECONDS = 0.003
+STOP_SECONDS = 1.5
 
 
 class WorkerActor:
-    """Methods run on threads of their own, beside `serve`, which ends only with the worker."""
+    """A worker that is controlled through Ray.
+
+    Methods run on threads of their own, beside `serve`, which ends only with the worker.
+    """
 
     def __init__(self, spec: WorkerSpec) -> None:
-        _tune_process(emulated=spec.speed is not None or spec.link is not None)
+        tune_process(emulated=spec.speed is not None or spec.link is not None)
         self._worker = Worker(spec)
-        self._play: LayerMeasurement | None = None
-        self._whole: UnsplitSession | None = None
+        self._measurement: LayerMeasurement | None = None
+        self._unsplit: UnsplitSession | None = None
 
     def facts(self) -> WorkerFacts:
         return self._worker.facts()
@@ -65,7 +67,12 @@ class WorkerActor:
         keys: Sequence[str],
         references: Sequence[Any],
     ) -> None:
-        """`references` are of the weights `keys` in Ray's object store, where devices of one host share them."""
+        """Make a program ready.
+
+        Args:
+            keys: of the weights.
+            references: of the weights in Ray's object store, which devices of one host share.
+        """
         import ray
 
         self._worker.load(epoch, program, skeleton, dict(zip(keys, ray.get(list(references)))))
@@ -77,43 +84,51 @@ class WorkerActor:
         return self._worker.status()
 
     def probe(self, peer: str, nbytes: int, count: int, timeout_seconds: float) -> ProbeTimes:
-        """As `Worker.probe`. Before it, both ends rest as they do between the stages of a frame: waking up counts."""
+        """Measure the link to a peer; see `Worker.probe`.
+
+        Both ends rest first, as they do between the stages of a frame, so that the time to wake up is included.
+        """
         time.sleep(REST_SECONDS)
         return self._worker.probe(peer, nbytes, count, timeout_seconds)
 
     def prepare_sweeps(
         self, skeleton: bytes, threads: int, speed: float | None, budget_seconds: float, memory_bytes: float | None
     ) -> None:
-        """Makes ready what `measure_sweeps` plays."""
+        """Build the calibration programs that `measure_sweeps` runs."""
         model = Model.from_skeleton(skeleton, {})
-        self._play = LayerMeasurement(model, threads, speed, budget_seconds, memory_bytes, self._worker.spec.providers)
+        providers = self._worker.spec.providers
+        self._measurement = LayerMeasurement(model, threads, speed, budget_seconds, memory_bytes, providers)
 
     def measure_sweeps(self, most_sweeps: int) -> list[StepTimings]:
-        """Times at the full speed of this machine; an emulated speed is applied to them by the caller."""
-        play = self._play
-        if play is None:
-            raise RuntimeError("there is nothing to play: prepare_sweeps comes first")
+        """Return times at the full speed of this machine. The caller applies an emulated speed to them.
+
+        Raises:
+            RuntimeError: `prepare_sweeps` was not called, or a step failed.
+        """
+        measurement = self._measurement
+        if measurement is None:
+            raise RuntimeError("no calibration programs are ready: call prepare_sweeps first")
         try:
-            return play.sweeps(most_sweeps)
+            return measurement.sweeps(most_sweeps)
         finally:
-            play.close()
-            self._play = None
-            _return_memory()
+            measurement.close()
+            self._measurement = None
+            return_freed_memory()
 
     def progress(self) -> float:
-        """How far `measure_sweeps` is, from 0 to 1."""
-        play = self._play
-        return 0.0 if play is None else play.done
+        """Return the progress of `measure_sweeps`, from 0 to 1."""
+        measurement = self._measurement
+        return 0.0 if measurement is None else measurement.done
 
     def measure_codecs(self, seconds: float) -> dict[str, CodecSpeed]:
-        """How fast this machine packs, measured for so many seconds; an emulated speed is applied by the caller."""
+        """Measure for `seconds` how fast this machine packs. The caller applies an emulated speed."""
         return measure_codecs(typical_rows(), seconds)[0]
 
     def measure_gflops(self, cpu_time: bool) -> float:
         return measure_gflops(self._worker.threads, cpu_time, self._worker.spec.providers)
 
     def measure_power(self, seconds: float) -> MeteredPower | None:
-        """Watts of this machine, idle and at work, over so many seconds each; None: it has no meter."""
+        """Measure the watts of this machine, idle and at work, for `seconds` each; None: it has no meter."""
         meter = find_meter()
         if meter is None:
             return None
@@ -121,37 +136,24 @@ class WorkerActor:
         return MeteredPower(*measure_power(meter, busy, seconds), meter.source)
 
     def prepare_unsplit(self, proto: NDArray[np.uint8]) -> None:
-        """Makes ready what `run_unsplit` runs: a network in one session, as a file of ONNX has it."""
+        """Build the session that `run_unsplit` runs, from the bytes of an ONNX file."""
         spec = self._worker.spec
-        self._whole = UnsplitSession(proto.tobytes(), self._worker.threads, spec.speed, spec.providers)
+        self._unsplit = UnsplitSession(proto.tobytes(), self._worker.threads, spec.speed, spec.providers)
 
     def run_unsplit(self, arrays: Sequence[NDArray[Any]]) -> tuple[float, list[NDArray[Any]]]:
-        """As `UnsplitSession.run`."""
-        if self._whole is None:
-            raise RuntimeError("there is no network to run: prepare_unsplit comes first")
-        return self._whole.run(arrays)
+        """Run the unsplit network; see `UnsplitSession.run`.
+
+        Raises:
+            RuntimeError: `prepare_unsplit` was not called.
+        """
+        if self._unsplit is None:
+            raise RuntimeError("no network is ready: call prepare_unsplit first")
+        return self._unsplit.run(arrays)
 
     def forget_unsplit(self) -> None:
-        self._whole = None
-        _return_memory()
+        self._unsplit = None
+        return_freed_memory()
 
     def stop(self) -> None:
-        self._worker.stop()
-
-
-def _return_memory() -> None:
-    """Gives the system back what was freed: sessions of a measurement take more than those of a plan ever will."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _tune_process(emulated: bool) -> None:
-    """Keeps large freed blocks in the process: rows come and go at every frame, and fresh pages cost time."""
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        trim_threshold, mmap_threshold = -1, -3
-        libc.mallopt(mmap_threshold, 32 * 1024 * 1024)
-        libc.mallopt(trim_threshold, 128 * 1024 * 1024)
-    if emulated:
-        # A thread that holds messages must not wait 5 ms for a busy one to let go of the interpreter.
-        sys.setswitchinterval(0.0005)
+        """End `serve`, and wait a moment until it has closed its sockets."""
+        self._worker.stop(STOP_SECONDS)

@@ -13,6 +13,7 @@ well or not, is remembered: a late message does not begin it again.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from coedge.execution.dataflow_machine import DataflowMachine, oldest_ready
 from coedge.execution.program import Program, Step
 
 REMEMBERED_FRAMES = 4096
+# Frames of one program that the messages of one peer may begin before others end. The credits of a plan are far fewer.
+MAX_BEGUN_FRAMES = 256
 
 
 class Task(NamedTuple):
@@ -72,9 +75,23 @@ class _LoadedProgram:
     machine: DataflowMachine
     ended: dict[int, None] = field(default_factory=dict)
     spans: dict[int, list[StepSpan]] = field(default_factory=dict)
+    begun_by: dict[int, str] = field(default_factory=dict)  # the peer whose message began a frame under way
+    begun_counts: Counter[str] = field(default_factory=Counter)
+
+    def begin(self, frame: int, peer: str) -> bool:
+        """Begin a frame that a message of a peer asks for; False: the peer has begun too many."""
+        if self.begun_counts[peer] >= MAX_BEGUN_FRAMES:
+            return False
+        self.begun_counts[peer] += 1
+        self.begun_by[frame] = peer
+        self.machine.begin(frame)
+        self.spans[frame] = []
+        return True
 
     def forget(self, frame: int) -> None:
         self.machine.drop(frame)
+        if frame in self.begun_by:
+            self.begun_counts[self.begun_by.pop(frame)] -= 1
         self.spans.pop(frame, None)
         self.ended[frame] = None
         while len(self.ended) > REMEMBERED_FRAMES:
@@ -116,15 +133,19 @@ class Scheduler:
         self._parts.pop(epoch, None)
 
     def came(self, epoch: int, frame: int, channel: int) -> Task | Failed | None:
-        """A message with rows is here. None: nobody waits for it (a stale or doubled one)."""
+        """Take note of a message with rows.
+
+        Returns:
+            The `Receive` to be done. None: no frame waits for the message. It is stale, or came twice, or asks for
+            one frame more than `MAX_BEGUN_FRAMES` of its peer.
+        """
         part = self._parts.get(epoch)
         if part is None or frame in part.ended:
             return None
         machine = part.machine
-        if frame not in machine:
-            machine.begin(frame)
-            part.spans[frame] = []
         entry = machine.receive_of(channel)
+        if entry is not None and frame not in machine and not part.begin(frame, entry[1].peer):
+            return None
         if entry is None:
             part.forget(frame)
             reason = f"a message came on channel {channel}, which the program does not have"

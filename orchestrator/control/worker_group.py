@@ -158,7 +158,11 @@ def _place_workers(config: ClusterConfig, actors: dict[str, Any]) -> WorkerGroup
         endpoints: list[Endpoint] = [*(fact.endpoint for fact in facts.values()), transport.endpoint]
         emulated = any(spec.link for spec in specs.values())
         links = {spec.index: spec.link or LinkSpec() for spec in specs.values()} if emulated else {}
-        calls = {name: actor.connect.remote(endpoints, links) for name, actor in actors.items()}
+        # Each worker gets the passwords of its own for the local sockets, and no others.
+        calls = {
+            name: actor.connect.remote([other.for_peer(facts[name].endpoint) for other in endpoints], links)
+            for name, actor in actors.items()
+        }
         ray_control.gather(calls, timeout, "connect to each other")
         transport.connect(endpoints)
         return WorkerGroup(

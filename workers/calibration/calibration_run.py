@@ -1,11 +1,11 @@
-"""A worker that plays its part alone: what its steps take, as they run for a frame.
+"""A calibration run: a worker runs programs alone and reports how long its steps take, as in a frame.
 
-    client ----> [ worker: receive, compute, send, ... ] ----> nowhere
-    others ----> made-up rows for the next stage, as soon as the worker has nothing else to do
+    client ----> [ worker: receive, compute, send, ... ] ----> discarded
+    peers  ----> made-up rows of the next stage, as soon as the worker has nothing else to do
 
-The worker, its loop and its kernels are the real ones, run in the order of a frame: weights and rows are as cold as
-they will be, and what the worker does around its kernels is there too. (One layer over and over, which finds all of it
-in the cache, would be up to 40 % too fast.)
+The worker, its loop and its kernels are the real ones, and steps run in the order of a frame. Weights and rows are as
+cold in the caches as in a frame, and the worker's own code around the kernels counts too. (Times of one layer that
+runs over and over, with everything in the caches, are up to 40 % too short.)
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from workers.emulation.paced_transport import LinkSpec, PacedTransport
 from workers.emulation.processor import EmulatedProcessor
 from workers.runtime.spec import WorkerSpec
 from workers.runtime.worker import Worker
-from workers.transport.message import Message, MessageKind, array_to_text
+from workers.transport.message import Message, MessageKind, array_to_text, text_to_array
 from workers.transport.transport import Endpoint, Transport
 from workers.transport.zmq_transport import ZmqTransport
 
 Array = NDArray[Any]
 
 DEVICE = "device"
-FRAME_SECONDS, SOON_SECONDS = 120.0, 10.0
-# An emulated device rests after every kernel, the longer the slower it is, and what it rests for grows cold.
+FRAME_SECONDS, MESSAGE_SECONDS = 120.0, 10.0
+# An emulated device rests after every kernel, the longer the slower it is, and its caches grow cold meanwhile.
 LONGEST_REST_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class StepTimings:
-    """What the steps of one frame took, each with the worker's own code before it, in seconds at full speed."""
+    """Times of the steps of one frame, each with the worker's own code before it, in seconds at full speed."""
 
     stages: tuple[StageTime, ...]
     send_seconds: tuple[float, ...]
@@ -53,10 +53,10 @@ class StepTimings:
 
 
 class CalibrationRun:
-    """Plays programs of one model, each written for the device `DEVICE`. Close it after use.
+    """Runs programs of one model that were made for the device `DEVICE`. Close it after use.
 
     Args:
-        speed: count CPU time and rest after kernels, as a device of this speed does. None: wall time.
+        speed: of an emulated device: CPU time counts, and the device rests after kernels. None: wall time counts.
     """
 
     def __init__(
@@ -69,24 +69,23 @@ class CalibrationRun:
     ) -> None:
         self._model = model
         self._scale = speed or 1.0
-        self._others = _Others(encrypted, paced=speed is not None)
-        self._worker = Worker(WorkerSpec(0, DEVICE, "", False, speed, None, threads, providers), self._others)
-        skipped = _Skipped()
-        self._worker.processor = EmulatedProcessor(self._worker.spec.speed, threads, skipped.clock, sleep=skipped.sleep)
-        self._others.processor = self._worker.processor
-        self._peers = {CLIENT}
+        clock = _ShortRests()
+        processor = EmulatedProcessor(speed, threads, clock.now, sleep=clock.sleep)
+        self._peers = _MadeUpPeers(processor, encrypted, paced=speed is not None)
+        spec = WorkerSpec(0, DEVICE, "", False, speed, None, threads, providers)
+        self._worker = Worker(spec, self._peers, processor)
+        self._names = [DEVICE, CLIENT]  # by index on the wire
         self._programs: list[Program] = []
         self._made_up: list[list[list[Message]]] = []
         self._frames = 0
-        self._thread = threading.Thread(target=self._worker.serve, name="rehearsal", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="calibration-run", daemon=True)
         self._thread.start()
 
     def add(self, program: Program) -> int:
-        """Makes a program ready; its number."""
+        """Make a program ready and return its number."""
         number = len(self._programs)
-        self._peers |= {step.peer for step in program.steps if step.peer}
-        names = [DEVICE, *sorted(self._peers)]
-        self._worker.connect([Endpoint(index, name, "") for index, name in enumerate(names)], {})
+        self._names += sorted({step.peer for step in program.steps if step.peer} - set(self._names))
+        self._worker.connect([Endpoint(index, name, "") for index, name in enumerate(self._names)], {})
         parts = self._model.weight_slices(program.tiles())
         missing = self._worker.missing_weights(self._model.hash, parts.values())[1]
         self._worker.load(number, program, self._model.skeleton, made_up_weights(self._model, missing))
@@ -94,28 +93,34 @@ class CalibrationRun:
         stages: dict[int, list[Message]] = {}
         for step in program.receives:
             arrays = tuple(self._rows(program, index) for index in step.writes)
-            message = Message(MessageKind.DATA, names.index(step.peer), number, 0, step.channel, arrays)
+            message = Message(MessageKind.DATA, self._names.index(step.peer), number, 0, step.channel, arrays)
             stages.setdefault(step.stage, []).append(message)
         self._made_up.append([stages[stage] for stage in sorted(stages)])
         return number
 
     def run(self, number: int) -> StepTimings:
-        """Runs one frame of a program.
+        """Run one frame of a program.
 
         Raises:
-            RuntimeError: a step failed.
+            RuntimeError: a step failed, or the worker ended.
         """
         self._frames += 1
         frame = [[replace(message, frame=self._frames) for message in stage] for stage in self._made_up[number]]
-        steps, spans = self._others.run(frame)
+        steps, spans = self._peers.run(frame)
         return self._times(self._programs[number], steps.tolist(), [(start, stop) for start, stop in spans.tolist()])
 
     def close(self) -> None:
         self._worker.stop()
         self._thread.join()
 
+    def _serve(self) -> None:
+        try:
+            self._worker.serve()
+        except BaseException as error:  # a thread has no caller: `run` reports it
+            self._peers.report(f"{type(error).__name__}: {error}")
+
     def _rows(self, program: Program, index: int) -> Array:
-        """Ordinary numbers in the shape of a patch: what they are does not matter for how long they take."""
+        """Return ordinary numbers in the shape of a patch. The time of a step does not depend on the values."""
         patch = program.patches[index]
         tensor = self._model.graph.tensors[patch.tensor]
         shape, dtype = tensor.region_shape(patch.region), np.dtype(tensor.dtype)
@@ -125,30 +130,30 @@ class CalibrationRun:
         return generator.integers(0, 2 if dtype.kind == "b" else 100, shape).astype(dtype)
 
     def _times(self, program: Program, steps: list[int], spans: list[tuple[float, float]]) -> StepTimings:
-        """Each step with the worker's own code before it. (Where the device waits, its time stands still.)"""
-        found: dict[str, list[tuple[Step, float, float]]] = {"compute": [], "send": [], "receive": [], "answer": []}
+        """Return the time of each step and of the worker's own code before it. (Waiting takes no device time.)"""
+        timed: dict[str, list[tuple[Step, float, float]]] = {"compute": [], "send": [], "receive": [], "answer": []}
         order = sorted(zip(spans, steps))
         for ((_, before), _), ((start, stop), index) in zip(order, order[1:]):
             step = program.steps[index]
-            found[step.kind].append((step, (start - before) * self._scale, (stop - start) * self._scale))
-        gap = median(own for _, own, _ in found["compute"])
+            timed[step.kind].append((step, (start - before) * self._scale, (stop - start) * self._scale))
+        gap = median(before for _, before, _ in timed["compute"])
         return StepTimings(
             stages=tuple(
-                StageTime(step.work, own + gap) for step, _, own in found["compute"] if step.kind == "compute"
+                StageTime(step.work, own + gap) for step, _, own in timed["compute"] if step.kind == "compute"
             ),
-            send_seconds=tuple(before + own for _, before, own in found["send"]),
-            receive_seconds=tuple(before + own for _, before, own in found["receive"]),
+            send_seconds=tuple(before + own for _, before, own in timed["send"]),
+            receive_seconds=tuple(before + own for _, before, own in timed["receive"]),
         )
 
 
 def median(values: Iterable[float]) -> float:
-    """Zero, where there are none."""
+    """Return the median; 0 if there are no values."""
     known = list(values)
     return statistics.median(known) if known else 0.0
 
 
 def made_up_weights(model: Model, parts: Iterable[WeightSlice]) -> dict[str, Array]:
-    """Arrays of the right shapes for large constants, or parts of such, by key.
+    """Return arrays in the shapes of large constants, or of parts of them, by key.
 
     Times do not depend on the values, as long as they are ordinary numbers.
     """
@@ -164,90 +169,97 @@ def made_up_weights(model: Model, parts: Iterable[WeightSlice]) -> dict[str, Arr
     return made
 
 
-class _Skipped:
-    """Time in which long rests are cut short."""
+class _ShortRests:
+    """A clock for which long rests are shortened and still count in full."""
 
     def __init__(self) -> None:
-        self._seconds = 0.0
+        self._skipped_seconds = 0.0
 
-    def clock(self) -> float:
-        return time.monotonic() + self._seconds
+    def now(self) -> float:
+        return time.monotonic() + self._skipped_seconds
 
     def sleep(self, seconds: float) -> None:
         time.sleep(min(seconds, LONGEST_REST_SECONDS))
-        self._seconds += max(seconds - LONGEST_REST_SECONDS, 0.0)
+        self._skipped_seconds += max(seconds - LONGEST_REST_SECONDS, 0.0)
 
 
-class _Others:
-    """The transport of a rehearsal: real sockets, at whose other end somebody sends made-up rows and reads nothing.
+class _MadeUpPeers:
+    """The transport of a calibration run: real sockets, whose other end sends made-up rows and discards what comes.
 
-    A message is due when it is received: the device's own time stands still in here.
+    A message is due when it is received, because the device's own time does not advance in here.
 
     Args:
-        paced: send as a device with an emulated link does, one that takes no time.
+        processor: of the worker.
+        paced: send as a device with an emulated link does, with a link that takes no time.
     """
 
-    def __init__(self, encrypted: bool, paced: bool) -> None:
-        self._inner, self._other = (ZmqTransport(i, n, encrypted=encrypted) for i, n in enumerate((DEVICE, "others")))
+    def __init__(self, processor: EmulatedProcessor, encrypted: bool, paced: bool) -> None:
+        self._processor = processor
+        self._inner, self._other = (ZmqTransport(i, n, encrypted=encrypted) for i, n in enumerate((DEVICE, "peers")))
         self._sender: Transport = self._inner
         if paced:
             links = {self._other.endpoint.index: LinkSpec()}
-            self._sender = PacedTransport(self._inner, LinkSpec(), links, ready=lambda: self.processor.now())
+            self._sender = PacedTransport(self._inner, LinkSpec(), links, ready=processor.now)
         self._sender.connect([self._other.endpoint])
         self._other.connect([self._inner.endpoint])
         self.endpoint = self._inner.endpoint
-        self.processor = EmulatedProcessor(None)
         self._stages: deque[list[Message]] = deque()
-        self._coming = 0
-        self._asked: queue.SimpleQueue[list[list[Message]] | None] = queue.SimpleQueue()
-        self._played: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._coming: deque[int] = deque()  # senders of the messages under way: one transport sends for all
+        self._frames: queue.SimpleQueue[list[list[Message]] | None] = queue.SimpleQueue()
+        self._reports: queue.SimpleQueue[Message] = queue.SimpleQueue()
 
     def run(self, stages: list[list[Message]]) -> tuple[Array, Array]:
-        """The steps of a frame, and their spans. For the thread that watches."""
-        self._asked.put(stages)
-        ending = self._played.get(timeout=FRAME_SECONDS)
-        if ending.kind is MessageKind.ERROR:
-            raise RuntimeError(f"a rehearsal failed: {array_to_text(ending.arrays[0])}")
-        return ending.arrays[0], ending.arrays[1]
+        """Send the rows of a frame stage by stage; return its steps and their spans. For the calling thread.
+
+        Raises:
+            RuntimeError: a step failed, or the worker ended.
+        """
+        self._frames.put(stages)
+        report = self._reports.get(timeout=FRAME_SECONDS)
+        if report.kind is MessageKind.ERROR:
+            raise RuntimeError(f"a calibration run failed: {array_to_text(report.arrays[0])}")
+        return report.arrays[0], report.arrays[1]
+
+    def report(self, reason: str) -> None:
+        """Make `run` fail with a reason."""
+        self._reports.put(Message(MessageKind.ERROR, self.endpoint.index, arrays=(text_to_array(reason),)))
 
     def connect(self, peers: Iterable[Endpoint]) -> None:
         pass
 
     def send(self, peer_index: int, message: Message) -> None:
         if message.kind in (MessageKind.TRACE, MessageKind.ERROR):
-            self._played.put(message)
+            self._reports.put(message)
         else:
             self._sender.send(self._other.endpoint.index, message)
 
     def receive(self, timeout_seconds: float) -> Message | None:
-        if not self._coming and timeout_seconds > 0 and not self._next_stage(timeout_seconds):
+        if not self._coming and timeout_seconds > 0 and not self._send_next_stage(timeout_seconds):
             return None
-        message = self._inner.receive(SOON_SECONDS if self._coming else 0.0)
+        message = self._inner.receive(MESSAGE_SECONDS if self._coming else 0.0)
         if message is None:
             return None
-        self._coming -= 1
-        return replace(message, due=self.processor.now())
+        return replace(message, sender=self._coming.popleft(), due=self._processor.now())
 
-    def _next_stage(self, timeout_seconds: float) -> bool:
-        """Nothing is left to do: sends the rows of the next stage, or of a frame that is asked for."""
+    def _send_next_stage(self, timeout_seconds: float) -> bool:
+        """Send the rows of the next stage, or of the first stage of the next frame; False: none comes in time."""
         while self._other.receive(0.0) is not None:
             pass
         if not self._stages:
             try:
-                asked = self._asked.get(timeout=timeout_seconds)
+                frame = self._frames.get(timeout=timeout_seconds)
             except queue.Empty:
                 return False
-            if asked is None:
+            if frame is None:
                 return False
-            self._stages = deque(asked)
-        messages = self._stages.popleft()
-        for message in messages:
-            self._other.send(self._inner.endpoint.index, message)
-        self._coming = len(messages)
+            self._stages = deque(frame)
+        for message in self._stages.popleft():
+            self._other.send(self._inner.endpoint.index, replace(message, sender=self._other.endpoint.index))
+            self._coming.append(message.sender)
         return True
 
     def wake(self) -> None:
-        self._asked.put(None)
+        self._frames.put(None)
 
     def close(self) -> None:
         self._inner.close()

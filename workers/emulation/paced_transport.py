@@ -1,28 +1,35 @@
-"""A slow network interface, emulated in user space: messages take as long as a real link would.
+"""A slower network interface, emulated in user space: messages take as long as on a real link.
 
     send --> up-link (FIFO, own rate) --> latency --> down-link (FIFO, own rate) --> receive
     `----------- stamped `due`, sent at once ----'   `------- held until then -------'
 
-What the emulation itself takes (the hand-over to the peer's process, the wake-up of a core) hides inside the time
-that the message is under way anyway. A stamp is of the monotonic clock, so it holds between devices of one host; a
-message to a peer on another host is held here until it is due, by a thread, and takes the real network on top.
+The time that the emulation itself takes (the hand-over to the peer's process, the wake-up of a core) is part of the
+emulated transfer time. A stamp is a time of the monotonic clock, so it holds between devices of one host. A message to
+a peer on another host is held by a thread of the sender until it is due, and the time of the real network is added.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from coedge.core.errors import ClusterError
 from coedge.execution.link_clock import LinkClock
 from workers.transport.message import Message
-from workers.transport.transport import MAX_TIMEOUT_SECONDS, Endpoint, Transport
+from workers.transport.transport import MAX_TIMEOUT_SECONDS, MAX_UNDELIVERED, DeliveryFailed, Endpoint, Transport
+
+log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 0.5
 SMOOTHING = 0.2
+# Messages taken from the inner transport at a time: a peer that sends without pause must not keep `receive` busy.
+MAX_DRAINED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +51,26 @@ class LinkSpec:
 
 
 class PacedTransport:
-    """Paces another transport as the links of this device and of its peers would.
+    """A transport that delays the messages of another one according to the links of this device and of its peers.
 
-    A message to peer p is due when it was handed over, the up-link has carried it and both latencies have passed;
-    latency does not occupy the link. One that is due from p takes its turn on the down-link, see
-    `LinkClock.deliver`; `receive` returns it when it is through, with that time as its `due`. Peers that `peers`
-    does not name are not paced, in neither direction. An array that was sent must not be written to before its
-    receiver is known to have it.
+    A message to peer p is due when the up-link has carried it and both latencies have passed. Latency does not occupy
+    the link. A message from p that is due takes its turn on the down-link (`LinkClock.deliver`). `receive` returns it
+    when the down-link has carried it, with that time as its `due`. Peers that are not in `peers` are not delayed, in
+    neither direction. An array that was sent must not be written to before its receiver is known to have it.
 
-    What comes from another host counts as arrived when `receive` finds it: behind a kernel, that is later.
+    A message from another host counts as arrived when `receive` finds it, which is later while a kernel runs.
+
+    At most `MAX_UNDELIVERED` messages of one peer wait here. Further ones are dropped.
 
     Args:
-        inner: closed by this object. Besides the caller's thread, one of this object sends.
+        inner: closed by this object. A thread of this object sends on it, besides the caller's thread.
         own: this device's link.
         peers: the links of the other devices, by index.
         clock: seconds, monotonic, of `Endpoint.clock`.
-        ready: when what is sent now is ready to leave, in seconds of that clock; by default, now.
+        ready: the time from which a message that is sent now may leave, in seconds of that clock; by default, now.
+
+    Attributes:
+        dropped: number of messages that were dropped because too many of their peer waited.
     """
 
     def __init__(
@@ -80,10 +91,12 @@ class PacedTransport:
         self._order = itertools.count()  # ties in time keep their order
         self._due: list[tuple[float, int, Message]] = []  # heap: (due at the down-link, order, message)
         self._through: list[tuple[float, int, Message]] = []  # heap: (delivered, order, message)
+        self._waiting: Counter[int] = Counter()  # messages in both heaps, by sender
+        self.dropped = 0
         self._same_clock: dict[int, bool] = {}
         self._holder: _Holder | None = None
         self._woken = False
-        self._send_seconds = 0.0  # what handing a message to the inner transport takes, about
+        self._send_seconds = 0.0  # smoothed time that the inner transport takes to accept a message
 
     @property
     def endpoint(self) -> Endpoint:
@@ -96,7 +109,7 @@ class PacedTransport:
         self._inner.connect(peers)
 
     def set_link(self, index: int, link: LinkSpec) -> None:
-        """Gives this device, or a peer, another link: for what is handed over from now on."""
+        """Change the link of this device or of a peer, for messages that are sent from now on."""
         if index == self.endpoint.index:
             self._own = link
             self._up.bytes_per_second = self._down.bytes_per_second = link.bytes_per_second
@@ -107,9 +120,8 @@ class PacedTransport:
         """Send the message, or hold it if its peer is on another host.
 
         Raises:
-            ClusterError: as the inner transport; of a message that was held, by the next `send` or `receive`.
+            ClusterError: the inner transport refuses the message. For a held message, `receive` raises it.
         """
-        self._raise_failure()
         link = self._links.get(peer_index)
         if link is None:
             self._inner.send(peer_index, message)
@@ -126,21 +138,31 @@ class PacedTransport:
         self._holder.put(due, peer_index, message)
 
     def receive(self, timeout_seconds: float) -> Message | None:
-        """The next message that is through the down-link; None if none is in time, or after `wake`.
+        """Return the next message that the down-link has carried; None if none comes in time, or after `wake`.
 
-        With no time to wait, one that is through when `ready` says: what a device that lags behind cannot know of
-        yet must not overtake what it has to do.
+        With a timeout of 0 the message must be there at the time that `ready` tells. An emulated device that lags
+        behind the real time must not see messages of its own future before it does the steps that are ready.
+
+        Raises:
+            DeliveryFailed: a message that was held could not be sent.
+            ClusterError: the inner transport is closed or broken, or held messages cannot be sent any more.
         """
         deadline = self._clock() + min(max(timeout_seconds, 0.0), MAX_TIMEOUT_SECONDS)
-        while (message := self._inner.receive(0.0)) is not None:
+        for _ in range(MAX_DRAINED):
+            message = self._inner.receive(0.0)
+            if message is None:
+                break
             self._arrived(message)
         while True:
-            self._raise_failure()
+            if self._holder is not None:
+                self._holder.raise_failure()
             now = self._clock()
             while self._due and self._due[0][0] <= now:
                 self._enter_down_link(*heapq.heappop(self._due))
             if self._through and self._through[0][0] <= (now if timeout_seconds > 0 else min(now, self._ready())):
-                return heapq.heappop(self._through)[2]
+                message = heapq.heappop(self._through)[2]
+                self._waiting[message.sender] -= 1
+                return message
             if self._woken or now >= deadline:
                 self._woken = False
                 return None
@@ -154,13 +176,22 @@ class PacedTransport:
         self._inner.wake()
 
     def close(self) -> None:
-        """Send what is held and due within half a second, then close the inner transport."""
+        """Send the held messages that are due within half a second, then close the inner transport."""
         if self._holder is not None:
             self._holder.close()
         self._inner.close()
 
     def _arrived(self, message: Message) -> None:
-        """Puts a message where it has to wait."""
+        """Put a message into the heap in which it waits."""
+        if self._waiting[message.sender] >= MAX_UNDELIVERED:
+            self.dropped += 1
+            if self.dropped == 1:
+                log.warning(
+                    "%s dropped a message of device %d: %d others wait (further ones are not logged)",
+                    self.endpoint.name, message.sender, MAX_UNDELIVERED,
+                )  # fmt: skip
+            return
+        self._waiting[message.sender] += 1
         if message.sender not in self._links:
             heapq.heappush(self._through, (self._clock(), next(self._order), message))
             return
@@ -168,37 +199,46 @@ class PacedTransport:
         heapq.heappush(self._due, (message.due if stamped else self._clock(), next(self._order), message))
 
     def _enter_down_link(self, due: float, order: int, message: Message) -> None:
-        """In the order in which messages are due, which need not be that in which they came."""
+        """Let the down-link carry a message. Messages enter in the order of their due times, not of their arrival."""
         through = self._down.deliver(due, message.nbytes, self._links[message.sender].bytes_per_second)
         heapq.heappush(self._through, (through, order, replace(message, due=through)))
 
-    def _raise_failure(self) -> None:
-        if self._holder is not None:
-            self._holder.raise_failure()
-
 
 class _Holder:
-    """Holds messages until they are due, then sends them, on a thread of its own."""
+    """A thread that holds messages until they are due, then sends them."""
 
     def __init__(self, inner: Transport, clock: Callable[[], float]) -> None:
         self._inner, self._clock = inner, clock
         self._held: list[tuple[float, int, int, Message]] = []  # heap: (due, order, peer, message)
         self._order = itertools.count()
         self._changed = threading.Condition()
-        self._failure: Exception | None = None
-        self._close_at: float | None = None  # what is due later than that is not sent any more
+        self._failures: deque[DeliveryFailed] = deque(maxlen=MAX_UNDELIVERED)
+        self._fatal: BaseException | None = None  # ended the thread
+        self._close_at: float | None = None  # messages that are due later are not sent any more
         self._thread = threading.Thread(target=self._run, name=f"{inner.endpoint.name}-sender", daemon=True)
         self._thread.start()
 
     def put(self, due: float, peer_index: int, message: Message) -> None:
+        """Hold a message until it is due.
+
+        Raises:
+            ClusterError: the thread has ended.
+        """
+        self._raise_fatal()
         with self._changed:
             heapq.heappush(self._held, (due, next(self._order), peer_index, message))
             self._changed.notify()
 
     def raise_failure(self) -> None:
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
+        """Raise the failure of a message that was held, if there is one.
+
+        Raises:
+            DeliveryFailed: the message was not sent.
+            ClusterError: the thread has ended, no message is sent any more.
+        """
+        if self._failures:
+            raise self._failures.popleft()
+        self._raise_fatal()
 
     def close(self) -> None:
         with self._changed:
@@ -207,16 +247,29 @@ class _Holder:
             self._changed.notify()
         self._thread.join()
 
+    def _raise_fatal(self) -> None:
+        if self._fatal is not None:
+            raise ClusterError(f"held messages cannot be sent any more: {self._fatal!r}") from self._fatal
+
     def _run(self) -> None:
-        while (leaving := self._next()) is not None:
-            try:
-                self._inner.send(*leaving)
-            except Exception as error:  # belongs to the thread that sends and receives, which asks for it
-                self._failure = error
-                self._inner.wake()
+        try:
+            while (leaving := self._next()) is not None:
+                self._send(*leaving)
+        except BaseException as error:  # the receiving thread reports it
+            self._fatal = error
+            self._inner.wake()
+
+    def _send(self, peer_index: int, message: Message) -> None:
+        try:
+            self._inner.send(peer_index, message)
+        except Exception as error:  # the receiving thread reports it
+            failure = DeliveryFailed(peer_index, message, error)
+            failure.__cause__ = error
+            self._failures.append(failure)
+            self._inner.wake()
 
     def _next(self) -> tuple[int, Message] | None:
-        """What is due next, when it is; None: nothing before the end."""
+        """Wait until a message is due and return it; None if the holder closes first."""
         with self._changed:
             while not self._held or self._held[0][0] > self._clock():
                 due = self._held[0][0] if self._held else None

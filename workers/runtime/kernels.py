@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -212,14 +210,6 @@ def _share_arena() -> None:
     unlimited, as_much_as_asked, default = 0, 1, -1
     arena = onnxruntime.OrtArenaCfg(unlimited, as_much_as_asked, default, default)
     onnxruntime.create_and_register_allocator(memory, arena)
-
-
-def give_back_memory() -> None:
-    """Hands back to the system what building sessions took and let go of: twice the weights, and more."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only the GNU C library has it, and keeps so much
-        if trim is not None:
-            trim(0)
 
 
 def received(

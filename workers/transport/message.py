@@ -54,7 +54,6 @@ class MessageKind(IntEnum):
     CANCEL = 5
     PROBE = 6  # asks for an ECHO of the same arrays
     ECHO = 7
-    STATUS = 8
 
 
 _KINDS = {int(kind): kind for kind in MessageKind}

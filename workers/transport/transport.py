@@ -1,44 +1,78 @@
-"""How messages get from device to device: the protocol, and a transport within one process for tests."""
+"""Transports: the protocol by which devices exchange messages, and a transport within one process for tests."""
 
 from __future__ import annotations
 
+import hmac
 import os
 import queue
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from coedge.core.errors import ClusterError
 from workers.transport.message import Message, decode, encode
 
-MAX_TIMEOUT_SECONDS = 86_400.0  # what every platform's clock can wait for
+MAX_TIMEOUT_SECONDS = 86_400.0  # every platform can wait this long
+# Messages of one peer that may wait at their receiver, or at their sender. A frame has at most a few messages per
+# stage, so peers that keep to the credits of their plans stay far below.
+MAX_UNDELIVERED = 1024
+
+
+class DeliveryFailed(ClusterError):
+    """A message that `send` took over could not be delivered.
+
+    Attributes:
+        peer_index: the peer that it was for.
+        message: the message.
+    """
+
+    def __init__(self, peer_index: int, message: Message, cause: BaseException) -> None:
+        super().__init__(f"a message to peer {peer_index} was not sent: {cause}")
+        self.peer_index, self.message = peer_index, message
 
 
 @dataclass(frozen=True, slots=True)
 class LocalEndpoint:
-    """Where processes on the same clock reach a device without a network: what never leaves the kernel need not be
-    encrypted.
+    """A Unix socket on which processes of the same machine and user reach a device.
+
+    Its messages are not encrypted, because they do not leave the kernel.
 
     Attributes:
-        address: `ipc://@name`, a socket that is no file and ends with its process.
-        password: lets peers in. It travels as the keys do.
+        address: `ipc:///folder/socket`. Only the user of the device can enter the folder.
+        secret: with `sender_key`, the password of that sender; without, the secret of the receiver, from which the
+            passwords of all senders follow. It travels over the control plane, as keys do.
+        sender_key: public key of the only peer that may use this endpoint. None: the receiver's own view.
     """
 
     address: str
-    password: str = field(repr=False)
+    secret: str = field(repr=False)
+    sender_key: str | None = None
+
+    def for_sender(self, public_key: str) -> LocalEndpoint:
+        """Return the endpoint with the password of one sender, which proves that the sender has this public key.
+
+        Raises:
+            ClusterError: the endpoint is meant for another sender.
+        """
+        if self.sender_key == public_key:
+            return self
+        if self.sender_key is not None:
+            raise ClusterError("This endpoint has the password of another device. Connect with one made for this one.")
+        password = hmac.new(self.secret.encode(), public_key.encode(), "sha256").hexdigest()
+        return LocalEndpoint(self.address, password, public_key)
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a device receives.
+    """The address at which a device receives messages.
 
     Attributes:
         address: `tcp://host:port`.
-        public_key: CURVE key in Z85 (40 characters). None: the device talks in the clear.
-        clock: names the monotonic clock of the device: processes that name the same share it, and a network. None:
-            not known.
-        local: for those. None: there is none.
+        public_key: CURVE key in Z85 (40 characters). None: the device does not encrypt.
+        clock: name of the device's monotonic clock and network. Processes with the same name share both. None:
+            unknown.
+        local: the local socket, for processes with the same clock. None: there is none.
     """
 
     index: int
@@ -47,6 +81,12 @@ class Endpoint:
     public_key: str | None = None
     clock: str | None = None
     local: LocalEndpoint | None = None
+
+    def for_peer(self, peer: Endpoint) -> Endpoint:
+        """Return this endpoint as `peer` may know it: with that peer's password for the local socket and no other."""
+        if self.local is None:
+            return self
+        return replace(self, local=self.local.for_sender(peer.public_key) if peer.public_key else None)
 
 
 class Transport(Protocol):
@@ -57,20 +97,25 @@ class Transport(Protocol):
 
     @property
     def endpoint(self) -> Endpoint:
-        """Where peers reach this transport."""
+        """The address at which peers reach this transport."""
 
     def connect(self, peers: Iterable[Endpoint]) -> None:
-        """Make these peers known, or their new addresses. Peers that are known already stay."""
+        """Add these peers, or replace the addresses of known ones. Other known peers stay."""
 
     def send(self, peer_index: int, message: Message) -> None:
-        """Hand the message over without waiting. Its arrays must not change until they have been sent.
+        """Hand over the message without waiting. Its arrays must not change until they have been sent.
 
         Raises:
-            ClusterError: the peer is not known.
+            ClusterError: the peer is not known, or does not take messages.
         """
 
     def receive(self, timeout_seconds: float) -> Message | None:
-        """The next message; None if none comes in time, or after `wake`."""
+        """Return the next message; None if none comes in time, or after `wake`.
+
+        Raises:
+            DeliveryFailed: an earlier message could not be sent. The transport goes on.
+            ClusterError: the transport is closed or broken.
+        """
 
     def wake(self) -> None:
         """Make the current or the next `receive` that finds no message return None."""
@@ -80,10 +125,10 @@ class Transport(Protocol):
 
 
 def own_clock() -> str | None:
-    """The name of this process's monotonic clock: the boot that it counts from, and its time namespace.
+    """Return the name of this process's monotonic clock: the boot and the time namespace that it counts from.
 
-    And its network namespace: between two of them messages pass a real network, which comes on top of an emulated
-    latency, as between hosts.
+    The name includes the network namespace. Messages between two network namespaces cross a real network, as between
+    hosts, and its time comes on top of an emulated latency.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
@@ -93,7 +138,7 @@ def own_clock() -> str | None:
 
 
 def unknown_peer(endpoint: Endpoint, peer_index: int, peers: Mapping[int, Endpoint]) -> ClusterError:
-    """The error for a message to a peer that `connect` was never told of."""
+    """Return the error for a message to a peer that was not passed to `connect`."""
     known = ", ".join(f"{index} ({peers[index].name})" for index in sorted(peers)) or "none"
     return ClusterError(
         f"Device {endpoint.name} cannot send to peer {peer_index}: only these are known: {known}. "
@@ -102,14 +147,14 @@ def unknown_peer(endpoint: Endpoint, peer_index: int, peers: Mapping[int, Endpoi
 
 
 class InMemoryHub:
-    """What the in-memory transports of one test share: a queue for each address."""
+    """The queues that the in-memory transports of one test share, one per address."""
 
     def __init__(self) -> None:
         self.queues: dict[str, queue.SimpleQueue[Message | None]] = {}
 
 
 class InMemoryTransport:
-    """A transport within one process. Messages are encoded and decoded on their way, as on a network."""
+    """A transport within one process. It encodes and decodes messages, as a network transport does."""
 
     def __init__(self, index: int, name: str, hub: InMemoryHub) -> None:
         self.endpoint = Endpoint(index, name, f"memory://{index}", clock=own_clock())
@@ -121,7 +166,7 @@ class InMemoryTransport:
         self._peers.update({peer.index: peer for peer in peers})
 
     def send(self, peer_index: int, message: Message) -> None:
-        """Copies the arrays. What is sent to a closed transport is lost, as on a network."""
+        """Copy the arrays and send them. A message to a closed transport is lost, as on a network."""
         peer = self._peers.get(peer_index)
         if peer is None:
             raise unknown_peer(self.endpoint, peer_index, self._peers)

@@ -1,0 +1,110 @@
+"""The transport of a worker, with the names of its peers and the device's own time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from coedge.core.errors import ClusterError
+from coedge.execution.program import CLIENT
+from workers.emulation.paced_transport import LinkSpec, PacedTransport
+from workers.emulation.processor import EmulatedProcessor
+from workers.transport.message import Message, MessageKind
+from workers.transport.transport import Endpoint, Transport
+
+
+class Messenger:
+    """Sends and receives for one device. The loop thread sends and receives; `wake` is for any thread.
+
+    Args:
+        index: of the device.
+        transport: closed by this object.
+        processor: its time advances while the device works and jumps while the device waits.
+    """
+
+    def __init__(self, index: int, transport: Transport, processor: EmulatedProcessor) -> None:
+        self._index, self._transport, self._processor = index, transport, processor
+        self._index_of: dict[str, int] = {}
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return self._transport.endpoint
+
+    def connect(self, peers: Iterable[Endpoint], links: Mapping[int, LinkSpec]) -> None:
+        """Add peers. If this device or a peer has an emulated link, messages are delayed accordingly.
+
+        Links count in the first call only.
+        """
+        peers = list(peers)
+        self._index_of = {peer.name: peer.index for peer in peers}
+        if any(link.bytes_per_second or link.latency_seconds for link in links.values()):
+            own = links.get(self._index, LinkSpec())
+            others = {index: link for index, link in links.items() if index != self._index}
+            self._transport = PacedTransport(self._transport, own, others, ready=self._processor.now)
+        self._transport.connect(peers)
+
+    def set_link(self, index: int, link: LinkSpec) -> None:
+        """Change the emulated link of this device or of a peer.
+
+        Raises:
+            RuntimeError: links are not emulated.
+        """
+        if not isinstance(self._transport, PacedTransport):
+            raise RuntimeError(f"{self.endpoint.name} has a real link, whose rate cannot be set")
+        self._transport.set_link(index, link)
+
+    def index_of(self, peer: str) -> int | None:
+        """Return the index of a peer; None if it is not known."""
+        return self._index_of.get(peer)
+
+    def knows(self, index: int) -> bool:
+        """Return whether a peer has this index."""
+        return index in self._index_of.values()
+
+    def is_from_client(self, message: Message) -> bool:
+        return message.sender == self._index_of.get(CLIENT)
+
+    def send(
+        self,
+        peer: str | int,
+        kind: MessageKind,
+        arrays: Iterable[NDArray[Any]],
+        epoch: int = 0,
+        frame: int = 0,
+        channel: int = 0,
+    ) -> None:
+        """Send a message to a peer, named or by index, at the device's own time.
+
+        Raises:
+            ClusterError: the peer is not known, or does not take messages.
+            ValueError: an array cannot travel.
+        """
+        index = self._index_of.get(peer) if isinstance(peer, str) else peer
+        if index is None:
+            raise ClusterError(f"{self.endpoint.name} does not know {peer}. It knows {', '.join(self._index_of)}")
+        message = Message(kind, self._index, epoch, frame, channel, tuple(arrays))
+        self._processor.rest()
+        self._transport.send(index, message)
+
+    def receive(self, timeout_seconds: float) -> Message | None:
+        """Return the next message; None if none comes in time, or after `wake`. The device's time moves to its arrival.
+
+        Raises:
+            DeliveryFailed, ClusterError: see `Transport.receive`.
+        """
+        self._processor.now()  # work done so far counts as the device's time, waiting does not
+        message = None
+        try:
+            message = self._transport.receive(timeout_seconds)
+        finally:
+            self._processor.reach(0.0 if message is None else message.due or time.monotonic())
+        return message
+
+    def wake(self) -> None:
+        self._transport.wake()
+
+    def close(self) -> None:
+        self._transport.close()
