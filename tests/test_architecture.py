@@ -179,11 +179,11 @@ def test_what_decides_knows_nothing_of_ray_or_sockets() -> None:
 
 
 def test_ray_and_sockets_stay_in_their_rooms() -> None:
-    """Ray: the orchestrator, and the one actor. ZeroMQ: one transport."""
+    """Ray: the orchestrator, and the one actor. ZeroMQ: one transport and its authenticator."""
     ray = {found.file for found in all_imports(*PACKAGES) if is_of(found, "ray")}
     assert {file for file in ray if not file.startswith("orchestrator/")} == {"workers/actor.py"}
     zmq = {found.file for found in all_imports(*PACKAGES) if is_of(found, "zmq")}
-    assert zmq == {"workers/transport/zmq_transport.py"}
+    assert zmq == {"workers/transport/authenticator.py", "workers/transport/zmq_transport.py"}
 
 
 def test_no_two_classes_share_a_name() -> None:

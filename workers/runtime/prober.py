@@ -17,7 +17,7 @@ from workers.transport.message import Message, MessageKind
 log = logging.getLogger(__name__)
 
 
-class Prober:
+class EchoProber:
     """Sends probes and answers those of peers. For the loop thread.
 
     An echo holds two times of the answering device: when the probe arrived, and for how long the device held it.

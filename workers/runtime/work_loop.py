@@ -31,7 +31,7 @@ from coedge.execution.scheduler import Ended, Failed, Scheduler, Task
 from workers.emulation.processor import EmulatedProcessor
 from workers.runtime.messenger import Messenger
 from workers.runtime.model_store import ModelStore
-from workers.runtime.prober import Prober
+from workers.runtime.prober import EchoProber
 from workers.runtime.spec import ProbeTimes
 from workers.transport.message import MalformedMessage, Message, MessageKind, text_to_array
 from workers.transport.transport import DeliveryFailed
@@ -58,7 +58,7 @@ class WorkLoop:
         self.refused = 0
         self._name, self._messenger, self._processor, self._store = name, messenger, processor, store
         self._scheduler = Scheduler()
-        self._prober = Prober(messenger, processor)
+        self._prober = EchoProber(messenger, processor)
         self._senders: dict[int, dict[int, str]] = {}  # by epoch: the peer of each channel
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._stopping = self._ended = False
@@ -94,7 +94,7 @@ class WorkLoop:
         return future.result(timeout_seconds)
 
     def probe(self, peer: str, nbytes: int, count: int, timeout_seconds: float) -> ProbeTimes:
-        """Measure the link to a peer; see `Prober.probe`."""
+        """Measure the link to a peer; see `EchoProber.probe`."""
         probe = functools.partial(self._prober.probe, peer, nbytes, count, timeout_seconds, self._receive)
         return self.call(probe, timeout_seconds + 1)
 

@@ -108,7 +108,7 @@ class Worker:
         return WorkerStatus(running, self._loop.waiting, self._store.weight_nbytes)
 
     def probe(self, peer: str, nbytes: int, count: int, timeout_seconds: float) -> ProbeTimes:
-        """Measure the link to a peer by `count` messages of `nbytes` bytes; see `Prober.probe`."""
+        """Measure the link to a peer by `count` messages of `nbytes` bytes; see `EchoProber.probe`."""
         return self._loop.probe(peer, nbytes, count, timeout_seconds)
 
     def serve(self) -> None:

@@ -1,7 +1,7 @@
 """Folders for Unix sockets, readable by one user, and their removal after a process was killed.
 
-    /tmp/coedge-socket-x7f3k2/      mode 0700, locked (flock) while its process lives
-        inbox                       the socket
+    coedge-socket-x7f3k2/      mode 0700, in the temporary folder, locked (flock) while its process lives
+        inbox                  the socket
 
 The kernel releases the lock when the process ends in any way. A folder with a socket and without a lock is therefore
 left over from a killed process, and the next process that makes a folder removes it.
