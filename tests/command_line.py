@@ -1,4 +1,4 @@
-"""What the tests of the command line share: how a command ends, and a small network in a file."""
+"""Helpers of the command-line tests: the result of a command, and a small network in a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Result(NamedTuple):
 
 
 def fails(result: Result, code: int, *words: str) -> None:
-    """An error that people can use: the code, a message on stderr with these words, and no traceback."""
+    """Assert that a command failed with a code and with a message on stderr that has these words and no traceback."""
     assert result.code == code, result
     assert "Traceback" not in result.err + result.out
     flat = " ".join(result.err.replace("│", " ").split())
@@ -25,7 +25,7 @@ def fails(result: Result, code: int, *words: str) -> None:
 
 
 def small_network(path: Path) -> str:
-    """Six convolutions and a mean on 48 x 48 pixels: captured in no time, and heavy enough to be worth splitting."""
+    """Save six convolutions and a mean of 48 x 48 pixels as ONNX. Capturing is quick, and splitting pays."""
     net = Net()
     x = net.input([1, 3, 48, 48])
     channels = 3

@@ -110,7 +110,7 @@ def brief_search() -> Iterator[None]:
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Result]:
-    """Runs a command in this process and in an empty folder; an exception that comes through fails the test."""
+    """Return a function that runs a command in this process and in an empty folder."""
     from orchestrator.cli.app import run_app
 
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,6 @@
-"""Runs inside of a lab (see test_lab.py): frames by a plan of three devices, and what the interfaces counted.
+"""Program that test_lab.py runs inside a lab: it runs frames on three devices and prints the interfaces' counters.
 
-The lab has links for weights: before that, a weight of 4 MB goes to a device.
+The lab has separate links for weights. A model with 4 MB of weights is loaded on one device before the frames.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ FRAMES, SHAPE = 4, (1, 3, 192, 192)
 
 
 def counted(name: str) -> dict[str, Any]:
+    """Return (bytes, packets) of every interface and medium of a lab."""
     state = Lab(name).status()
     hosts = {
         f"{host.name} {way}": (traffic.nbytes, traffic.packets)
@@ -33,7 +34,7 @@ def counted(name: str) -> dict[str, Any]:
 
 
 def heavy() -> Model:
-    """Much weight, little work."""
+    """Return a model with 4 MB of weights and few multiply-adds."""
     net = Net()
     net.op("Conv", net.input([1, 1024, 2, 2]), net.weight(1024, 1024, 1, 1))
     return capture(net.proto(net.nodes[-1].output[0]), name="heavy")
@@ -48,7 +49,7 @@ def strips(*boundaries: float) -> dict[str, UnitRect]:
 
 
 def main() -> None:
-    """Between any two devices large parts of the rows move, and at one border only a halo."""
+    """Run a plan that moves large parts of the rows between all devices and, at one boundary, a halo only."""
     name, config = sys.argv[1:]
     net = Net()
     x = net.input(list(SHAPE))
@@ -63,7 +64,7 @@ def main() -> None:
         cluster.submit(heavy(), image((1, 1024, 2, 2)), plan=far).result()
         loaded = counted(name)
         cluster.submit(model, frames[0], plan=plan).result()
-        time.sleep(0.5)  # what loading left to say is said
+        time.sleep(0.5)  # the last messages of loading are not counted
         before = counted(name)
         jobs = [cluster.submit(model, x, plan=plan) for x in frames[1:]]
         outputs = [np.asarray(job.result()) for job in jobs]

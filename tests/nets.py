@@ -1,4 +1,5 @@
-"""What the tests of splitting share: ONNX graphs written by hand, random plans, and the exact comparison."""
+"""Helpers of the tests of splitting: hand-written ONNX graphs, random plans, and the comparison with the unsplit
+network."""
 
 from __future__ import annotations
 
@@ -37,9 +38,9 @@ Array = NDArray[Any]
 
 TOLERANCE = 1e-5
 
-# TEST_EFFORT=50 tries fifty times as many random networks and plans, new ones each time.
+# TEST_EFFORT=50 runs fifty times as many random examples, with a new seed each time.
 EFFORT = int(os.environ.get("TEST_EFFORT", "1"))
-# The short suite tries one in so many of the examples of the deep suite, but at least LEAST_EXAMPLES.
+# The short suite runs a fifth of the examples of the deep suite, but at least LEAST_EXAMPLES.
 SHORT_DIVISOR, LEAST_EXAMPLES = 5, 5
 
 
@@ -77,7 +78,7 @@ def deep_after(values: Iterable[Any], short: Collection[Any]) -> list[Any]:
 
 @dataclass
 class Tally:
-    """How exact the split was, over all comparisons of a test session."""
+    """Counts and the largest difference of all comparisons in a test session."""
 
     cases: int = 0
     identical: int = 0
@@ -89,7 +90,7 @@ class Tally:
         self.largest = max(self.largest, difference)
 
     def join(self, cases: int, identical: int, largest: float) -> None:
-        """Those of another process."""
+        """Add the comparisons of another process."""
         self.cases, self.identical, self.largest = (
             self.cases + cases, self.identical + identical, max(self.largest, largest)
         )  # fmt: skip
@@ -109,7 +110,7 @@ TALLY = Tally()
 
 
 class Net:
-    """An ONNX graph under construction; `op` returns the name of the (first) output."""
+    """ONNX graph under construction. `op` adds a node and returns the name of its first output."""
 
     def __init__(self, opset: int = 20, seed: int = 0) -> None:
         self.opset = opset
@@ -137,7 +138,7 @@ class Net:
         return self.const(values, "int64")
 
     def weight(self, *shape: int) -> str:
-        """Random, scaled so that a convolution keeps the size of its values."""
+        """Add random weights, scaled so that a convolution keeps the magnitude of its input."""
         return self.const(self.random.standard_normal(shape) / np.sqrt(max(1, np.prod(shape[1:]))))
 
     def vector(self, extent: int, low: float = -1.0, high: float = 1.0) -> str:
@@ -155,7 +156,7 @@ class Net:
         given = {k: v for k, v in attributes.items() if v is not None}
         self.nodes.append(helper.make_node(kind, inputs, outputs, name=f"{kind}_{len(self.nodes)}", **given))
 
-    # Operators whose axes moved from attribute to input as opsets went by.
+    # Operators whose axes are an attribute in older opsets and an input in newer ones.
 
     def reduce(self, kind: str, x: str, axes: Sequence[int], keepdims: int = 1) -> str:
         if self.opset >= (13 if kind == "ReduceSum" else 18):
@@ -183,7 +184,7 @@ class Net:
         graph = helper.make_graph(
             self.nodes, "net", self.inputs, [onnx.ValueInfoProto(name=n) for n in outputs], self.initializers
         )
-        # The checker wants output types, ONNX Runtime infers them: a first load fills them in.
+        # The checker requires output types, so they are inferred here.
         imports = [helper.make_operatorsetid("", self.opset)]
         proto = helper.make_model(graph, opset_imports=imports, ir_version=8 if self.opset < 19 else 10)
         inferred = onnx.shape_inference.infer_shapes(proto)
@@ -210,7 +211,7 @@ def image(shape: Sequence[int], dtype: str = "float32", seed: int = 0) -> Array:
 
 
 def difference(got: Array, expected: Array, whole: Array | None = None) -> float:
-    """The largest difference, as a share of the largest value of the whole tensor. NaN equals NaN."""
+    """Return the largest difference relative to the largest value of the whole tensor. NaN equals NaN."""
     assert got.shape == expected.shape, f"{got.shape} instead of {expected.shape}"
     assert got.dtype == expected.dtype, f"{got.dtype} instead of {expected.dtype}"
     floating = got.dtype.kind == "f"
@@ -232,14 +233,14 @@ def _reference(reference: bytes) -> onnxruntime.InferenceSession:
 
 
 def unsplit(model: Model, arrays: Sequence[Array]) -> list[Array]:
-    """ONNX Runtime on the network as it was before any rewrite."""
+    """Run the network in ONNX Runtime as it was before any rewrite, and return its outputs."""
     run = _reference(model.reference)
     outputs: list[Array] = run.run(None, {i.name: a for i, a in zip(run.get_inputs(), arrays)})
     return outputs
 
 
 def intermediates(model: Model, arrays: Sequence[Array]) -> dict[str, Array]:
-    """Every activation of the unsplit network, but for partial sums, from one run of the captured graph."""
+    """Return every activation of the unsplit network except partial sums, from one run of the captured graph."""
     proto = onnx.load_model_from_string(model.skeleton)
     for initializer in proto.graph.initializer:
         if initializer.name in model.weights:
@@ -253,7 +254,7 @@ def intermediates(model: Model, arrays: Sequence[Array]) -> dict[str, Array]:
 
 
 class Traced(InProcess):
-    """Runs programs in process and keeps every patch that a step computed, to be compared one by one."""
+    """In-process runner that keeps every patch that a step computed."""
 
     def __init__(self, model: Model, programs: Mapping[str, Program], kernels: Kernels) -> None:
         super().__init__(model, programs, kernels)
@@ -276,12 +277,12 @@ def check_split(
     tolerance: float = TOLERANCE,
     kernels: Kernels | None = None,
 ) -> list[Array]:
-    """The split output, after it was found equal to the unsplit one.
+    """Run a plan in process, assert that its output equals the unsplit one, and return the output.
 
     Args:
-        expected: the unsplit outputs; run here where left out.
-        inside: unsplit values of tensors on the way: every patch that a device computes is compared with its
-            part of them, so that a wrong halo shows even where later layers hide it.
+        expected: the unsplit outputs; computed here by default.
+        inside: unsplit intermediate tensors. Every patch that a device computes is compared with its part of them,
+            so that a wrong halo is found even where later layers hide it.
     """
     runner = Traced(model, lower(plan, model), kernels or Kernels(model))
     outputs = runner.run(model.check_inputs(arrays))
@@ -314,7 +315,7 @@ def make_plan(
     sink: str | None = None,
     devices: Sequence[str] | None = None,
 ) -> Plan:
-    """A plan out of (number of layers, regions) for each stage."""
+    """Make a plan from the number of layers and the regions of each stage."""
     made, first = [], 0
     for count, regions in stages:
         made.append(Stage(first=first, last=first + count - 1, regions=dict(regions)))
@@ -333,7 +334,7 @@ def one_stage(model: Model, regions: Mapping[str, UnitRect], source: str, sink: 
 
 
 def mosaic(names: Sequence[str], choose: Callable[[int], int], rect: UnitRect = UNIT) -> dict[str, UnitRect]:
-    """Cuts a rectangle in two, again and again, at eighths: tilings that are neither strips nor a grid."""
+    """Cut a rectangle in two at eighths, recursively. The tilings are neither strips nor a grid."""
     if len(names) == 1:
         return {names[0]: rect}
     split, at, across = 1 + choose(len(names) - 1), choose(9) / 8, choose(2)
@@ -351,7 +352,7 @@ DEVICES = ("a", "b", "c", "d", "e")
 
 @st.composite
 def regions(draw: st.DrawFn) -> dict[str, UnitRect]:
-    """The regions of one stage: some devices in any order, on strips, a grid, a mosaic, or one alone."""
+    """Draw the regions of one stage: devices in any order on strips, a grid or a mosaic, or one device alone."""
     kind = draw(st.sampled_from(["strips", "strips", "uneven", "grid", "mosaic", "alone"]))
     names = draw(st.permutations(DEVICES))[: draw(st.integers(1, len(DEVICES)))]
     if kind == "alone":
@@ -369,13 +370,13 @@ def regions(draw: st.DrawFn) -> dict[str, UnitRect]:
     return mosaic(names, lambda n: draw(st.integers(0, n - 1)))
 
 
-# With 0 and 1 among them: devices that get no row at all. 0.02 and 0.97 leave one row or none.
+# With 0 and 1, a device gets no row. 0.02 and 0.97 leave one row or none.
 _EDGES = [0.0, 0.02, 0.1, 0.25, 1 / 3, 0.4, 0.5, 0.55, 0.7, 0.85, 0.97, 1.0]
 
 
 @st.composite
 def plans(draw: st.DrawFn, model: Model) -> Plan:
-    """Any plan: random cuts, and for every stage its own devices and regions."""
+    """Draw a plan with random cuts and with devices and regions of its own in every stage."""
     left, stages = len(model.layers), []
     while left:
         count = draw(st.integers(1, left))
@@ -418,7 +419,7 @@ def zoo_model(name: str, batch: int = 1) -> Model:
 
 @functools.cache
 def _sources() -> str:
-    """Return a hash of all that decides what the exporter returns for a network of the zoo or of a test."""
+    """Return a hash of the sources and library versions that decide what the exporter returns."""
     import coedge
 
     root = Path(coedge.__file__).parent

@@ -1,4 +1,4 @@
-"""Code blocks of the documentation, and how they are run: a page in a folder of its own, from top to bottom."""
+"""Code blocks of the documentation, and a runner that executes the blocks of a page from top to bottom."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from coedge.graph.capture import capture
 from coedge.graph.model import Model
 
 ROOT = Path(__file__).resolve().parent.parent
-# Blocks that need boards, the superuser or an installation: read, not run.
+# Class of blocks that need boards, root or an installation. They are checked but not run.
 BY_HAND = "by-hand"
-# What blocks may be in. `text` is what something printed.
+# Languages of blocks. `text` is printed output.
 LANGUAGES = {"python", "sh", "yaml", "pycon", "text"}
 
 _FENCE = re.compile(r"^```(?:\{code-block\} )?(\w+)\n((?::[^\n]*\n)*)(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 class Block(NamedTuple):
-    """A fenced block: its language, the options under the fence (`:caption: file.yaml`), the text."""
+    """Fenced block: its language, the options under the fence (`:caption: file.yaml`), the text and its first line."""
 
     language: str
     options: dict[str, str]
@@ -39,23 +39,23 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> list[Block]:
-    """Of a Markdown page, in order; directives (```{name}) are none, but for `{code-block}`."""
+    """Return the blocks of a Markdown page in order. Of the directives, only `{code-block}` counts."""
     source = page.read_text(encoding="utf-8")
-    found = []
+    parsed = []
     for match in _FENCE.finditer(source):
         options = dict(line[1:].split(": ", 1) for line in match[2].splitlines())
-        found.append(Block(match[1], options, match[3].lstrip("\n"), source[: match.start()].count("\n") + 1))
-    return found
+        parsed.append(Block(match[1], options, match[3].lstrip("\n"), source[: match.start()].count("\n") + 1))
+    return parsed
 
 
 def commands(block: Block) -> list[list[str]]:
-    """The words of each command; comments are gone, and a backslash joins lines."""
+    """Return the words of each command, without comments and with lines joined at a backslash."""
     lines = block.text.replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def arguments(words: list[str]) -> list[str]:
-    """What follows `coedge`; images are small where it does not say how large, and `run` runs twice."""
+    """Return the arguments after `coedge`, with a small image and two runs where the page leaves them open."""
     more = ["--repeat", "2"] if words[1] == "run" and "--repeat" not in words else []
     if words[1] in ("demo", "run") and "--size" not in words:
         more += ["--size", "64"]
@@ -63,7 +63,7 @@ def arguments(words: list[str]) -> list[str]:
 
 
 def small_network(name: str, **options: Any) -> Any:
-    """Stands for `zoo.build`: whatever people read of, this is what runs."""
+    """Return a small network in place of any network of the zoo, so that pages run in seconds."""
     import torch
     from torch import nn
 
@@ -79,7 +79,7 @@ _captured: dict[tuple[str, ...], Model] = {}
 
 
 def capture_once(model: Any, *example: Any, **named: Any) -> Model:
-    """Stands for `capture` where a command is given a name of the zoo: always the same network for the same shape."""
+    """Capture a network of the zoo once per name and input shape; files are captured as usual."""
     if isinstance(model, str):
         return capture(model, *example)
     key = (named["name"], *map(str, example[0].shape))
@@ -89,10 +89,10 @@ def capture_once(model: Any, *example: Any, **named: Any) -> Model:
 
 
 class Page:
-    """Runs the blocks of a page in the current folder.
+    """Runner of the blocks of a page, in the current folder.
 
     Args:
-        cli: runs a command of `coedge`.
+        cli: runs a `coedge` command.
     """
 
     def __init__(self, path: Path, cli: Callable[..., Result]) -> None:
@@ -107,7 +107,7 @@ class Page:
         if block.by_hand:
             return
         if block.language == "python":
-            # Lines are counted as in the page.
+            # Empty lines in front give tracebacks the line numbers of the page.
             exec(compile("\n" * block.line + block.text, str(self.path), "exec"), self._scope)
         elif block.language == "pycon":
             self._doctest(block)

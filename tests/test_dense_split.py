@@ -1,4 +1,4 @@
-"""Dense layers split by output features: exact, with each device holding only its slice of the weights."""
+"""Dense layers split by output features are exact, and each device holds only its slice of the weights."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Chain:
         return self.net.const(self.net.random.uniform(0.2, 1.8, shape) / self.f)
 
     def constant(self, low: float = -0.3, high: float = 1.0) -> str:
-        """Of any shape that broadcasts to [n, f]."""
+        """Add a constant of any shape that broadcasts to [n, f]."""
         shape = self.pick((self.f,), (1, self.f), (self.n, self.f), (self.n, 1), (1,), ())
         return self.net.const(self.net.random.uniform(low, high, shape))
 
@@ -135,7 +135,7 @@ def normalise(chain: Chain) -> None:
 
 
 def there_and_back(chain: Chain) -> None:
-    """Through shapes that keep the features on an axis of their own, and through some that do not."""
+    """Reshape, with or without an axis of their own for the features."""
     net, n, f = chain.net, chain.n, chain.f
     kind = chain.pick("4d", "pixel", "unsqueeze", "transpose", "rows", "vector", "flatten")
     if kind in ("4d", "pixel"):
@@ -182,7 +182,7 @@ BLOCKS: tuple[Block, ...] = (
 
 @st.composite
 def dense_nets(draw: st.DrawFn) -> onnx.ModelProto:
-    """An image, perhaps a convolution, its vector, then dense layers with anything between them."""
+    """Draw an image or a convolution of it, its flattened vector, and dense layers with operators between them."""
     net = Net(opset=17, seed=draw(st.integers(0, 99)))
     n, c, h, w = draw(st.sampled_from([1, 1, 2])), draw(st.integers(1, 3)), draw(st.integers(1, 7)), 3
     picture = net.op("Sigmoid", net.input((n, c, h, w)))
@@ -213,7 +213,7 @@ def dense_nets(draw: st.DrawFn) -> onnx.ModelProto:
 
 @st.composite
 def dense_plans(draw: st.DrawFn, model: Model) -> Plan:
-    """Uneven and empty shares for dense layers, on strips of other devices than the rest."""
+    """Draw plans with uneven and empty shares of the dense layers, on other devices than the other layers."""
     names = draw(st.permutations("abcd"))[: draw(st.integers(1, 4))]
     cuts = draw(st.lists(st.sampled_from([0.0, 0.03, 0.2, 0.5, 0.77, 1.0]), min_size=len(names) - 1, max_size=3))
     edges = [0.0, *sorted(cuts)[: len(names) - 1], 1.0]
@@ -237,7 +237,7 @@ def test_split_is_exact(proto: onnx.ModelProto, data: st.DataObject) -> None:
 @given(proto=dense_nets(), data=st.data())
 @examples(60)
 def test_a_device_computes_the_same_with_its_slices_only(proto: onnx.ModelProto, data: st.DataObject) -> None:
-    """Kernels of a model without weights are given what `weight_slices` says, and nothing else."""
+    """Kernels of a model without weights get only the parts that `weight_slices` lists."""
     model = capture(proto)
     arrays = [image(tensor.shape) for tensor in model.inputs]
     programs = lower(data.draw(dense_plans(model)), model)
@@ -259,14 +259,14 @@ def test_a_device_computes_the_same_with_its_slices_only(proto: onnx.ModelProto,
 
 
 def tail(after: str, **attributes: Any) -> Model:
-    """Flatten, a dense layer of 8 features, then an operator."""
+    """Capture a flatten, a dense layer of 8 features, and one more operator."""
     net = Net(opset=17)
     x = net.op("Flatten", net.input((1, 2, 4, 3)))
     return capture(net.proto(net.op(after, net.op("Gemm", x, net.weight(8, 24), transB=1), **attributes)))
 
 
 @pytest.mark.parametrize("after", ["Relu", "Sigmoid", "Identity"])
-def test_what_works_on_each_feature_is_split_with_the_layer(after: str) -> None:
+def test_operators_on_single_features_are_split_with_the_dense_layer(after: str) -> None:
     model = tail(after)
     (layer,) = model.layers
     assert (layer.op, layer.rows, layer.cols) == ("Gemm", 8, 1)
@@ -275,11 +275,11 @@ def test_what_works_on_each_feature_is_split_with_the_layer(after: str) -> None:
 
 
 @pytest.mark.parametrize("after", ["Softmax", "LpNormalization", "ArgMax"])
-def test_what_needs_all_features_waits_for_them_in_a_layer_of_its_own(after: str) -> None:
+def test_operators_that_need_all_features_are_a_layer_of_their_own(after: str) -> None:
     model = tail(after, axis=1)
     assert [(layer.op, layer.by_features) for layer in model.layers] == [("Gemm", True), (after, False)]
     assert not model.outputs[0].features
-    # Not reported: it keeps nobody from anything.
+    # It is not reported, because it does not restrict plans.
     assert "not split: Flatten" in model.describe() and after not in model.describe()
     assert "1 dense (split by features)" in model.describe()
 
@@ -331,14 +331,14 @@ def test_products_that_are_not_split_say_why_and_are_exact(kind: str, why: str) 
         y = net.op("Gemm", x, net.weight(1, 5), transA=1)
     model = capture(net.proto(y))
     rule = next(rule for node, rule in zip(model.graph.nodes, model.rules) if node.op == "Gemm")
-    if kind != "rows":  # a reshape through the rows leaves none
+    if kind != "rows":  # a reshape through the rows leaves no rows
         assert not isinstance(rule, DenseRule) and why in rule.why
     for devices in (1, 3):
         check_split(model, even_plan(model, devices, split_dense=True), [image((1, 2, 4, 3))])
 
 
 def test_a_gate_made_by_dense_layers_leaves_its_image_as_splittable_as_before() -> None:
-    """Squeeze-and-excite: the last dense layer, its sigmoid and the product with the image are one layer of rows."""
+    """In squeeze-and-excite, the last dense layer, its sigmoid and the product with the image are one layer of rows."""
     net = Net(opset=17)
     x = net.op("Conv", net.input((1, 4, 9, 3)), net.weight(32, 4, 3, 3), pads=[1, 1, 1, 1])
     pooled = net.reduce("ReduceMean", x, [2, 3], keepdims=0)
@@ -357,7 +357,7 @@ def test_a_gate_made_by_dense_layers_leaves_its_image_as_splittable_as_before() 
 
 
 def test_eight_bit_features_travel_as_they_are() -> None:
-    """Per-tensor quantisation between dense layers is local to each feature, and what is cut is 8-bit."""
+    """Per-tensor quantisation between dense layers is local to each feature, and the cut tensors are 8-bit."""
     net = Net(opset=17)
     scale = [net.const(0.02), net.const(0, "int8")]
     x = net.op("Flatten", net.input((1, 2, 4, 3)))
@@ -370,7 +370,7 @@ def test_eight_bit_features_travel_as_they_are() -> None:
     check_split(model, even_plan(model, 3, split_dense=True), [image((1, 2, 4, 3))])
 
 
-def test_names_like_those_of_parts_do_no_harm() -> None:
+def test_tensor_names_like_those_of_weight_slices_are_allowed() -> None:
     net = Net(opset=17)
     x = net.op("Flatten", net.input((1, 2, 4, 3)))
     net.initializers.append(onnx.numpy_helper.from_array(np.ones((8, 24), np.float32), "w"))
@@ -396,12 +396,12 @@ def test_the_key_of_a_part_reads_like_a_slice() -> None:
 
 @pytest.fixture(scope="module")
 def vgg() -> Model:
-    """VGG-16, a quarter as wide: 12.6 MB of weights, 9.0 of them in dense layers."""
+    """Return a quarter-width VGG-16: 12.6 MB of weights, of which 9.0 MB are in dense layers."""
     return zoo_model("vgg16")
 
 
 def dense_weights(model: Model) -> dict[str, int]:
-    """Bytes of the large weights of dense layers."""
+    """Return the bytes of the large weights of dense layers, by name."""
     layers = [layer for layer in model.layers if layer.by_features]
     return {n: model.weights[n].nbytes for layer in layers for n in model.weight_names(layer.first, layer.stop)}
 
@@ -444,7 +444,7 @@ def test_vgg_is_exact(vgg: Model, boundaries: list[float] | None) -> None:
 
 
 def test_each_device_gathers_the_image_itself(vgg: Model) -> None:
-    """The reshape before the first dense layer is a part of it: nobody collects the maps for the others."""
+    """The reshape before the first dense layer is part of that layer: no device collects the maps for the others."""
     programs = lower(even_plan(vgg, 4, split_dense=True), vgg)
     first = next(layer for layer in vgg.layers if layer.by_features)
     assert vgg.graph.nodes[first.first].op == "Reshape"
@@ -490,12 +490,12 @@ def test_a_worker_that_has_a_weight_whole_needs_no_slices_of_it(vgg: Model) -> N
     assert device.missing_weights(vgg.hash, list(parts_of(vgg, split).values())) == (False, [])
     device.load(2, programs[1], None, {})
     device.unload(1)
-    device.load(3, programs[1], None, {})  # what the slices were cut from is still here
+    device.load(3, programs[1], None, {})  # the whole weight is still here
     assert device.missing_weights(vgg.hash, list(parts_of(vgg, whole).values())) == (False, [])
 
 
-def test_slices_smaller_than_what_travels_with_the_graph_are_not_taken_for_zeros() -> None:
-    """A large weight has no values at a worker, and neither have small parts of it."""
+def test_small_slices_of_large_weights_are_sent_with_their_values() -> None:
+    """The graph that a worker gets has no values of large weights, nor of small parts of them."""
     net = Net(opset=17)
     x = net.op("Flatten", net.input((1, 2, 4, 3)))
     model = capture(net.proto(net.op("Gemm", x, net.weight(64, 24), transB=1)))
@@ -523,7 +523,7 @@ def test_dense_layers_are_measured_by_feature_and_within_memory(vgg: Model) -> N
         assert found.seconds_per_row > 0
 
 
-def test_made_up_weights_are_no_more_than_what_is_read(vgg: Model) -> None:
+def test_made_up_weights_have_the_size_of_the_weights_that_are_read(vgg: Model) -> None:
     program = lower(even_plan(vgg, 4, split_dense=True), vgg)["device-1"]
     light = Model.from_skeleton(vgg.skeleton, {})
     made = made_up_weights(light, light.weight_slices(program.tiles()).values())
@@ -537,7 +537,7 @@ def test_made_up_weights_are_no_more_than_what_is_read(vgg: Model) -> None:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Four devices, none of which may hold the dense layers."""
+    """Connect four devices, each with less memory than the dense layers need."""
     folder: Path = tmp_path_factory.mktemp("cache")
     devices = [{"name": f"device-{i}", "speed": 1.0, "memory_mb": LIMIT_MB} for i in range(4)]
     with coedge.connect({"devices": devices, "source": "device-0", "cache_dir": str(folder)}) as joined:
@@ -558,7 +558,7 @@ def test_a_network_that_fits_on_no_device_runs_on_four(cluster: Cluster, vgg: Mo
         cluster.submit(vgg, x, plan=even_plan(vgg, 4)).result()
     assert set(held_nbytes(cluster).values()) == {0}
 
-    # One plan after the other, each with slices of its own: old ones make room.
+    # Each plan has its own slices of the weights; the slices of older plans make room.
     for cuts in ([0.25, 0.5, 0.75], [0.2, 0.5, 0.8], [0.25, 0.55, 0.75]):
         plan = even_plan(vgg, 4, cuts, split_dense=True)
         got = cluster.submit(vgg, x, plan=plan).result()
@@ -569,7 +569,7 @@ def test_a_network_that_fits_on_no_device_runs_on_four(cluster: Cluster, vgg: Mo
 
 
 @pytest.mark.ray
-def test_planned_and_run_without_a_word_about_dense_layers(cluster: Cluster, vgg: Model) -> None:
+def test_the_planner_splits_dense_layers_when_memory_requires_it(cluster: Cluster, vgg: Model) -> None:
     assert all(device.memory_bytes == LIMIT_MB * 1e6 for device in cluster.profile(vgg).devices)
     plan = cluster.plan(vgg)
     assert plan.feasible, plan.reason

@@ -1,4 +1,4 @@
-"""The documentation: it builds without a warning, lists everything that there is, and what it shows runs."""
+"""The documentation builds without warnings, describes every public name, option and key, and its code blocks run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from orchestrator.cli.models import photograph
 
 DOCS = ROOT / "docs"
 PAGES = [page for page in sorted(DOCS.rglob("*.md")) if blocks(page)]
-# How many blocks of each page nobody but a person can run: boards, the superuser, an installation.
+# Number of blocks on each page that only a person can run: they need boards, root or an installation.
 BY_HAND_BLOCKS = {
     "how-to/energy-meters.md": 1,
     "how-to/lab.md": 2,
@@ -46,7 +46,7 @@ def name_of(page: Path) -> str:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The documentation as HTML, built with warnings as errors."""
+    """Build the documentation as HTML, with warnings as errors, and return the folder."""
     pytest.importorskip("sphinx")
     out = tmp_path_factory.mktemp("site")
     command = [
@@ -178,13 +178,13 @@ def test_blocks_are_in_a_known_language() -> None:
     assert [place for place in found if place[2] not in LANGUAGES] == []
 
 
-def test_so_many_blocks_are_for_people_alone() -> None:
+def test_the_number_of_blocks_that_do_not_run_is_known() -> None:
     counted = Counter(name_of(page) for page in PAGES for block in blocks(page) if block.by_hand)
     assert counted == BY_HAND_BLOCKS
 
 
-def test_what_people_type_by_hand_is_a_command_that_there_is() -> None:
-    """Of `coedge` at least, and with options that there are."""
+def test_commands_to_be_typed_by_hand_exist_with_their_options() -> None:
+    """Only the `coedge` commands among them are checked."""
     by_hand = [block for page in PAGES for block in blocks(page) if block.by_hand and block.language == "sh"]
     lines = [[word for word in words if word != "sudo"] for block in by_hand for words in commands(block)]
     typed = [words[1:] for words in lines if words[0] == "coedge"]
@@ -201,7 +201,7 @@ def test_what_people_type_by_hand_is_a_command_that_there_is() -> None:
 
 @pytest.fixture(scope="module")
 def one_ray() -> Iterator[None]:
-    """All clusters of the pages on one Ray: `connect` uses the one that this process has joined."""
+    """Start one Ray for all pages: `connect` uses the Ray that its process has joined."""
     from orchestrator.control import ray_control
 
     ray_control.enter(load_config({}))
@@ -226,9 +226,9 @@ def rules_as_they_were() -> Iterator[None]:
 
 @pytest.fixture
 def small_and_quick(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks are small, each is captured once, and neither measuring nor searching is thorough."""
+    """Use small networks, capture each once, and shorten measuring and searching."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    monkeypatch.setenv("COEDGE_SET", "profile_budget_seconds=1")
+    monkeypatch.setenv("COEDGE_SET", "profile_budget_seconds=0.5")
     monkeypatch.setattr("coedge.zoo.build", small_network)
     monkeypatch.setattr("orchestrator.cli.models.capture", capture_once)
     for effort in ("MULTISTART_STEPS", "POLISH_STEPS"):

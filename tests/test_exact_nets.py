@@ -1,4 +1,4 @@
-"""Whole networks of kinds that the zoo does not have, split against unsplit."""
+"""Split output equals unsplit output, for networks with blocks that the zoo does not have."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import coedge
 
 
 class ConvNeXtBlock(nn.Module):
-    """Channels-last in the middle: layer norm and two dense layers on every pixel."""
+    """Block that is channels-last in the middle: layer norm and two dense layers on every pixel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class ConvNeXtBlock(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """A position embedding, ConvNeXt blocks, and a pooled pixel spread over the image (ASPP)."""
+    """Network with a position embedding, ConvNeXt blocks, and a pooled pixel spread over the image (ASPP)."""
 
     def __init__(self, rows: int, cols: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def pyramid() -> tuple[coedge.Model, Pyramid, torch.Tensor]:
     return coedge.capture(module, x), module, x
 
 
-def test_all_of_it_can_be_split(pyramid: tuple[coedge.Model, Pyramid, torch.Tensor]) -> None:
+def test_every_node_can_be_split(pyramid: tuple[coedge.Model, Pyramid, torch.Tensor]) -> None:
     assert "not split" not in pyramid[0].describe()
 
 

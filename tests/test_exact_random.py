@@ -1,7 +1,7 @@
 """Split output equals unsplit output, for random small networks of every operator, under random plans.
 
-The networks are ONNX graphs written node by node, a chain of one to six blocks; a block draws its own
-parameters. What ONNX Runtime itself refuses is no case. Everything that it runs must be captured and exact.
+The networks are ONNX graphs, written node by node: a chain of one to six blocks, each of which draws its own
+parameters. Networks that ONNX Runtime refuses are rejected. All others must be captured and be exact.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OPSETS = [11, 13, 17, 18, 20, 21, 22]
 
 @dataclass
 class Flow:
-    """The end of the chain so far: a tensor [N, C, H, W] (H and W are what the blocks reckon with)."""
+    """Current end of the chain: a tensor [N, C, H, W]."""
 
     net: Net
     draw: Callable[[st.SearchStrategy[Any]], Any]
@@ -63,7 +63,7 @@ def block(since: int = 11) -> Callable[[Block], Block]:
 
 
 def _window(flow: Flow, pooling: bool = False) -> tuple[dict[str, Any], tuple[int, int], tuple[int, int]]:
-    """Attributes of a window, its kernel, and the extents that come out."""
+    """Draw the attributes of a window; return them with the kernel and the output extents."""
     extents = flow.shape[2:]
     dilated = not pooling or flow.net.opset >= 19
     kernel = [flow.number(1, min(7, e)) for e in extents]
@@ -254,7 +254,7 @@ def batch_norm(flow: Flow) -> Any:
 
 @block()
 def with_a_constant(flow: Flow) -> Any:
-    """Scalar, per channel, per column, or a whole map, as a learned position is."""
+    """Combine with a scalar, a value per channel or column, or a whole map such as a learned position."""
     _n, c, h, w = flow.shape
     shape = flow.pick((), (c, 1, 1), (1, c, 1, 1), (w,), (h, 1), (1, c, h, w))
     return flow.net.op(
@@ -314,7 +314,7 @@ def squeeze_excite(flow: Flow) -> Any:
 
 @block()
 def dense_excite(flow: Flow) -> Any:
-    """Squeeze-and-excite through dense layers: the pixel loses its axes and gets them back."""
+    """Squeeze-and-excite with dense layers: the spatial axes are removed and inserted again."""
     _n, c, _h, _w = flow.shape
     pooled = flow.net.reduce("ReduceMean", flow.x, [2, 3], keepdims=0)
     gate = flow.net.op("Gemm", pooled, flow.net.weight(c, c), flow.net.vector(c))
@@ -324,7 +324,7 @@ def dense_excite(flow: Flow) -> Any:
 
 @block()
 def reduction(flow: Flow) -> Any:
-    """Any reduction over any axes, broadcast back."""
+    """Reduce over any axes and broadcast the result back."""
     kinds = [
         "ReduceMean",
         "ReduceSum",
@@ -407,7 +407,7 @@ def local_response(flow: Flow) -> Any:
 
 @block()
 def channels_last(flow: Flow) -> Any:
-    """To [N, H, W, C] and back, with work that follows the moved axes."""
+    """Transpose to [N, H, W, C] and back, with operators on the moved axes between."""
     n, c, h, w = flow.shape
     y = flow.net.op("Transpose", flow.x, perm=[0, 2, 3, 1])
     for _ in range(flow.number(0, 2)):
@@ -451,7 +451,7 @@ def shuffle(flow: Flow) -> Any:
 
 @block()
 def five_axes(flow: Flow) -> Any:
-    """Through [N, C, H, W, 1] or [N, 1, C, H, W] and back, normalised or reduced there."""
+    """Reshape to [N, C, H, W, 1] or [N, 1, C, H, W] and back, and normalise or reduce there."""
     _n, c, h, w = flow.shape
     if h * w < 6:
         reject()
@@ -582,7 +582,7 @@ def best_of(flow: Flow) -> Any:
 
 @block()
 def scatter_of_places(flow: Flow) -> Any:
-    """A shape that depends on the values: how many there are above zero."""
+    """Make a shape that depends on the values: the number of values above zero."""
     places = flow.net.op("NonZero", flow.net.op("Relu", flow.x))
     places = flow.net.op("Cast", places, to=onnx.TensorProto.FLOAT)
     if flow.number(0, 1):
@@ -619,7 +619,7 @@ def _end(flow: Flow) -> str:
     if kind == "flatten":
         return net.op("Gemm", net.op("Flatten", flow.x), net.weight(5, c * h * w), net.vector(5), transB=1)
     if kind in ("pool", "mean", "mean of all"):
-        # Means of positive numbers: others may come to next to nothing, and then every rounding is large.
+        # Means of positive numbers: other means may be near zero, where every rounding is relatively large.
         flow.x = net.op("Sigmoid", flow.x)
     if kind == "pool":
         flat = net.op("Flatten", net.op("GlobalAveragePool", flow.x))
@@ -671,7 +671,7 @@ def arrays_for(model: Model) -> list[Any]:
 
 
 def captured(proto: onnx.ModelProto) -> Model:
-    """Captured, unless ONNX Runtime does not take the graph at all, split or not."""
+    """Capture a graph; reject it if ONNX Runtime refuses it unsplit."""
     try:
         run = session(proto)
         run.run(
@@ -689,7 +689,7 @@ def exact_under_random_plans(proto: onnx.ModelProto, data: st.DataObject, count:
     arrays = arrays_for(model)
     expected, inside = run_unsplit(model, arrays), intermediates(model, arrays)
     if any(node.op_type == "QuantizeLinear" for node in proto.graph.node):
-        inside = {}  # where all values are asked for, 8-bit convolutions are not fused, and round otherwise
+        inside = {}  # with all values as outputs, 8-bit convolutions are not fused and round differently
     for _ in range(count):
         check_split(model, data.draw(plans(model)), arrays, expected, inside)
 
@@ -920,7 +920,7 @@ ROWS = [
 
 
 def exact_and_the_same_at_a_worker(model: Model) -> None:
-    """A layer per stage and one stage, on strips and on a mosaic; the model again, as a worker reads it."""
+    """Check one stage and a stage per layer, on strips and a mosaic, also with the model as a worker reads it."""
     arrays = arrays_for(model)
     again = Model.from_skeleton(model.skeleton, model.weights)
     assert (again.hash, again.rules, again.layers) == (model.hash, model.rules, model.layers)
@@ -950,7 +950,7 @@ def test_quantised_convolutions_are_split() -> None:
 
 
 class Normed(nn.Module):
-    """Every normalisation, and squeeze-and-excite."""
+    """Network with every normalisation and with squeeze-and-excite."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -969,7 +969,7 @@ class Normed(nn.Module):
 
 
 class Attending(nn.Module):
-    """Convolutions around attention over all pixels, with a position for each."""
+    """Network with convolutions around attention over all pixels, and a position embedding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -987,7 +987,7 @@ class Attending(nn.Module):
 
 
 class Branching(nn.Module):
-    """Pools, paddings, resizes and joins of all kinds."""
+    """Network with pooling, padding, resizing and concatenation of all kinds."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -1005,7 +1005,7 @@ class Branching(nn.Module):
 
 
 class ConvNext(nn.Module):
-    """A block that works with its channels last."""
+    """Network with a block that is channels-last."""
 
     def __init__(self) -> None:
         super().__init__()

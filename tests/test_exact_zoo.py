@@ -1,8 +1,8 @@
 """Split output equals unsplit output: every network of the zoo, on strips, grids and stages of all kinds.
 
-Compared with ONNX Runtime on the network as captured, before any rewrite, and with the torch module. A deep
-network with random weights hardly feels its borders, so every patch that a device computes on the way is
-compared too, with its part of the unsplit tensor.
+The reference is ONNX Runtime on the captured network before any rewrite, and the torch module. The output of a deep
+network with random weights hardly depends on its borders. Therefore every patch that a device computes is compared with
+its part of the unsplit tensor, too.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from coedge.plan.plan import Plan, Stage, even_plan, strips
 
 ALL = 10_000
 
-# What to split by. Boundaries 0.004 and 0.996 leave a device with no row, 0.01 and 0.99 with one at most.
+# Arguments of `even_plan`. Boundaries 0.004 and 0.996 leave a device without rows, 0.01 and 0.99 with at most one.
 SPLITS: dict[str, dict[str, Any]] = {
     **{f"{n} devices": {"devices": n} for n in range(1, 7)},
     "uneven": {"devices": 4, "boundaries": [0.07, 0.6, 0.71]},
@@ -83,7 +83,7 @@ def test_agrees_with_torch(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["squeezenet", "ssd"])
 def test_a_kept_export_gives_the_model_that_a_capture_gives(name: str, tmp_path: Path, monkeypatch) -> None:
-    """Most tests read the exported zoo from disk; here one process writes it and reads it."""
+    """Other tests read exported networks from disk. Here one process writes an export and reads it."""
     monkeypatch.setattr(SUITE, "captures", tmp_path)
     made, read = (zoo_model.__wrapped__(name) for _ in range(2))
     assert len(list(tmp_path.glob("*.onnx"))) == 1
@@ -101,7 +101,7 @@ def test_two_images_at_once(name: str, stage_layers: int) -> None:
 
 @pytest.mark.parametrize("name", ["alexnet", "googlenet", "mobilenet_v3", "ssd"])
 def test_one_stage_of_splittable_and_whole_layers(name: str) -> None:
-    """Even what cannot be split is right on strips: every device then computes it for itself."""
+    """Layers that cannot be split are exact on strips, too: every device computes the whole layer."""
     model = zoo_model(name)
     splittable = {layer.splittable for layer in model.layers}
     assert splittable == {True, False}
@@ -114,7 +114,7 @@ def test_one_stage_of_splittable_and_whole_layers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "unet", "ssd"])
-def test_answer_at_another_device_than_the_image(name: str) -> None:
+def test_the_sink_may_differ_from_the_source(name: str) -> None:
     model = zoo_model(name)
     count = len(model.layers)
     regions = strips({"b": 1, "c": 1})
@@ -132,8 +132,8 @@ def test_any_plan(name: str, data: st.DataObject) -> None:
     check(name, plan)
 
 
-def test_other_strips_in_the_next_stage() -> None:
-    """Rows change hands at every stage, so that each device fetches from all the others."""
+def test_the_order_of_strips_may_change_at_every_stage() -> None:
+    """The order of the strips changes at every stage, so each device fetches from all others."""
     model = zoo_model("squeezenet")
     turns = [strips(dict.fromkeys(names, 1.0)) for names in (["a", "b", "c"], ["c", "a"], ["b", "c", "a"])]
     check("squeezenet", make_plan(model, [(1, turns[i % 3]) for i in range(len(model.layers))], "a"))
@@ -141,7 +141,7 @@ def test_other_strips_in_the_next_stage() -> None:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Shifted(Window):
-    """A window that is one row off wherever it is clear of the border."""
+    """Window that is shifted by one row away from the border."""
 
     def needs(self, out: Interval) -> Interval:
         right = Window.needs(self, out)
@@ -149,8 +149,8 @@ class _Shifted(Window):
         return Interval(right.start - 1, right.stop - 1) if clear else right
 
 
-def test_these_tests_see_a_wrong_halo() -> None:
-    """One layer in the middle reads its rows from one row above: the comparison must not let it pass."""
+def test_a_wrong_halo_is_detected() -> None:
+    """A layer in the middle reads its rows one row too high, and the comparison fails."""
     model = zoo_model("vgg16")
     index = next(n.index for n in model.graph.nodes if n.op == "Conv" and n.index > 4)
     rule = model.rules[index]
@@ -165,8 +165,8 @@ def test_these_tests_see_a_wrong_halo() -> None:
         check_split(wrong, even_plan(wrong, 3), [zoo_image("vgg16").numpy()], expected, inside)
 
 
-def test_unsplit_reference_is_what_torch_says() -> None:
-    """The yardstick itself: the captured ONNX, before any rewrite, against the module."""
+def test_the_unsplit_reference_agrees_with_torch() -> None:
+    """The captured ONNX before any rewrite is compared with the module."""
     for name in zoo.NAMES:
         model, net, x = zoo_model(name), zoo_net(name), zoo_image(name)
         with torch.inference_mode():

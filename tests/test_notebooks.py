@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, in a small size: one kernel and one Ray for all of them."""
+"""The notebooks run from top to bottom with small networks, in one kernel and on one Ray."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-# What takes the place of the cell that is tagged `parameters`, and what a notebook says in the end.
+# Source of the cell tagged `parameters`, and text that the notebook must print.
 SMALL = {
     "first-cluster": ('network, size = "squeezenet", 64', "largest difference"),
     "energy-against-latency": ('network, size, points, testbeds = "squeezenet", 64, 3, ["device-edge"]', "J predicted"),
     "paper-figures": ('networks, size = ["mobilenet_v1"], 64', "mobilenet_v1  auto"),
     "reading-a-timeline": ('network, size = "squeezenet", 64', "largest difference"),
 }
-# Names of the notebook before are gone; Ray stays, and `connect` uses the one that its process has joined. Searches are
-# short.
+# Runs before each notebook: removes the names of the previous one, keeps Ray, which `connect` then uses, and shortens
+# searches.
 BEFORE = """%reset -f
 from coedge.config.cluster_config import load_config
-from orchestrator import ray_control
+from orchestrator.control import ray_control
 from orchestrator.search import space
 ray_control.enter(load_config())
 space.MULTISTART_STEPS = space.POLISH_STEPS = 500
@@ -64,7 +64,7 @@ def test_notebook_runs(path: Path, kernel: Any) -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_is_kept_without_output(path: Path) -> None:
-    """Output is of one machine, and makes every change of a notebook unreadable."""
+    """Saved output belongs to one machine and makes changes of a notebook hard to review."""
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)

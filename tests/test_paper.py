@@ -1,4 +1,4 @@
-"""The figures of the CoEdge paper: their trials, and what is said of them."""
+"""The figures of the CoEdge paper: the trials that reproduce them, and the claims that are checked."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from orchestrator.planner.planner import make_plan
 
 
 def points_of_paper(predicted: float = 1.0) -> list[Point]:
-    """As if the predictions were the paper's own values, times something."""
+    """Return the points of the figures with the paper's values, times a factor, as predictions."""
 
     def times(value: float | None) -> float | None:
         return None if value is None else value * predicted
@@ -54,19 +54,19 @@ def test_every_value_of_the_paper_is_in_a_trial() -> None:
     assert [trial.moment for trial in found if trial.figure == "14" and trial.series == "coedge"] == [1, 2, 3, 4, 5, 6]
 
 
-def test_the_paper_shows_what_it_is_said_to_show() -> None:
-    """Its values, put in place of ours, reproduce each claim that they tell of."""
+def test_the_values_of_the_paper_reproduce_its_claims() -> None:
+    """With the paper's values as predictions, every claim that they cover is reproduced."""
     claims = claims_of(points_of_paper())
     assert {claim.figure for claim in claims} == {"10", "11", "12", "13", "14", "3"}
     told = [claim for claim in claims if claim.paper is not None and claim.predicted is not None]
     assert len(told) >= 11
     assert all(claim.predicted == claim.paper and claim.reproduced for claim in told)
-    # The paper's own MoDNN is faster than its CoEdge, twice.
+    # In the paper, MoDNN is faster than CoEdge in two cases.
     assert {claim.what for claim in told if not claim.paper} == {"CoEdge is faster than MoDNN on every network"}
     assert all(claim.measured is None for claim in claims)
 
 
-def test_what_is_not_reproduced_is_said_and_explained() -> None:
+def test_claims_that_are_not_reproduced_are_listed_with_the_reason() -> None:
     slower = [
         point if point.series != "coedge" or point.figure != "10" else
         Point(**{**vars(point), "predicted": Value(1e4, 1e2)})
@@ -79,7 +79,7 @@ def test_what_is_not_reproduced_is_said_and_explained() -> None:
 
 @given(st.permutations(["local", "modnn", "musical_chair", "coedge"]))
 @examples(24)
-def test_pairs_in_the_paper_s_order_are_counted(order: list[str]) -> None:
+def test_pairs_of_schemes_in_the_order_of_the_paper_are_counted(order: list[str]) -> None:
     alexnet = PAPERS["figure_10_ms"]["alexnet"]
     points = [
         Point("10", 1.0, series, "alexnet", "alexnet", None, Value(alexnet[series]), Value(float(place)))
@@ -106,7 +106,7 @@ def test_figures_come_back_from_disk_and_can_be_drawn(tmp_path: Path) -> None:
 
 @given(st.floats(0.1, 20.0))
 @examples(10)
-def test_rates_scale_what_is_sent_and_nothing_else(factor: float) -> None:
+def test_rates_scale_bandwidth_only(factor: float) -> None:
     profile = synthetic_profile(chain(), {"a": 1.0, "b": 0.5}, 1e7)
     faster = with_rates(profile, factor)
     assert faster.devices == profile.devices
@@ -119,7 +119,7 @@ def test_rates_scale_what_is_sent_and_nothing_else(factor: float) -> None:
     assert (plans[1].latency_seconds <= plans[0].latency_seconds * (1 + 1e-9)) == (factor >= 1)
 
 
-def test_links_that_nobody_can_set_are_said() -> None:
+def test_a_link_that_is_not_emulated_is_refused() -> None:
     bed = load_testbed(BED, ["devices.pi-1.name=nobody-here", "source=nobody-here"])
     given = emulated(bed, "alexnet")
     given["devices"][0]["link"] = {}

@@ -245,6 +245,7 @@ def test_what_was_measured_makes_a_profile_that_fits_its_model() -> None:
     profile.check(small())
 
 
+@pytest.mark.clock
 def test_a_layer_of_more_work_is_measured_as_slower() -> None:
     net = Net()
     x = net.op("Conv", net.input([1, 4, 64, 64]), net.weight(4, 4, 1, 1))
