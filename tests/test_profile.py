@@ -15,7 +15,8 @@ from coedge.core.errors import PlanError
 from coedge.execution.program import Work
 from coedge.graph.capture import capture
 from coedge.graph.model import Model
-from coedge.profile.profile import CodecSpeed, DeviceProfile, LayerTime, Link, Profile, fit, scaled
+from coedge.profile.profile import CodecSpeed, DeviceProfile, LayerTime, Link, Profile, scaled
+from coedge.profile.stage_fit import fit_affine
 from orchestrator.profiling.layer_cache import LayerTimes, load_times, store_times
 from workers.calibration.layer_times import MOST_SWEEPS, LayerMeasurement, measure_gflops, measure_layers
 
@@ -29,14 +30,14 @@ SECONDS = st.floats(1e-7, 100.0)
 @given(st.lists(ROWS, min_size=2, max_size=8, unique=True), SECONDS, SECONDS)
 def test_affine_times_are_found_again(rows: list[int], fixed: float, per_row: float) -> None:
     assume(1e-3 < per_row * max(rows) / fixed < 1e3)  # else one of them is lost in rounding
-    found = fit((r, fixed + per_row * r) for r in rows)
+    found = fit_affine((r, fixed + per_row * r) for r in rows)
     for r in (0.5, 1, 3, *rows):
         assert found.seconds(r) == pytest.approx(fixed + per_row * r, rel=1e-3)
 
 
 @given(st.lists(st.tuples(ROWS, st.floats(0, 100.0)), max_size=12))
 def test_no_part_of_a_fit_is_negative_or_infinite(points: list[tuple[int, float]]) -> None:
-    found = fit(points)
+    found = fit_affine(points)
     for value in (found.fixed_seconds, found.seconds_per_row):
         assert 0 <= value < math.inf
 
@@ -45,25 +46,25 @@ def test_no_part_of_a_fit_is_negative_or_infinite(points: list[tuple[int, float]
 def test_the_order_of_the_points_does_not_matter(points: list[tuple[int, float]], random) -> None:
     shuffled = list(points)
     random.shuffle(shuffled)
-    assert fit(shuffled) == fit(points)
+    assert fit_affine(shuffled) == fit_affine(points)
 
 
 @given(st.lists(st.tuples(ROWS, SECONDS), min_size=1, max_size=12))
 def test_a_fit_stays_within_what_was_measured(points: list[tuple[int, float]]) -> None:
     low, high = min(s for _, s in points), max(s for _, s in points)
     fewest, most = min(r for r, _ in points), max(r for r, _ in points)
-    found = fit(points)
+    found = fit_affine(points)
     assert found.seconds(fewest) <= high * (1 + 1e-6)
     assert found.seconds(most) >= low * (1 - 1e-6)
 
 
 def test_one_row_count_gives_a_time_in_proportion_to_rows() -> None:
-    assert fit([(8.0, 2.0)]) == LayerTime(fixed_seconds=0, seconds_per_row=0.25)
-    assert fit([]) == LayerTime(fixed_seconds=0, seconds_per_row=0)
+    assert fit_affine([(8.0, 2.0)]) == LayerTime(fixed_seconds=0, seconds_per_row=0.25)
+    assert fit_affine([]) == LayerTime(fixed_seconds=0, seconds_per_row=0)
 
 
 def test_a_layer_that_takes_longer_for_fewer_rows_is_taken_as_constant() -> None:
-    found = fit([(10.0, 1.0), (20.0, 0.5)])
+    found = fit_affine([(10.0, 1.0), (20.0, 0.5)])
     assert found.seconds_per_row == 0 and 0.5 <= found.fixed_seconds <= 1.0
 
 

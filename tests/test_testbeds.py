@@ -31,8 +31,9 @@ from coedge.core.package_data import REFERENCE_TIMES
 from coedge.graph.capture import capture
 from coedge.graph.model import Model
 from coedge.plan.plan import Prediction
-from coedge.profile.cost_model import fit_cost_model, nonnegative_least_squares
+from coedge.profile.cost_model import fit_cost_model
 from coedge.profile.layer_work import LayerCost, layer_costs, multiply_adds
+from coedge.profile.least_squares import nonnegative_least_squares
 from coedge.profile.profile import LayerTime, Profile
 from coedge.profile.reference_times import ReferenceModel, leaving, reference_models, reference_times
 from coedge.profile.testbed import Testbed as Bed

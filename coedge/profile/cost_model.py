@@ -7,17 +7,14 @@ with a, b, c, d >= 0 for each family of operators: least squares of relative err
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from coedge.profile.layer_work import LayerCost
+from coedge.profile.least_squares import Array, nonnegative_least_squares
 from coedge.profile.profile import LayerTime
-
-Array = NDArray[np.float64]
 
 # What a layer of another family counts: enough to settle what a family's own layers leave open, such as what
 # its weights cost where all of them are small, and too little to be heard elsewhere.
@@ -56,32 +53,13 @@ def fit_cost_model(measured: Iterable[tuple[LayerCost, LayerTime]]) -> CostModel
             seconds.append(time.seconds(share * cost.rows))
             families.append(cost.family)
     design, target, of = np.array(features), np.array(seconds), np.array(families)
-    scale = np.maximum(design.max(axis=0), 1.0)
     relative = 1 / np.maximum(target, _FLOOR_SECONDS)
 
     def coefficients(importance: Array) -> tuple[float, ...]:
         weight = relative * np.sqrt(importance)
-        found = nonnegative_least_squares(design / scale * weight[:, None], target * weight) / scale
-        return tuple(float(value) for value in found)
+        return tuple(nonnegative_least_squares(design * weight[:, None], target * weight).tolist())
 
     return CostModel(
         {str(family): coefficients(np.where(of == family, 1.0, _STRANGER)) for family in np.unique(of)},
         coefficients(np.ones(len(target))),
     )
-
-
-def nonnegative_least_squares(design: Array, target: Array) -> Array:
-    """The x >= 0 that minimises |design x - target|: the best of all sets of columns that may be positive.
-
-    Exact, and quick enough for the handful of columns that there are.
-    """
-    columns = design.shape[1]
-    best, least = np.zeros(columns), float(target @ target)
-    for size in range(1, columns + 1):
-        for chosen in itertools.combinations(range(columns), size):
-            part, *_ = np.linalg.lstsq(design[:, chosen], target, rcond=None)
-            error = design[:, chosen] @ part - target
-            if (part >= 0).all() and float(error @ error) < least:
-                best, least = np.zeros(columns), float(error @ error)
-                best[list(chosen)] = part
-    return best

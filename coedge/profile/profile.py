@@ -217,29 +217,6 @@ class Profile(BaseModel):
         return load_json(cls, path, "profile")
 
 
-def fit(points: Iterable[tuple[float, float]]) -> LayerTime:
-    """The affine time through (rows, seconds), least squares of relative errors, neither part below zero."""
-    data = sorted(points)
-    if not data:
-        return LayerTime(fixed_seconds=0, seconds_per_row=0)
-    if len({rows for rows, _ in data}) == 1:
-        rows, seconds = data[-1]
-        return LayerTime(fixed_seconds=0, seconds_per_row=seconds / rows)
-    weights = [1 / max(seconds, 1e-9) ** 2 for _, seconds in data]
-    total = sum(weights)
-    mean_rows = sum(w * r for w, (r, _) in zip(weights, data)) / total
-    mean_seconds = sum(w * s for w, (_, s) in zip(weights, data)) / total
-    spread = sum(w * (r - mean_rows) ** 2 for w, (r, _) in zip(weights, data))
-    slope = sum(w * (r - mean_rows) * (s - mean_seconds) for w, (r, s) in zip(weights, data)) / spread
-    if slope <= 0:
-        return LayerTime(fixed_seconds=max(mean_seconds, 0), seconds_per_row=0)
-    fixed = mean_seconds - slope * mean_rows
-    if fixed < 0:
-        slope = sum(w * r * s for w, (r, s) in zip(weights, data)) / sum(w * r * r for w, (r, _) in zip(weights, data))
-        fixed = 0.0
-    return LayerTime(fixed_seconds=fixed, seconds_per_row=slope)
-
-
 def scaled(time: LayerTime, factor: float) -> LayerTime:
     """The time on a device that takes `factor` times as long."""
     return LayerTime(fixed_seconds=time.fixed_seconds * factor, seconds_per_row=time.seconds_per_row * factor)

@@ -16,13 +16,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from coedge.execution.program import Work
-from coedge.profile.profile import LayerTime, fit, scaled
+from coedge.profile.least_squares import Array, nonnegative_least_squares
+from coedge.profile.profile import LayerTime, scaled
 
-Floats = NDArray[np.float64]
-
+# Times below this are not told apart.
+LEAST_SECONDS = 1e-9
 ROUNDS = 20
 # Residuals beyond so many times the median one count less (Huber's loss, by reweighting).
 TOLERANCE = 1.5
@@ -39,6 +39,22 @@ class StageTime:
     seconds: float
 
 
+def fit_affine(points: Iterable[tuple[float, float]]) -> LayerTime:
+    """Return the affine time through (rows, seconds): least squares of relative errors, neither part below zero.
+
+    The fixed time is zero if all points have the same number of rows.
+    """
+    data = np.array(sorted(points), float).reshape(-1, 2)
+    if not len(data):
+        return LayerTime(fixed_seconds=0, seconds_per_row=0)
+    rows, seconds = data.T
+    if rows[0] == rows[-1]:
+        return LayerTime(fixed_seconds=0, seconds_per_row=seconds[-1] / rows[-1])
+    design = np.column_stack([np.ones(len(rows)), rows]) / np.maximum(seconds, LEAST_SECONDS)[:, None]
+    fixed, per_row = nonnegative_least_squares(design, seconds / np.maximum(seconds, LEAST_SECONDS)).tolist()
+    return LayerTime(fixed_seconds=fixed, seconds_per_row=per_row)
+
+
 def fit_layers(samples: Iterable[StageTime], alike: Sequence[int]) -> tuple[LayerTime, ...]:
     """The affine time of every layer at the end of its stage, from stages of one layer.
 
@@ -51,7 +67,7 @@ def fit_layers(samples: Iterable[StageTime], alike: Sequence[int]) -> tuple[Laye
             work = sample.work[0]
             seconds[alike[work.layer]][work.rows].append(sample.seconds)
     fits = {
-        kind: fit((rows, statistics.median(taken)) for rows, taken in points.items())
+        kind: fit_affine((rows, statistics.median(taken)) for rows, taken in points.items())
         for kind, points in seconds.items()
     }
     return tuple(fits.get(kind, LayerTime(fixed_seconds=0, seconds_per_row=0)) for kind in alike)
@@ -123,30 +139,18 @@ def _scales(
     return dict(zip(kinds, found.tolist()))
 
 
-def _robust(terms: Floats, saved: Floats, seconds: Floats) -> tuple[float, float]:
-    """(u, v), neither below zero, so that terms @ (u, v) is about `saved`: errors count relative to `seconds`."""
+def _robust(borders: Array, saved: Array, seconds: Array) -> tuple[float, float]:
+    """Return (u, v) >= 0 such that `borders` @ (u, v) is about `saved`. Errors count relative to `seconds`."""
     weights = np.ones(len(saved))
-    found = (0.0, 0.0)
+    solution = np.zeros(2)
     for _ in range(ROUNDS):
-        found = _not_negative(terms, saved, weights / seconds**2)
-        weights = _huber(np.abs(terms @ found - saved) / seconds)
-    return found
+        scale = np.sqrt(weights) / seconds
+        solution = nonnegative_least_squares(borders * scale[:, None], saved * scale)
+        weights = _huber(np.abs(borders @ solution - saved) / seconds)
+    return float(solution[0]), float(solution[1])
 
 
-def _huber(errors: Floats) -> Floats:
+def _huber(errors: Array) -> Array:
     """The weights that make least squares count large errors no more than in proportion."""
     limit = max(TOLERANCE * float(np.median(errors)), 1e-9)
     return np.where(errors > limit, limit / np.maximum(errors, limit), 1.0)
-
-
-def _not_negative(terms: Floats, saved: Floats, weights: Floats) -> tuple[float, float]:
-    """Weighted least squares in two unknowns; where one of them would be negative, it is zero."""
-    scale = np.maximum(np.abs(terms).max(axis=0), 1e-300)
-    scaled = terms / scale
-    square, target = scaled.T @ (scaled * weights[:, None]), scaled.T @ (saved * weights)
-    both = np.linalg.lstsq(square, target, rcond=None)[0]
-    if (both < 0).any():
-        alone = np.maximum(target / np.maximum(np.diag(square), 1e-300), 0.0)
-        losses = [square[i, i] * alone[i] ** 2 - 2 * target[i] * alone[i] for i in (0, 1)]
-        both = np.where(np.arange(2) == int(np.argmin(losses)), alone, 0.0)
-    return float(both[0] / scale[0]), float(both[1] / scale[1])
