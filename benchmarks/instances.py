@@ -10,7 +10,7 @@ import numpy as np
 from onnx import helper, numpy_helper
 
 import coedge
-from coedge.config.cluster_config import PowerConfig
+from coedge.config.sections import PowerConfig
 from coedge.core.objective import Objective
 from coedge.graph.model import Model
 from coedge.profile.profile import DeviceProfile, LayerTime, Link, Profile, scaled

@@ -33,7 +33,7 @@ from benchmarks.paper_plots import draw
 from benchmarks.paper_points import Claim, Figures, Point, Value, claims_of, orderings
 from benchmarks.paper_trials import NETWORKS, SWEPT, Trial, trials, with_rates
 from benchmarks.report import RESULTS, environment
-from coedge.config.cluster_config import load_config
+from coedge.config.loading import load_config
 from coedge.core.errors import CoEdgeError
 from coedge.core.progress import progress
 from coedge.graph.model import Model

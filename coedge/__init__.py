@@ -14,7 +14,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from coedge.config.cluster_config import ClusterConfig, DeviceConfig, LinkConfig, PowerConfig, load_config
+    from coedge.config.cluster_config import ClusterConfig
+    from coedge.config.loading import load_config
+    from coedge.config.sections import DeviceConfig, LinkConfig, PowerConfig
     from coedge.core.errors import (
         Cancelled,
         CaptureError,
@@ -49,10 +51,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "capture": "coedge.graph.capture",
     "ClusterConfig": "coedge.config.cluster_config",
-    "DeviceConfig": "coedge.config.cluster_config",
-    "LinkConfig": "coedge.config.cluster_config",
-    "PowerConfig": "coedge.config.cluster_config",
-    "load_config": "coedge.config.cluster_config",
+    "DeviceConfig": "coedge.config.sections",
+    "LinkConfig": "coedge.config.sections",
+    "PowerConfig": "coedge.config.sections",
+    "load_config": "coedge.config.loading",
     "Cancelled": "coedge.core.errors",
     "CaptureError": "coedge.core.errors",
     "ClusterError": "coedge.core.errors",

@@ -12,7 +12,7 @@ import yaml
 from command_line import Result
 
 from coedge import zoo
-from coedge.config.cluster_config import load_config
+from coedge.config.loading import load_config
 from coedge.graph.capture import capture
 from coedge.graph.model import Model
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nets import Net, examples, zoo_model
 from scipy.optimize import linprog
 
-from coedge.config.cluster_config import PowerConfig
+from coedge.config.sections import PowerConfig
 from coedge.core.objective import Objective
 from coedge.execution.program import Send
 from coedge.graph.capture import capture

@@ -15,7 +15,7 @@ from command_line import fails, small_network
 from nets import Net
 from test_algorithm_1 import synthetic_profile
 
-from coedge.config.cluster_config import load_config
+from coedge.config.loading import load_config
 from coedge.core.version import VERSION
 from coedge.plan.plan import Plan
 from coedge.profile.profile import Profile
@@ -65,7 +65,8 @@ def test_every_command_has_help_with_an_example(cli, command: str) -> None:
 
 def test_nothing_at_all_shows_help(cli) -> None:
     result = cli()
-    assert result.code == 2 and "Commands:" in result.err + result.out
+    assert result.code == 2
+    assert all(command in result.err + result.out for command in ("plan", "run", "bench", "devices"))
 
 
 def test_version(cli) -> None:
@@ -140,9 +141,9 @@ def test_wrong_usage(cli, args: list[str], words: list[str], as_json: bool) -> N
         (["plan", MODEL, "--profile", "."], ["cannot read the profile ."]),
         (["plan", MODEL, "--scheme", "modn"], ["there is no scheme 'modn'", "Did you mean 'modnn'?"]),
         (["run", MODEL, "--scheme", "best"], ["there is no scheme 'best'", "auto, local, offload, equal"]),
-        (["devices", "--cluster", "nowhere.yaml"], ["nowhere.yaml", "No such file", "YAML"]),
+        (["devices", "--cluster", "nowhere.yaml"], ["nowhere.yaml: cannot be read", "give the path of a YAML file"]),
         (["devices", "--cluster", "junk.onnx"], ["junk.onnx"]),
-        (["plan", MODEL, "--cluster", "."], ["Is a directory"]),
+        (["plan", MODEL, "--cluster", "."], [".: cannot be read"]),
         (["plan", MODEL, "--set", "devices.0.speed=2"], ["devices.0.speed", "less than or equal to 1", "given 2"]),
         (["plan", MODEL, "--set", "devices.9.speed=1"], ["devices.9"]),
         (["run", MODEL, "--set", "scheem=local"], ["scheem", "did you mean `scheme`?"]),
@@ -226,7 +227,7 @@ def test_a_factory_or_module_next_to_the_user(cli, tmp_path: Path, factories: st
         ("{}:number", ["made a int, not a torch.nn.Module"]),
         ("{}_syntax:f", ["cannot import", "SyntaxError"]),
         ("{}_import:f", ["cannot import", "there_is_no_such_package"]),
-        ("nowhere_at_all:f", ["cannot import 'nowhere_at_all'", "No module named"]),
+        ("nowhere_at_all:f", ["cannot import 'nowhere_at_all'", "ModuleNotFoundError"]),
         ("{}:", ["is not package.module:factory"]),
         (":small", ["is not package.module:factory"]),
         (".nets:small", ["is not package.module:factory"]),

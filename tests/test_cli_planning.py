@@ -90,7 +90,7 @@ def test_the_profile_of_a_test_bed_can_be_saved(cli, net: str, bed: str, tmp_pat
 def test_what_does_not_go_together_is_refused_at_once(cli, net: str, bed: str, saved: str, command: str) -> None:
     fails(cli(command, net, "--profile", bed, "--cluster", "c.yaml"), 2, "--profile", "--cluster")
     fails(cli(command, net, "--profile", saved, "--set", "source=far"), 2, "--set", "test bed", "--profile")
-    fails(cli(command, net, "--profile", "nowhere.yaml"), 1, "nowhere.yaml", "No such file")
+    fails(cli(command, net, "--profile", "nowhere.yaml"), 1, "nowhere.yaml", "cannot be read")
     fails(cli(command, net, "--profile", "nowhere.json"), 1, "cannot read the profile nowhere.json")
 
 

@@ -241,5 +241,5 @@ def test_too_few_results_of_a_step_are_an_error() -> None:
     machine.begin(1)
     machine.arrived(1, 0, ["image"])
     frame, index = machine.next()  # type: ignore[misc]
-    with pytest.raises(ValueError, match=r"zip\(\)"):
+    with pytest.raises(ValueError):
         machine.done(frame, index, [])

@@ -22,7 +22,9 @@ from pages import LANGUAGES, ROOT, Page, blocks, capture_once, commands, small_n
 import coedge
 import coedge.core.errors
 import coedge.profile.testbed
-from coedge.config.cluster_config import ClusterConfig, describe_keys, load_config
+from coedge.config.cluster_config import ClusterConfig
+from coedge.config.key_reference import describe_keys
+from coedge.config.loading import load_config
 from orchestrator.cli.models import photograph
 
 DOCS = ROOT / "docs"

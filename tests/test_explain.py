@@ -15,7 +15,7 @@ from test_algorithm_1 import objectives, profiles, synthetic_profile
 from virtual import LOWER, UPPER, cases, cluster, halos, layer_split, run
 from virtual import chain as two_layers
 
-from coedge.config.cluster_config import PowerConfig
+from coedge.config.sections import PowerConfig
 from coedge.core.errors import PlanError
 from coedge.core.objective import Objective
 from coedge.core.region import UNIT

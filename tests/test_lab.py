@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nets import examples
 
-from coedge.config.cluster_config import load_config
+from coedge.config.loading import load_config
 from coedge.core.errors import ClusterError, ConfigError
 from orchestrator.lab.lab import Lab
 from orchestrator.lab.namespace import check_possible, namespaces

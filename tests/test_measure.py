@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from coedge.config.cluster_config import DeviceConfig, PowerConfig
+from coedge.config.sections import DeviceConfig, PowerConfig
 from coedge.profile.network import ClientLink
 from orchestrator.control.worker_group import RemoteWorker
 from orchestrator.profiling.model_measurement import AT_ONCE_NBYTES, MOST_AT_ONCE, _client_seconds, _kinds

@@ -21,7 +21,7 @@ SMALL = {
 # Runs before each notebook: removes the names of the previous one, keeps Ray, which `connect` then uses, and shortens
 # searches.
 BEFORE = """%reset -f
-from coedge.config.cluster_config import load_config
+from coedge.config.loading import load_config
 from orchestrator.control import ray_control
 from orchestrator.search import space
 ray_control.enter(load_config())

@@ -16,7 +16,7 @@ from benchmarks.paper_cluster import check_devices, emulated, set_rates, speeds
 from benchmarks.paper_plots import draw
 from benchmarks.paper_points import Figures, Point, Value, claims_of, median_value, orderings
 from benchmarks.paper_trials import NETWORKS, PAPERS, trials, with_rates
-from coedge.config.cluster_config import load_config
+from coedge.config.loading import load_config
 from coedge.core.errors import ClusterError
 from coedge.profile.testbed import load_testbed
 from orchestrator.cluster.cluster import Cluster

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -76,12 +79,40 @@ def test_what_is_not_there_is_named_with_what_is() -> None:
 
 
 def test_a_provider_that_does_not_start_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where a build has it, but the machine lacks its library: ONNX Runtime says so, or leaves it out in silence."""
+    """The build claims the provider but cannot start it: ONNX Runtime raises or silently uses the CPU."""
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [ABSENT, CPU])
     problem = problem_of(with_fallback([Provider(ABSENT)]))
     assert f"{ABSENT} does not start" in problem and "leave it out" in problem
-    with pytest.warns(UserWarning), pytest.raises(Exception, match="Nonsense"):
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (RuntimeError("no such library"), "does not start: no such library. Correct its options, or leave it out"),
+        (None, "does not start: onnxruntime"),
+    ],
+    ids=["raises", "falls back"],
+)
+def test_a_start_that_fails_is_reported_for_either_behaviour_of_onnx_runtime(
+    monkeypatch: pytest.MonkeyPatch, fault: Exception | None, words: str
+) -> None:
+    def start(_: Any, options: Any, providers: Any, enable_fallback: int) -> Any:
+        if fault is not None:
+            raise fault
+        return SimpleNamespace(get_providers=lambda: [CPU])
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [ABSENT, CPU])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", start)
+    problem = problem_of(with_fallback([Provider(ABSENT)]))
+    assert problem.startswith(f"{ABSENT} {words}") and "leave it out" in problem
+
+
+def test_a_session_never_falls_back_to_the_cpu_unseen(made_with: list[Any]) -> None:
+    """An unknown provider raises, or the session is made with fallback switched off."""
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         session(small().reference, 1, providers=(Provider("Nonsense"),))
+    assert made_with[-1] == ([("Nonsense", {})], 0)
 
 
 def test_options_reach_every_session_of_a_device(made_with: list[Any]) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nets import DEVICES, examples
 from virtual import ROW_NBYTES, cases, chain, cluster, halos, layer_split, run
 
-from coedge.config.cluster_config import PowerConfig
+from coedge.config.sections import PowerConfig
 from coedge.core.errors import PlanError
 from coedge.plan.lowering import lower
 from coedge.plan.plan import Plan

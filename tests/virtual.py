@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from hypothesis import strategies as st
 from nets import DEVICES, Net, make_plan, plans
 
-from coedge.config.cluster_config import PowerConfig
+from coedge.config.sections import PowerConfig
 from coedge.core.region import UNIT, UnitRect
 from coedge.graph.capture import capture
 from coedge.graph.model import Model

@@ -10,12 +10,13 @@ Nothing here knows which keys exist. YAML that is ambiguous (a key twice, a key 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from coedge.core.errors import ConfigError
 
@@ -86,6 +87,17 @@ class Settings:
 def dotted(path: KeyPath) -> str:
     """A key path as an override writes it."""
     return ".".join(str(step) for step in path)
+
+
+def plain_copy(value: Any, sequence: type[list[Any]] | type[tuple[Any, ...]]) -> Any:
+    """Return a deep copy made of dicts, scalars, and one kind of sequence."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(exclude_unset=True)  # keeps unset keys unset: see `DeviceConfig.power_given`
+    if isinstance(value, Mapping):
+        return {key: plain_copy(inner, sequence) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return sequence(plain_copy(inner, sequence) for inner in value)
+    return str(value) if isinstance(value, Path) else value
 
 
 def read_yaml(path: str | Path) -> Settings:

@@ -2,6 +2,7 @@
 
     CoEdgeError
     ├── CaptureError        a model could not be turned into a graph
+    │   └── DynamicShape    an input has a dynamic dimension and no example fixes it
     ├── InputError          a tensor does not fit the model: shape, dtype, number of inputs
     ├── ConfigError         a configuration file or override is wrong
     ├── PlanError           a plan does not fit its model or its cluster
@@ -24,6 +25,10 @@ class CoEdgeError(Exception):
 
 class CaptureError(CoEdgeError):
     """A model could not be turned into a graph."""
+
+
+class DynamicShape(CaptureError):
+    """An input has a dynamic dimension and no example fixes it."""
 
 
 class InputError(CoEdgeError, ValueError):

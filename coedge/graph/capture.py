@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from coedge.core.errors import CaptureError
+from coedge.core.errors import CaptureError, DynamicShape
 from coedge.core.values import as_arrays
 from coedge.graph.large_weights import stub, without_initializers
 from coedge.graph.model import Model, model_from_proto
@@ -222,7 +222,7 @@ def _check_inputs(proto: onnx.ModelProto) -> None:
         dims = kind.shape.dim
         unknown = [d.dim_param or "?" for d in dims if not d.HasField("dim_value")]
         if unknown:
-            raise CaptureError(
+            raise DynamicShape(
                 f"input {value.name!r} has a dynamic dimension ({', '.join(unknown)}); "
                 "give an example of the shape to run at: coedge.capture(path, example)"
             )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from coedge.config.cluster_config import PowerConfig
+from coedge.config.sections import PowerConfig
 from coedge.core.errors import PlanError
 from coedge.core.json_file import load_json, save_json
 from coedge.execution.program import Work

@@ -17,21 +17,13 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from coedge import zoo
-from coedge.config.cluster_config import (
-    NAME_PATTERN,
-    PowerConfig,
-    Section,
-    as_changes,
-    check_device,
-    check_names,
-    load_section,
-)
+from coedge.config.loading import as_changes, load_section
+from coedge.config.sections import NAME_PATTERN, PowerConfig, Section, check_device, check_names
 from coedge.core.errors import ConfigError
+from coedge.core.units import bytes_per_second_of
 from coedge.graph.model import Model
 from coedge.profile.profile import DeviceProfile, Link, Medium, Profile, scaled
 from coedge.profile.reference_times import ReferenceTimes, reference_models, reference_times
-
-BYTES_PER_MEGABIT = 1e6 / 8
 
 
 class TestbedLink(Section):
@@ -164,7 +156,7 @@ def profile_of(testbed: Testbed, model: Model, times: ReferenceTimes | None = No
         devices=tuple(_device_profile(device, times, model.name) for device in testbed.devices),
         links=tuple(_link(a, b, testbed.media) for a, b in itertools.permutations(testbed.devices, 2)),
         media=tuple(
-            Medium(name=m.name, devices=m.devices, bytes_per_second=m.mbps * BYTES_PER_MEGABIT) for m in testbed.media
+            Medium(name=m.name, devices=m.devices, bytes_per_second=bytes_per_second_of(m.mbps)) for m in testbed.media
         ),
         source=testbed.source or testbed.devices[0].name,
         joules=testbed.joules,
@@ -214,6 +206,6 @@ def _link(sender: TestbedDevice, receiver: TestbedDevice, media: Sequence[Testbe
     return Link(
         sender=sender.name,
         receiver=receiver.name,
-        bytes_per_second=min(rates) * BYTES_PER_MEGABIT,
+        bytes_per_second=bytes_per_second_of(min(rates)),
         latency_seconds=(sender.link.latency_ms + receiver.link.latency_ms) / 1e3,
     )

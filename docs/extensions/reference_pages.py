@@ -39,7 +39,7 @@ class ConfigKeys(Generated):
     required_arguments = 1
 
     def text(self) -> str:
-        from coedge.config.cluster_config import describe_keys
+        from coedge.config.key_reference import describe_keys
 
         module, _, name = self.arguments[0].partition(":")
         rows = describe_keys(getattr(importlib.import_module(module), name))

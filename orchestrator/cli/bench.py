@@ -84,7 +84,7 @@ def _measure(
     overrides: Sequence[str],
 ) -> tuple[Comparison, list[Sample]]:
     """Model after model; each is saved as soon as it has run."""
-    from coedge.config.cluster_config import load_config
+    from coedge.config.loading import load_config
     from orchestrator.bench.comparison import Comparison, save
     from orchestrator.bench.environment import environment
     from orchestrator.bench.side_by_side import ONE_SESSION, side_by_side

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import typer
 
-from coedge.config.cluster_config import ClusterConfig, load_config
+from coedge.config.cluster_config import ClusterConfig
+from coedge.config.loading import load_config
 from coedge.core.errors import PlanError
 from coedge.core.objective import Objective
 from coedge.graph.model import Model

@@ -38,7 +38,7 @@ def up(
 
     Example: coedge lab up configs/lab/pi4-100mbps.yaml
     """
-    from coedge.config.cluster_config import load_config
+    from coedge.config.loading import load_config
     from orchestrator.cli.render import busy
     from orchestrator.lab.lab import Lab
     from orchestrator.lab.spec import spec_of

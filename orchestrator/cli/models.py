@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from coedge import zoo
-from coedge.core.errors import CaptureError, InputError
+from coedge.core.errors import CaptureError, DynamicShape, InputError
 from coedge.core.package_data import PHOTOGRAPH
 from coedge.graph.capture import capture
 from coedge.graph.model import Model
@@ -80,9 +80,8 @@ def load_module(spec: str, size: int = 224) -> Any:
 def _load_file(spec: str, size: int) -> Model:
     try:
         return capture(spec)
-    except CaptureError as error:
-        if "dynamic dimension" not in str(error):
-            raise
+    except DynamicShape:
+        pass
     failures: CaptureError | None = None
     for dtype in (np.float32, np.uint8):
         try:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from coedge.core.objective import Objective
 from coedge.core.region import UnitRect
+from coedge.core.units import mbps_of
 from coedge.plan.plan import Plan, Stage, stage_runs
 from coedge.profile.profile import Profile
 from coedge.simulation.timeline import Timeline
@@ -56,7 +57,7 @@ def devices_table(infos: Iterable[Any], providers: Mapping[str, Sequence[str]] |
             if link is None:
                 links.append("-")
             else:
-                links.append(f"{link.bytes_per_second * 8 / 1e6:.0f}, {link.latency_seconds * 1e3:.1f}")
+                links.append(f"{mbps_of(link.bytes_per_second):.0f}, {link.latency_seconds * 1e3:.1f}")
         speed = "real" if info.speed is None else f"x {info.speed:g}"
         on = [", ".join(providers[info.name])] if providers else []
         table.add_row(info.name, info.state, speed, f"{info.gflops:.1f}", *on, *links)

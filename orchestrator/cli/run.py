@@ -78,7 +78,7 @@ def run(
 
     Example: coedge run resnet18 photo.jpg --cluster configs/demo.yaml --trace trace.json
     """
-    from coedge.config.cluster_config import load_config
+    from coedge.config.loading import load_config
     from orchestrator.cluster.cluster import connect
     from orchestrator.planner.planner import AUTO, check_scheme
 

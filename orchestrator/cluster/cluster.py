@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coedge.config.cluster_config import ClusterConfig, load_config
+from coedge.config.cluster_config import ClusterConfig
+from coedge.config.loading import load_config
 from coedge.core.errors import ClusterError, CoEdgeError, ConfigError, DeviceLost, InfeasibleError, PlanError
 from coedge.core.objective import Objective
+from coedge.core.units import bytes_per_second_of
 from coedge.core.values import as_arrays, wants_tensors
 from coedge.graph.model import Model
 from coedge.plan.frame_assignment import frame_assignment
@@ -131,7 +133,7 @@ class Cluster:
         """
         self.worker(name)
         try:
-            link = LinkSpec(mbps * 1e6 / 8, latency_ms / 1e3)
+            link = LinkSpec(bytes_per_second_of(mbps), latency_ms / 1e3)
         except ValueError as error:
             raise ConfigError(f"the link of {name}: {error}") from None
         set_link(self._group, name, link)

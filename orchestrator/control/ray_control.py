@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from coedge.config.cluster_config import ClusterConfig, DeviceConfig
+from coedge.config.cluster_config import ClusterConfig
+from coedge.config.sections import DeviceConfig
 from coedge.core.errors import ClusterError
 
 log = logging.getLogger(__name__)

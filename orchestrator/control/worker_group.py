@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from coedge.config.cluster_config import ClusterConfig, DeviceConfig, PowerConfig
+from coedge.config.cluster_config import ClusterConfig
+from coedge.config.sections import DeviceConfig, PowerConfig
 from coedge.core.errors import ClusterError
+from coedge.core.units import bytes_per_second_of
 from coedge.core.version import VERSION
 from coedge.execution.program import CLIENT
 from coedge.profile.network import Network
@@ -193,6 +195,6 @@ def set_link(group: WorkerGroup, name: str, link: LinkSpec) -> None:
 def _spec(index: int, device: DeviceConfig, host: str, encrypted: bool) -> WorkerSpec:
     link = None
     if device.link.mbps is not None or device.link.latency_ms:
-        rate = None if device.link.mbps is None else device.link.mbps * 1e6 / 8
+        rate = None if device.link.mbps is None else bytes_per_second_of(device.link.mbps)
         link = LinkSpec(rate, device.link.latency_ms / 1000)
     return WorkerSpec(index, device.name, host, encrypted, device.speed, link, device.threads, device.session_providers)

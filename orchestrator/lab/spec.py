@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from coedge.config.cluster_config import ClusterConfig, DeviceConfig
+from coedge.config.cluster_config import ClusterConfig
+from coedge.config.sections import DeviceConfig
 from coedge.core.errors import ConfigError
+from coedge.core.units import bytes_per_second_of
 
 SUBNET = "10.77.0"
 RAY_PORT, OBJECT_PORT = 6379, 8076  # of Ray's head; of every node, for large objects
 MOST_DEVICES = 250
-BYTES_PER_MEGABIT = 1e6 / 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def spec_of(config: ClusterConfig, fast_weights: bool = False) -> LabSpec:
             for index, device in enumerate(config.devices)
         ),
         media=tuple(
-            LabMedium(medium.name, index, medium.mbps * BYTES_PER_MEGABIT, tuple(dict.fromkeys(medium.devices)))
+            LabMedium(medium.name, index, bytes_per_second_of(medium.mbps), tuple(dict.fromkeys(medium.devices)))
             for index, medium in enumerate(config.media)
         ),
         head=config.source or config.devices[0].name,
@@ -117,7 +118,7 @@ def spec_of(config: ClusterConfig, fast_weights: bool = False) -> LabSpec:
 
 
 def _rate(device: DeviceConfig) -> float | None:
-    return None if device.link.mbps is None else device.link.mbps * BYTES_PER_MEGABIT
+    return None if device.link.mbps is None else bytes_per_second_of(device.link.mbps)
 
 
 def overrides(addresses: Iterable[tuple[str, str]], head_address: str) -> list[str]:

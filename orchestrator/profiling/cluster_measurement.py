@@ -11,6 +11,7 @@ import numpy as np
 
 from coedge.config.cluster_config import ClusterConfig
 from coedge.core.errors import ClusterError
+from coedge.core.units import bytes_per_second_of
 from coedge.profile.network import ClientLink, Network
 from coedge.profile.profile import Medium
 from orchestrator.control import ray_control
@@ -58,7 +59,7 @@ def _measure_network(config: ClusterConfig, workers: Mapping[str, RemoteWorker])
             raise ClusterError(
                 f"medium {medium.name!r} is of {unknown[0]!r}, which is not a device; devices are {', '.join(workers)}"
             )
-    given = [Medium(name=m.name, devices=m.devices, bytes_per_second=m.mbps * 1e6 / 8) for m in config.media]
+    given = [Medium(name=m.name, devices=m.devices, bytes_per_second=bytes_per_second_of(m.mbps)) for m in config.media]
     addresses = {name: worker.facts.endpoint.address.rpartition(":")[0] for name, worker in workers.items()}
     return measure_network(addresses, ActorProber(workers), given)
 

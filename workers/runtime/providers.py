@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnxruntime
 from onnx import TensorProto, helper
 
-from coedge.core.provider import Provider
+from coedge.core.provider import CPU, Provider
 
 
 def problem_of(providers: Sequence[Provider]) -> str:
@@ -26,7 +26,8 @@ def problem_of(providers: Sequence[Provider]) -> str:
     try:
         got = session(_smallest_model(), 1, providers=providers).get_providers()
     except Exception as error:
-        return f"{', '.join(map(str, providers))} does not start: {error}. Correct its options, or leave it out"
+        asked = [provider.name for provider in providers if provider.name != CPU or provider.options]
+        return f"{', '.join(asked or [CPU])} does not start: {error}. Correct its options, or leave it out"
     silent = [provider.name for provider in providers if provider.name not in got]
     if silent:
         return f"{', '.join(silent)} does not start: {build}. Install the library and driver it needs, or leave it out"

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from coedge.core.objective import Objective
+from coedge.core.units import mbps_of
 from coedge.profile.profile import Profile
 from coedge.simulation.timeline import EnergyItem, Timeline
 from orchestrator.evaluation.evaluator import Evaluation
@@ -218,7 +219,7 @@ def joules(amount: float) -> str:
 
 
 def mbps(bytes_per_second: float) -> str:
-    rate = _significant(bytes_per_second * 8e-6)
+    rate = _significant(mbps_of(bytes_per_second))
     return f"{rate.rstrip('0').rstrip('.') if '.' in rate else rate} Mbit/s"
 
 
