@@ -432,9 +432,7 @@ def test_a_source_that_is_no_device_is_refused(refusal: Callable[..., str]) -> N
 
 def test_a_near_choice_is_suggested(refusal: Callable[..., str]) -> None:
     message = refusal("objective:\n  goal: enregy\n")
-    assert message.startswith(
-        "cluster.yaml:2: objective.goal: must be one of the allowed values; given enregy."
-    )
+    assert message.startswith("cluster.yaml:2: objective.goal: must be one of the allowed values; given enregy.")
     assert message.endswith("did you mean `energy`?")
 
 
