@@ -33,7 +33,7 @@ import psutil
 import pytest
 import ray
 import torch
-from nets import Array, Net, difference, image, kept, make_plan, mosaic, one_stage, unsplit
+from nets import Array, Net, deep_after, difference, image, kept, make_plan, mosaic, one_stage, unsplit
 from waiting import MOST_SECONDS, children, ended, listening, until
 
 import coedge
@@ -57,6 +57,7 @@ pytestmark = pytest.mark.ray
 SHAPE = (1, 3, 32, 24)
 UPPER, LOWER = UnitRect(row_stop=0.5), UnitRect(row_start=0.5)
 NAMES = ("home", "mid", "low", "snail")
+BUDGET = {"profile_budget_seconds": 1.0}
 SPEEDS = {"home": 1.0, "mid": 0.6, "low": 0.3, "snail": 0.02}
 
 
@@ -66,7 +67,7 @@ def config(cache_dir: Path, names: Sequence[str] = NAMES, **more: Any) -> dict[s
         "low": {"mbps": 200, "latency_ms": 0.5},
     }
     devices = [{"name": n, "speed": SPEEDS[n], "link": links.get(n, {})} for n in names]
-    return {"devices": devices, "source": names[0], "cache_dir": str(cache_dir), **more}
+    return {"devices": devices, "source": names[0], "cache_dir": str(cache_dir), **BUDGET, **more}
 
 
 # ---------------------------------------------------------------- models
@@ -276,7 +277,9 @@ def ray_agents(pids: set[int]) -> set[int]:
     return {p for p in pids if psutil.Process(p).cmdline()[0] in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")}
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "end", deep_after([signal.SIGINT, signal.SIGTERM, signal.SIGKILL], [signal.SIGINT, signal.SIGKILL])
+)
 def test_the_end_of_the_asking_process_is_the_end_of_all_of_its_processes(tmp_path: Path, end: signal.Signals) -> None:
     heavy().save(tmp_path / "heavy.onnx")
     script = tmp_path / "driver.py"
@@ -375,7 +378,7 @@ def test_frames_go_on_while_somebody_plans(cluster: Cluster, monkeypatch: pytest
         assert planned.result(60) is known
 
 
-@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("kind", deep_after(MODULES, ["residual", "dict"]))
 def test_every_scheme_gives_the_output_of_the_unsplit_network(cluster: Cluster, kind: str) -> None:
     module, x, model = captured(kind)
     with torch.inference_mode():

@@ -26,7 +26,12 @@ NAMES = ("home", "mid", "low")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     speeds = {"home": 1.0, "mid": 0.6, "low": 0.3}
     devices = [{"name": name, "speed": speeds[name], "link": {"mbps": 200, "latency_ms": 0.2}} for name in NAMES]
-    settings = {"devices": devices, "source": "home", "cache_dir": str(tmp_path_factory.mktemp("cache"))}
+    settings = {
+        "devices": devices,
+        "source": "home",
+        "profile_budget_seconds": 1.0,
+        "cache_dir": str(tmp_path_factory.mktemp("cache")),
+    }
     with coedge.connect(settings) as joined:
         yield joined
 

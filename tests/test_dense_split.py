@@ -540,7 +540,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Connect four devices, each with less memory than the dense layers need."""
     folder: Path = tmp_path_factory.mktemp("cache")
     devices = [{"name": f"device-{i}", "speed": 1.0, "memory_mb": LIMIT_MB} for i in range(4)]
-    with coedge.connect({"devices": devices, "source": "device-0", "cache_dir": str(folder)}) as joined:
+    with coedge.connect(
+        {"devices": devices, "source": "device-0", "profile_budget_seconds": 1.0, "cache_dir": str(folder)}
+    ) as joined:
         yield joined
 
 

@@ -20,6 +20,7 @@ from nets import (
     SUITE,
     TOLERANCE,
     check_split,
+    deep_after,
     difference,
     examples,
     make_plan,
@@ -53,6 +54,7 @@ SPLITS: dict[str, dict[str, Any]] = {
     "grid 2x2": {"grid": (2, 2)},
     "grid 2x3": {"grid": (2, 3)},
 }
+SHORT_SPLITS = ("3 devices", "one row at the top", "none in the middle", "grid 2x3")
 
 
 def check(name: str, plan: Plan, batch: int = 1) -> list[np.ndarray]:
@@ -63,9 +65,10 @@ def check(name: str, plan: Plan, batch: int = 1) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("stage_layers", [1, 3, ALL])
 @pytest.mark.parametrize("name", zoo.NAMES)
-def test_split_is_exact(name: str, stage_layers: int) -> None:
-    for split in SPLITS.values():
-        check(name, even_plan(zoo_model(name), stage_layers=stage_layers, **split))
+@pytest.mark.parametrize("splits", [SHORT_SPLITS, pytest.param(tuple(SPLITS), marks=pytest.mark.deep)], ids=len)
+def test_split_is_exact(name: str, splits: tuple[str, ...], stage_layers: int) -> None:
+    for split in splits:
+        check(name, even_plan(zoo_model(name), stage_layers=stage_layers, **SPLITS[split]))
 
 
 @pytest.mark.parametrize("name", zoo.NAMES)
@@ -91,7 +94,7 @@ def test_a_kept_export_gives_the_model_that_a_capture_gives(name: str, tmp_path:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3", "unet", "ssd"])
-@pytest.mark.parametrize("stage_layers", [1, 4])
+@pytest.mark.parametrize("stage_layers", deep_after([1, 4], [4]))
 def test_two_images_at_once(name: str, stage_layers: int) -> None:
     model = zoo_model(name, batch=2)
     for split in ({"devices": 3}, {"grid": (2, 2)}):

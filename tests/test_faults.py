@@ -70,6 +70,7 @@ def config(cache_dir: str) -> dict[str, Any]:
         "source": "a",
         "encryption": False,
         "cache_dir": cache_dir,
+        "profile_budget_seconds": 1.0,
     }
 
 

@@ -40,7 +40,7 @@ def costs(plans: list[Plan]) -> list[tuple[float, float]]:
 
 def test_from_least_latency_to_least_joules() -> None:
     model, profile = rack()
-    plans = pareto(model, profile, Objective())
+    plans = pareto(model, profile, Objective(), 6)
     found = costs(plans)
     assert len(found) > 3
     fastest, thriftiest = make_plan(model, profile), make_plan(model, profile, Objective(goal="energy"))
@@ -103,7 +103,7 @@ def test_constraints_hold_for_every_plan(points: int) -> None:
 
 def test_where_nothing_is_allowed_the_nearest_plan_is_shown() -> None:
     model, profile = rack()
-    (plan,) = pareto(model, profile, Objective(deadline_ms=1e-6))
+    (plan,) = pareto(model, profile, Objective(deadline_ms=1e-6), 3)
     assert not plan.feasible and "the deadline is" in plan.reason
 
 
