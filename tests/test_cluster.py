@@ -37,7 +37,7 @@ from nets import Array, Net, deep_after, difference, image, kept, make_plan, mos
 from waiting import MOST_SECONDS, children, ended, listening, until
 
 import coedge
-import orchestrator.cluster.cluster
+import orchestrator.cluster.plan_cache
 from coedge import Cancelled, ClusterError, FrameTimeout, zoo
 from coedge.core.objective import Objective
 from coedge.core.region import UNIT, UnitRect
@@ -365,7 +365,7 @@ def test_frames_go_on_while_somebody_plans(cluster: Cluster, monkeypatch: pytest
         assert go_on.wait(60)
         return known
 
-    monkeypatch.setattr(orchestrator.cluster.cluster, "make_plan", slow)
+    monkeypatch.setattr(orchestrator.cluster.plan_cache, "make_plan", slow)
     with ThreadPoolExecutor(1) as pool:
         planned = pool.submit(cluster.plan, small(), Objective(deadline_ms=1e6))
         try:
@@ -636,7 +636,7 @@ def test_the_cache_of_measurements_is_keyed_and_survives_damage(cluster: Cluster
 
     # Read again, as by a later run: what is there is taken, what is damaged or of something else is measured anew.
     kept = files[0].read_bytes()
-    del cluster._profiles[model.hash]
+    del cluster._plan_cache._profiles[model.hash]
     assert cluster.profile(model) == first
     short = json.loads(kept)
     short["layers"] = short["layers"][:-1]
@@ -649,7 +649,7 @@ def test_the_cache_of_measurements_is_keyed_and_survives_damage(cluster: Cluster
         json.dumps(other).encode(),
     ):
         files[0].write_bytes(damage)
-        del cluster._profiles[model.hash]
+        del cluster._plan_cache._profiles[model.hash]
         again = cluster.profile(model)
         again.check(model)
         assert json.loads(files[0].read_text("utf-8"))["model_hash"] == model.hash

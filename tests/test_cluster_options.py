@@ -71,6 +71,7 @@ def test_links_that_are_set_and_measured_again_are_what_plans_know(cluster: Clus
     def rate(sender: str, receiver: str) -> float:
         return cluster.profile(model).link(sender, receiver).bytes_per_second * 8 / 1e6
 
+    plan = cluster.plan(model)
     before = {pair: rate(*pair) for pair in (("home", "mid"), ("home", "low"), ("low", "mid"))}
     cluster.set_link("low", 10, 1.0)
     assert rate("home", "low") == before["home", "low"], "nobody has measured it yet"
@@ -78,8 +79,14 @@ def test_links_that_are_set_and_measured_again_are_what_plans_know(cluster: Clus
     try:
         assert rate("home", "low") < 20 and rate("low", "mid") < 20
         assert rate("home", "mid") > 50
-        answer = cluster.submit(model, x, scheme="modnn").result()
-        assert difference(answer.numpy(), unsplit(model, [x.numpy()])[0]) <= 1e-5
+        assert cluster.submit(model, x, scheme="modnn").plan == cluster.plan(model, scheme="modnn")
+        job = cluster.submit(model, x)  # by the plan from before, with boundaries for the new links
+        assert difference(job.result().numpy(), unsplit(model, [x.numpy()])[0]) <= 1e-5
+        assert [(stage.first, stage.last) for stage in job.plan.stages] == [(s.first, s.last) for s in plan.stages]
+        timed = coedge.simulate(coedge.lower(plan, model), cluster.profile(model), model)
+        assert job.plan.predicted is not None
+        assert job.plan.predicted.latency_seconds <= timed.latency_seconds * (1 + 1e-9)
+        assert cluster.submit(model, x, plan=cluster.plan(model)).result() is not None
     finally:
         cluster.set_link("low", 200, 0.2)
         cluster.measure_links()

@@ -1,1 +1,1 @@
-"""The front door: a cluster that plans and answers."""
+"""The front door: the `Cluster` that users connect to, and its cached plans."""

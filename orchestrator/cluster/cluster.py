@@ -1,11 +1,10 @@
-"""A cluster: the front door to devices that have joined, to plans for them, and to frames under way."""
+"""The front door: a cluster of devices that have joined, plans for them, and frames under way."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
 import threading
-import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from coedge.config.cluster_config import ClusterConfig
 from coedge.config.loading import load_config
-from coedge.core.errors import ClusterError, CoEdgeError, ConfigError, DeviceLost, InfeasibleError, PlanError
+from coedge.core.errors import ClusterError, ConfigError, DeviceLost, InfeasibleError, PlanError
 from coedge.core.objective import Objective
 from coedge.core.units import bytes_per_second_of
 from coedge.core.values import as_arrays, wants_tensors
@@ -25,38 +24,36 @@ from coedge.plan.plan import Plan
 from coedge.profile.profile import Profile
 from coedge.simulation.simulator import credits_of
 from orchestrator.cluster.device_info import DeviceInfo, describe_devices
+from orchestrator.cluster.plan_cache import PlanCache
 from orchestrator.control import ray_control
 from orchestrator.control.clock_refresh import ClockRefresh, clock_readers
+from orchestrator.control.plan_shipment import RayShipment
 from orchestrator.control.worker_group import RemoteWorker, WorkerGroup, place_workers, set_link
 from orchestrator.planner.mixture import Mixture
-from orchestrator.planner.planner import AUTO, check_scheme, make_plan, make_stream, named_plans
-from orchestrator.profiling.cluster_measurement import measure_cluster, measure_links
-from orchestrator.profiling.model_measurement import measure_model
-from orchestrator.runtime.diagnosis import late_error, lost_error
+from orchestrator.planner.planner import AUTO, check_scheme
+from orchestrator.profiling.cluster_measurement import measure_cluster
+from orchestrator.runtime.diagnosis import FailureDiagnosis
 from orchestrator.runtime.dispatcher import CLOSED, Dispatcher
 from orchestrator.runtime.job import Job
-from orchestrator.runtime.loaded_plan import LoadedPlan
 from orchestrator.runtime.loader import Loader
+from orchestrator.runtime.quiet_time import QuietTime
 from orchestrator.runtime.stream import in_order
-from orchestrator.runtime.trial import Rank, least_cost, worth_trying
 from workers.calibration.activations import natural_inputs
 from workers.emulation.paced_transport import LinkSpec
-
-STATUS_SECONDS = 1.0
 
 
 def connect(
     config: str | Path | Mapping[str, Any] | ClusterConfig | None = None, overrides: Sequence[str] = ()
 ) -> Cluster:
-    """Joins a Ray cluster, or starts a local one; places a worker on every device and measures the links.
+    """Join a Ray cluster, or start a local one; place a worker on every device and measure the links.
 
     Args:
-        config: path of a YAML file, or its values. None: every alive Ray node is a device.
+        config: path of a YAML file, or its values. None: every Ray node that is alive is a device.
         overrides: `key=value` over the file, such as `devices.0.speed=0.5`.
 
     Raises:
         ConfigError: the configuration is wrong; nothing was started.
-        ClusterError: no Ray there, or not all devices answer.
+        ClusterError: there is no Ray at the address, or not all devices answer.
     """
     settings = load_config(config, overrides)
     check_scheme(settings.scheme)
@@ -69,30 +66,26 @@ def connect(
 
 
 class Cluster:
-    """Made by `connect`. Close it, or use it as a context manager; it also closes when the process ends."""
+    """Devices that run inferences together. Made by `connect`.
+
+    Close it, or use it as a context manager. It also closes when the process ends.
+    """
 
     def __init__(self, config: ClusterConfig) -> None:
         self.config = config
         self._closed = threading.Event()
-        # One plans at a time. Frames go on meanwhile, but while something is measured: whoever needs both locks takes
-        # this one first.
-        self._planning = threading.RLock()
-        self._lock = threading.RLock()
-        self._profiles: dict[str, Profile] = {}
-        self._plans: dict[tuple[str, str, str, frozenset[str]], Plan] = {}
-        self._mixtures: dict[tuple[str, str, frozenset[str]], Mixture] = {}
-        self._group = _placed_and_measured(config)
-        self._credits = credits_of(len(self._group.by_name))
+        self._group = group = _placed_and_measured(config)
+        self._quiet = QuietTime()
+        self._credits = credits_of(len(group.by_name))
+        self._diagnosis = FailureDiagnosis(group)
         self._dispatcher = Dispatcher(
-            self._group.transport,
-            self._group.index_of,
-            self._group.clocks,
-            credits=self._credits,
-            on_late=self._why_late,
+            group.transport, group.index_of, group.clocks, credits=self._credits, on_late=self._diagnosis.late
         )
-        self._loader = Loader(self._group, self._dispatcher.in_flight)
+        memory_bytes = {name: worker.memory_bytes for name, worker in group.by_name.items()}
+        self._loader = Loader(RayShipment(group), memory_bytes, group.lost, self._dispatcher.in_flight, self._quiet)
+        self._plan_cache = PlanCache(config, group, self._quiet, self._run_natural_frame)
         self._clock_refresh = ClockRefresh(
-            self._group.clocks, clock_readers(self._group.actors), lambda name: name not in self._group.lost
+            group.clocks, clock_readers(group.actors), lambda name: name not in group.lost
         )
         self._watcher = threading.Thread(target=self._watch, name="coedge-watch", daemon=True)
         self._watcher.start()
@@ -109,11 +102,11 @@ class Cluster:
         return describe_devices(self._group, closed)
 
     def worker(self, name: str) -> RemoteWorker:
-        """A device that is there.
+        """Return a device by its name.
 
         Raises:
-            DeviceLost: it is not there any more.
-            PlanError: there never was one of this name.
+            DeviceLost: the device is lost.
+            PlanError: the cluster never had a device of this name.
         """
         self._check_open()
         group = self._group
@@ -124,12 +117,12 @@ class Cluster:
         return group.by_name[name]
 
     def set_link(self, name: str, mbps: float, latency_ms: float = 0.0) -> None:
-        """Gives a device another emulated link, for what is sent from now on. `measure_links` is what plans know it by.
+        """Give a device another emulated link from now on. Plans know of it after `measure_links`.
 
         Raises:
-            ClusterError: no link of this cluster is emulated.
-            ConfigError: no rate that a link can have.
-            DeviceLost, PlanError: there is no such device.
+            ClusterError: links of this cluster are not emulated.
+            ConfigError: the rate or the latency is not possible.
+            DeviceLost, PlanError: as `worker`.
         """
         self.worker(name)
         try:
@@ -139,81 +132,53 @@ class Cluster:
         set_link(self._group, name, link)
 
     def measure_links(self) -> None:
-        """Measures the links again, between frames: profiles and plans that are made from now on count with them.
+        """Measure the links again while no new frames start, and bring profiles and plans up to date.
+
+        A plan of the scheme `auto` keeps its cuts and devices at first: its boundaries are solved again for the new
+        links, which takes tens of milliseconds, and the next `submit` uses them. The next call of `plan` searches the
+        whole plan space. Plans of other schemes, and mixtures, are made again when they are next needed.
 
         Raises:
             ClusterError: two devices cannot talk to each other.
         """
         self._check_open()
-        with self._planning, self._lock:
-            measure_links(self.config, self._group)
-            self._profiles.clear()
-            self._plans.clear()
-            self._mixtures.clear()
+        self._plan_cache.measure_links()
 
     def profile(self, model: Model) -> Profile:
-        """The devices that are there, as measured on a model; measured once, and kept on disk.
+        """Return the profile of the devices that are left on a model. It is measured once and kept on disk.
 
         Raises:
-            DeviceLost: the source is not there any more.
+            DeviceLost: the source is lost.
         """
         self._check_open()
-        group = self._group
-        with self._planning:
-            if model.hash not in self._profiles:
-                with self._lock:
-                    self._profiles[model.hash] = measure_model(
-                        model, group.by_name, group.network, group.source, self.config
-                    )
-            whole = self._profiles[model.hash]
-        if self.source in group.lost:
-            raise DeviceLost(f"{self.source}, where inputs start, is lost: {group.lost[self.source]}. Connect again")
-        return whole.without(group.lost)
+        return self._plan_cache.profile(model)
 
     def plan(self, model: Model, objective: Objective | None = None, scheme: str | None = None) -> Plan:
-        """A plan for the devices that are there; `feasible` and `reason` say whether it meets the objective.
+        """Return a plan for the devices that are left; `feasible` and `reason` say whether it meets the objective.
 
-        Where the configuration gives `trial_frames`, the plans that are predicted to cost about as little as the best
+        If the configuration sets `trial_frames`, the plans that are predicted to cost about as little as the best
         are run, and the measured best is kept.
 
         Args:
-            objective, scheme: as in the configuration, where not given.
+            objective, scheme: those of the configuration by default.
 
         Raises:
-            DeviceLost, FrameTimeout, StepFailed: while plans were run.
+            DeviceLost, FrameTimeout, StepFailed: a trial failed.
         """
-        objective = objective or self.config.objective
-        scheme = scheme or self.config.scheme
-        check_scheme(scheme)
-        key = (model.hash, objective.model_dump_json(), scheme, frozenset(self._group.lost))
-        if (known := self._plans.get(key)) is not None:  # while somebody plans something else, too
-            return known
-        with self._planning:
-            if key not in self._plans:
-                plan = make_plan(model, self.profile(model), objective, scheme)
-                if self.config.trial_frames and scheme == AUTO and plan.feasible and objective.goal != "throughput":
-                    plan = self._tried(model, objective, plan)
-                self._plans[key] = plan
-            return self._plans[key]
+        return self._plan_cache.plan(model, objective or self.config.objective, scheme or self.config.scheme)
 
     def mixture(self, model: Model, objective: Objective | None = None) -> Mixture:
-        """Plans for the devices that are there, and the part of a stream's frames that each gets, for most frames
-        per second. `stream` takes it as its plan.
+        """Return plans and the part of a stream's frames that each gets, for most frames per second.
+
+        `stream` takes the mixture as its plan.
 
         Args:
-            objective: as in the configuration, where not given; the deadline and the constraints are kept.
+            objective: that of the configuration by default; its deadline and constraints are kept.
 
         Raises:
             InfeasibleError: no plan meets the constraints.
         """
-        wanted = (objective or self.config.objective).model_copy(update={"goal": "throughput"})
-        key = (model.hash, wanted.model_dump_json(), frozenset(self._group.lost))
-        if (known := self._mixtures.get(key)) is not None:
-            return known
-        with self._planning:
-            if key not in self._mixtures:
-                self._mixtures[key] = make_stream(model, self.profile(model), wanted)
-            return self._mixtures[key]
+        return self._plan_cache.mixture(model, objective or self.config.objective)
 
     def submit(
         self,
@@ -225,19 +190,20 @@ class Cluster:
         scheme: str | None = None,
         timeout: float | None = None,
     ) -> Job:
-        """Asks for one inference. Returns at once, but for the first time with a plan, which prepares the devices.
+        """Start one inference and return its job. The first frame of a plan waits until the devices have loaded it.
 
         Args:
             x: the input (tensor or array), or a tuple of inputs.
-            plan: the plan to run by; otherwise one is made for the objective and the scheme.
-            timeout: seconds that the frame may take once it is under way; as in the configuration otherwise.
+            plan: the plan to run by. None: one is made for the objective and the scheme.
+            timeout: seconds that the frame may take once it is under way; that of the configuration by default.
 
         Raises:
             InputError: the input does not fit the model.
             ConfigError: the timeout is not positive.
             InfeasibleError: no plan meets the objective, or a device's memory limit is too small.
             PlanError: the plan does not fit the model or the cluster.
-            DeviceLost: a device of the plan is not there any more.
+            DeviceLost: a device of the plan is lost.
+            ClusterError: the cluster is closed, or a device could not load the plan.
         """
         self._check_open()
         seconds, arrays = self._seconds(timeout), _copies(model, x)
@@ -253,15 +219,15 @@ class Cluster:
         scheme: str | None = None,
         timeout: float | None = None,
     ) -> Iterator[Any]:
-        """Answers in the order of the frames; several are under way at a time.
+        """Yield answers in the order of the frames; several frames are under way at a time.
 
-        Takes from `frames` only as fast as answers leave, and never more than it needs to keep the devices busy.
-        A frame that fails raises here, and ends the stream. Where `frames` itself raises, the answers to what it
-        gave before come first. Whoever leaves the stream early cancels the frames under way.
+        Frames are taken only as fast as answers leave, and never more than keep the devices busy. A frame that
+        fails raises its error here and ends the stream. If `frames` raises, the answers to earlier frames come
+        first. Closing the stream early cancels the frames under way.
 
         Args:
-            plan: a plan, or a mixture of plans; otherwise one is made when the stream begins: a mixture for
-                the goal `throughput` with the scheme `auto`, else a plan as for `submit`.
+            plan: a plan or a mixture of plans. None: one is made when the stream begins, a mixture for the goal
+                `throughput` with the scheme `auto`, else a plan as for `submit`.
         """
         jobs = self.stream_jobs(model, frames, plan=plan, objective=objective, scheme=scheme, timeout=timeout)
         with contextlib.closing(jobs):
@@ -278,8 +244,11 @@ class Cluster:
         scheme: str | None = None,
         timeout: float | None = None,
     ) -> Generator[Job]:
-        """The same, with a job per frame: its answer, and also its plan, latency and timeline. A frame that fails
-        raises when its job is asked for the result, and does not end the stream."""
+        """Yield the job of every frame instead of its answer: job.plan, job.latency_seconds, job.timeline.
+
+        Otherwise as `stream`. A frame that fails raises when its job is asked for the result, and does not end the
+        stream.
+        """
         self._check_open()
         seconds = self._seconds(timeout)
         wanted, scheme = objective or self.config.objective, scheme or self.config.scheme
@@ -291,8 +260,7 @@ class Cluster:
             plans, parts, in_flight = list(plan.plans), list(plan.parts), max(plan.in_flight, self._credits)
         else:
             plans, parts, in_flight = [plan], [1.0], self._credits
-        with self._lock:
-            self._loader.ready_together(model, plans)
+        self._loader.load_together(model, plans)
         turns = frame_assignment(parts)
 
         def submit(x: Any) -> Job:
@@ -301,7 +269,7 @@ class Cluster:
         yield from in_order(frames, submit, in_flight)
 
     def close(self) -> None:
-        """Ends the workers, and Ray if it was started here and no other cluster of this process is open.
+        """End the workers, and Ray if it was started here and no other cluster of this process is open.
 
         Frames under way fail. Safe to call twice.
         """
@@ -332,38 +300,20 @@ class Cluster:
         self, model: Model, arrays: tuple[NDArray[Any], ...], as_tensors: bool, plan: Plan, seconds: float
     ) -> Job:
         self._check_open()
-        with self._lock:  # nobody unloads the plan before the frame is under way
-            loaded = self._loader.ready(model, plan)
+        with self._loader.using(model, plan) as loaded, self._quiet.submitting():
             job = self._dispatcher.submit(loaded, arrays, as_tensors, seconds)
         for name in loaded.devices:
-            if name in self._group.lost:  # since it was found ready
-                self._fail_frames_of(name)
+            if name in self._group.lost:  # lost since the plan was found loaded
+                self._dispatcher.fail(self._diagnosis.lost(name), device=name)
         return job
 
-    def _tried(self, model: Model, objective: Objective, best: Plan) -> Plan:
-        """The plan that costs least on the devices, of those that are predicted to cost about as little."""
-        profile = self.profile(model)
-        plans = worth_trying(best, named_plans(model, profile, objective), objective)
-        if len(plans) == 1:
-            return best
-        arrays = tuple(natural_inputs(model))
-
-        def rank_of_frame(plan: Plan) -> Rank:
-            job = self._submit(model, arrays, False, plan, self.config.frame_timeout_seconds)
-            job.result()
-            seconds = job.latency_seconds
-            late = 0.0 if objective.meets_deadline(seconds) else seconds
-            return late, objective.cost(seconds, job.timeline.energy_joules(profile))
-
-        with self._lock:
-            chosen = least_cost(plans, rank_of_frame, self.config.trial_frames)
-        if chosen is best:
-            return best
-        reason = f"the plan of {chosen.scheme}: tried out, it cost less than the plan that is predicted best"
-        return chosen.model_copy(update={"scheme": AUTO, "reason": reason})
+    def _run_natural_frame(self, model: Model, plan: Plan) -> Job:
+        return self._submit(model, tuple(natural_inputs(model)), False, plan, self.config.frame_timeout_seconds)
 
     def _feasible(self, model: Model, objective: Objective | None, scheme: str | None) -> Plan:
-        plan = self.plan(model, objective, scheme)
+        """Return a plan that meets the objective, without a new search after a change of links."""
+        wanted, scheme = objective or self.config.objective, scheme or self.config.scheme
+        plan = self._plan_cache.plan(model, wanted, scheme, search=False)
         if not plan.feasible:
             raise InfeasibleError(
                 f"no plan of scheme {plan.scheme!r} meets the objective: {plan.reason}. Loosen it, or run the "
@@ -379,25 +329,9 @@ class Cluster:
                 self._dispatcher.end(f"the cluster is closed: {error}")
 
     def _died(self, name: str, reason: str) -> None:
-        if self._closed.is_set():
-            return
-        self._group.lost[name] = reason
-        self._fail_frames_of(name)
-
-    def _fail_frames_of(self, name: str) -> None:
-        """Fails the frames under way on a lost device."""
-        group = self._group
-        statuses = group.statuses((other for other in group.by_name if other != name), STATUS_SECONDS)
-
-        def error(job: Job, loaded: LoadedPlan) -> CoEdgeError:
-            return lost_error(job, loaded, name, group.pids[name], group.lost[name], statuses)
-
-        self._dispatcher.fail(error, device=name)
-
-    def _why_late(self, job: Job, loaded: LoadedPlan, deadline: float, timeout_seconds: float) -> CoEdgeError:
-        seconds = max(0.05, min(STATUS_SECONDS, deadline - time.monotonic()))
-        statuses = self._group.statuses(loaded.devices, seconds)
-        return late_error(job, loaded, self._group.pids, timeout_seconds, statuses)
+        if not self._closed.is_set():
+            self._group.lost[name] = reason
+            self._dispatcher.fail(self._diagnosis.lost(name), device=name)
 
     def _check_open(self) -> None:
         if self._closed.is_set():
@@ -418,5 +352,5 @@ def _placed_and_measured(config: ClusterConfig) -> WorkerGroup:
 
 
 def _copies(model: Model, x: Any) -> tuple[NDArray[Any], ...]:
-    """The inputs; whoever asks may write to theirs as soon as `submit` returns."""
+    """Check and copy the inputs: callers may write to theirs as soon as `submit` returns."""
     return tuple(np.array(array, order="C") for array in model.check_inputs(as_arrays(x)))

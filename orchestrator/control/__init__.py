@@ -1,1 +1,1 @@
-"""Ray: nodes, worker actors, and the death of either."""
+"""Control over Ray: nodes, worker actors, clocks and their failures."""

@@ -1,4 +1,4 @@
-"""Ray, for control: which nodes exist, one worker actor on each device, and noticing when one dies."""
+"""Control over Ray: the nodes that exist, one worker actor on each device, and detection of its death."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from coedge.core.errors import ClusterError
 
 log = logging.getLogger(__name__)
 
-REACH_SECONDS = 3.0
+CONNECT_SECONDS = 3.0
 WATCH_SECONDS = 0.25
 
 
 @dataclass
 class _RayConnection:
-    """This process's connection to Ray, of which there is at most one.
+    """The connection of this process to Ray. There is at most one.
 
     Attributes:
-        clusters: how many of ours use it.
-        ours: whether we made it; if our caller did, it is our caller's to end.
+        clusters: number of open clusters that use it.
+        ours: whether this module made it. A connection that the caller made is left open.
     """
 
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -40,10 +40,10 @@ _session = _RayConnection()
 
 
 def enter(config: ClusterConfig) -> None:
-    """Makes sure that this process is connected to Ray, until as many calls of `leave` as of this.
+    """Connect this process to Ray, if it is not connected. Each call is matched by one call of `leave`.
 
     Raises:
-        ClusterError: nobody answers at the address, or this process is connected to another one.
+        ClusterError: there is no Ray at the address, or this process is connected to another one.
     """
     import ray
 
@@ -57,7 +57,7 @@ def enter(config: ClusterConfig) -> None:
 
 
 def leave() -> None:
-    """Ends the connection (and Ray itself, if it was started here) when no cluster uses it any more."""
+    """End the connection (and Ray itself, if it was started here) when no cluster uses it any more."""
     import ray
 
     with _session.lock:
@@ -80,7 +80,7 @@ def _check_same(wanted: str | None, joined: str) -> None:
 
     if resolve(wanted) != resolve(joined):
         raise ClusterError(
-            f"this process is connected to Ray at {joined}, it cannot join {wanted} at the same time; close the "
+            f"this process is connected to Ray at {joined} and cannot join {wanted} at the same time; close the "
             "other cluster first (or call ray.shutdown())"
         )
 
@@ -102,7 +102,7 @@ def _start_or_join(config: ClusterConfig) -> None:
     if address != "auto":
         host, _, port = address.rpartition(":")
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
         except OSError as error:
             raise ClusterError(
                 f"no Ray cluster answers at {address}: {error}. Is `ray start --head --port={port}` running on "
@@ -119,20 +119,21 @@ def _start_or_join(config: ClusterConfig) -> None:
 
 
 def own_node() -> str:
-    """The id of the Ray node that this process is on."""
+    """Return the id of the Ray node of this process."""
     import ray
 
     return str(ray.get_runtime_context().get_node_id())
 
 
 def own_address() -> str:
-    """The address by which Ray knows this host."""
+    """Return the address by which Ray knows this host."""
     import ray
 
     return str(ray.util.get_node_ip_address())
 
 
 def alive_nodes() -> list[dict[str, Any]]:
+    """Return the Ray nodes that are alive, sorted by address."""
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -140,7 +141,7 @@ def alive_nodes() -> list[dict[str, Any]]:
 
 
 def place_devices(config: ClusterConfig) -> list[tuple[DeviceConfig, dict[str, Any]]]:
-    """Every device with the Ray node that it runs on. Without devices in the config, every node is one.
+    """Return every device with the Ray node that it runs on. Without devices in the config, every node is one.
 
     Raises:
         ClusterError: a device's node is not in the cluster.
@@ -164,19 +165,19 @@ def place_devices(config: ClusterConfig) -> list[tuple[DeviceConfig, dict[str, A
         if device.node is None:
             placed.append((device, local))
             continue
-        wanted = (device.node,)
-        found = [n for n in nodes if {n["NodeManagerAddress"], n["NodeManagerHostname"], n["NodeID"]} & set(wanted)]
-        if not found:
+        matching = [n for n in nodes if device.node in (n["NodeManagerAddress"], n["NodeManagerHostname"], n["NodeID"])]
+        if not matching:
             known = ", ".join(f"{n['NodeManagerAddress']} ({n['NodeManagerHostname']})" for n in nodes)
             raise ClusterError(
                 f"device {device.name}: there is no Ray node {device.node!r}; alive nodes are {known}. "
                 f"Run `ray start --address=HEAD:PORT` on {device.node}"
             )
-        placed.append((device, found[0]))
+        placed.append((device, matching[0]))
     return placed
 
 
 def create_actor(spec: Any, node_id: str) -> Any:
+    """Start a worker actor on a node, without waiting for it."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -188,10 +189,13 @@ def create_actor(spec: Any, node_id: str) -> Any:
 
 
 def gather(references: Mapping[str, Any], timeout_seconds: float, what: str) -> dict[str, Any]:
-    """The values of one reference per device.
+    """Wait for one reference per device, and return the values by device.
+
+    Args:
+        what: the action, for the message of an error: "only 1 of 2 devices managed to ...".
 
     Raises:
-        ClusterError: naming the devices that failed or did not answer, and what they were to do.
+        ClusterError: some devices failed or did not answer; the message names them and the reasons.
     """
     import ray
 
@@ -214,7 +218,7 @@ def gather(references: Mapping[str, Any], timeout_seconds: float, what: str) -> 
 
 
 def explain(error: BaseException) -> str:
-    """What happened, without Ray's wrapping."""
+    """Describe an error without Ray's wrapping."""
     import ray
 
     if isinstance(error, ray.exceptions.RayTaskError):
@@ -227,6 +231,8 @@ def explain(error: BaseException) -> str:
             line = next(line for line in text.splitlines() if "No module named" in line)
             return f"{line.strip()} (is coedge installed there? pip install coedge)"
         return "its worker process died"
+    if isinstance(error, ray.exceptions.ActorUnavailableError):
+        return "its process or its node cannot be reached any more"
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -263,21 +269,21 @@ def watch(references: Mapping[str, Any], stopped: Callable[[], bool], on_death: 
 
 
 def stop_actors(actors: Sequence[Any], timeout_seconds: float = 2.0) -> None:
-    """Asks the workers to end, then makes sure."""
+    """Ask the workers to end, and kill those that do not."""
     import ray
 
-    if not ray.is_initialized():  # shut down under us: to ask it for anything would start it anew
+    if not ray.is_initialized():  # after a shutdown by the caller, any call would start Ray again
         return
     pending = []
     for actor in actors:
         try:
             pending.append(actor.stop.remote())
-        except Exception:  # it is gone already
+        except Exception:  # the actor has died
             continue
     if pending:
         with contextlib.suppress(Exception):
             ray.wait(pending, num_returns=len(pending), timeout=timeout_seconds)
-    time.sleep(0.05)  # `serve` ends behind `stop`, and closes its sockets
+    time.sleep(0.05)  # `serve` ends shortly after `stop` and closes its sockets
     for actor in actors:
         with contextlib.suppress(Exception):
             ray.kill(actor)

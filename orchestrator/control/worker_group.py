@@ -1,4 +1,4 @@
-"""The workers of a cluster, as the client sees them: placed on devices, connected, ready or lost."""
+"""The workers of a cluster as the client sees them: placed on devices, connected, ready or lost."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ SET_LINK_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class RemoteWorker:
-    """A device that has joined: its configuration, its actor, what its worker and its energy meter say."""
+    """A device that has joined.
+
+    Attributes:
+        actor: handle of its worker actor.
+        facts: description that the worker gave of itself.
+        metered: power by the device's energy meter; None if it has none or was not asked.
+    """
 
     config: DeviceConfig
     actor: Any
@@ -37,13 +43,14 @@ class RemoteWorker:
 
     @property
     def power(self) -> PowerConfig:
-        """Watts as configured; else as metered, as far as a meter tells; else by default."""
+        """Watts of the configuration if given, else of the energy meter, else the default."""
         if self.config.power_given or self.metered is None:
             return self.config.power
         return PowerConfig(idle_watts=self.metered.idle_watts, compute_watts=self.metered.compute_watts)
 
     @property
     def power_source(self) -> str:
+        """Origin of `power`, for people."""
         if self.config.power_given:
             return "configured"
         return "default" if self.metered is None else f"{self.metered.source}; of its radio: default"
@@ -54,11 +61,12 @@ class RemoteWorker:
 
     @property
     def emulated(self) -> bool:
+        """Whether the speed is emulated."""
         return self.config.speed is not None
 
     @property
     def memory_bytes(self) -> float | None:
-        """What a plan may use there; None: not limited."""
+        """Memory that plans may use on the device; None if not limited."""
         return None if self.config.memory_mb is None else self.config.memory_mb * 1e6
 
 
@@ -67,11 +75,11 @@ class WorkerGroup:
     """The workers of one cluster.
 
     Attributes:
-        transport: the client's end of the wire.
+        transport: the client's end of the data plane.
         clocks: clock offset by device name; `clock_refresh` replaces them.
-        gflops: per kind of machine (its fingerprint), at full speed.
-        serving: per device, the call that ends only with its worker.
-        lost: per device that is not there any more, why.
+        serving: by device name, the reference of the call that ends only with the worker.
+        gflops: measured speed by fingerprint of the machine, without emulation.
+        lost: reason by name of every lost device.
     """
 
     by_name: dict[str, RemoteWorker]
@@ -85,19 +93,22 @@ class WorkerGroup:
 
     @property
     def links(self) -> tuple[Link, ...]:
+        """The measured links."""
         return self.network.links
 
     @property
     def actors(self) -> dict[str, Any]:
+        """Actor handle by device name."""
         return {name: worker.actor for name, worker in self.by_name.items()}
 
     @property
     def pids(self) -> dict[str, int]:
+        """Process id of the worker by device name."""
         return {name: worker.facts.pid for name, worker in self.by_name.items()}
 
     @property
     def index_of(self) -> dict[str, int]:
-        """Of every device on the wire."""
+        """Wire index by device name."""
         return {name: worker.facts.endpoint.index for name, worker in self.by_name.items()}
 
     def statuses(self, names: Iterable[str], timeout_seconds: float) -> dict[str, WorkerStatus]:
@@ -115,10 +126,10 @@ class WorkerGroup:
 
 
 def place_workers(config: ClusterConfig) -> WorkerGroup:
-    """Place a worker on every device and let all of them and this client know each other. Ray is running already.
+    """Place a worker on every device, and connect the workers and this client. Ray must be running.
 
     Raises:
-        ClusterError: names the devices that do not answer, or what does not fit.
+        ClusterError: a device does not answer or does not fit; the message names it.
     """
     actors: dict[str, Any] = {}
     try:
@@ -137,7 +148,7 @@ def _place_workers(config: ClusterConfig, actors: dict[str, Any]) -> WorkerGroup
     source = config.source or (local or names)[0]
     if source not in names:
         raise ClusterError(f"the source {source!r} is not a device; devices are {', '.join(names)}")
-    # Nobody but this machine takes part: nothing has to leave the loopback interface.
+    # If only this machine takes part, nothing has to leave the loopback interface.
     local_only = len(local) == len(names) and len(ray_control.alive_nodes()) == 1
     specs = {}
     for index, (device, node) in enumerate(placed):
@@ -148,7 +159,7 @@ def _place_workers(config: ClusterConfig, actors: dict[str, Any]) -> WorkerGroup
     other = {name: fact.version for name, fact in facts.items() if fact.version != VERSION}
     if other:
         raise ClusterError(
-            f"this is coedge {VERSION}, but {', '.join(f'{n} runs {v}' for n, v in other.items())}; "
+            f"the client runs coedge {VERSION}, but {', '.join(f'{n} runs {v}' for n, v in other.items())}; "
             "install the same version everywhere"
         )
     unfit = [f"device {name}: {fact.provider_problem}" for name, fact in facts.items() if fact.provider_problem]
@@ -182,10 +193,10 @@ def _place_workers(config: ClusterConfig, actors: dict[str, Any]) -> WorkerGroup
 
 
 def set_link(group: WorkerGroup, name: str, link: LinkSpec) -> None:
-    """Gives a device another emulated link.
+    """Give a device another emulated link.
 
     Raises:
-        ClusterError: links are not emulated, or somebody does not answer.
+        ClusterError: links are not emulated, or a device does not answer.
     """
     index = group.index_of[name]
     calls = {n: a.set_link.remote(index, link) for n, a in group.actors.items() if n not in group.lost}

@@ -1,1 +1,1 @@
-"""Measuring a cluster: links, shared media, layer times, and the caches of these."""
+"""Measurement of a cluster: links, shared media, layer times, and caches of the results."""

@@ -1,4 +1,4 @@
-"""Small files of measurements. They are never trusted, and never missed."""
+"""Small files of measurements. A file that is missing or invalid counts as no file: the value is measured again."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ T = TypeVar("T", bound=BaseModel)
 
 
 def read_cache(kind: type[T], path: Path) -> T | None:
-    """What was kept; None: nothing, or nothing that can be read."""
+    """Return the value in a file; None if there is no file or no valid value in it."""
     try:
         return kind.model_validate_json(path.read_text("utf-8"))
-    except (OSError, ValueError):  # not there, not text, or not valid
+    except (OSError, ValueError):  # missing, not text, or not valid
         return None
 
 
 def write_cache(value: BaseModel, path: Path) -> None:
-    """Keeps it. A folder that cannot be written costs the next run a measurement, no more."""
+    """Write a value. If the folder cannot be written, nothing happens: the next run measures again."""
     draft = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

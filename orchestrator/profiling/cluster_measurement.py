@@ -1,4 +1,4 @@
-"""Measures a cluster that has just been placed: its links, the client's link, power and speed."""
+"""Measurement of a new cluster: its links, the client's link, power and speed."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ CLIENT_PROBES, CLIENT_NBYTES, CLIENT_SECONDS = 6, 600_000, 20.0
 
 
 def measure_cluster(config: ClusterConfig, group: WorkerGroup) -> None:
-    """Measure the network, power and speed of workers that do nothing else yet, and store the results in `group`.
+    """Measure the network, power and speed of idle workers, and store the results in `group`.
 
     Raises:
-        ClusterError: names the devices that do not answer, or that cannot talk to each other.
+        ClusterError: devices do not answer or cannot reach each other; the message names them.
     """
     client = _measure_client_link(group.transport, group.by_name[group.source].facts.endpoint)
     group.network = replace(_measure_network(config, group.by_name), client=client)
@@ -40,24 +40,24 @@ def measure_cluster(config: ClusterConfig, group: WorkerGroup) -> None:
 
 
 def measure_links(config: ClusterConfig, group: WorkerGroup) -> None:
-    """Measures the links between those that are there again; between frames, or frames and probes take turns.
+    """Measure the links between the devices that are left again. Frames should not run meanwhile: they slow probes.
 
     Raises:
-        ClusterError: two of them cannot talk to each other.
+        ClusterError: two devices cannot reach each other; the message names them.
     """
-    there = {name: worker for name, worker in group.by_name.items() if name not in group.lost}
-    network = _measure_network(config, there)
+    ready = {name: worker for name, worker in group.by_name.items() if name not in group.lost}
+    network = _measure_network(config, ready)
     links = [link for link in group.links if {link.sender, link.receiver} & set(group.lost)]
     group.network = replace(network, links=(*network.links, *links), client=group.network.client)
 
 
 def _measure_network(config: ClusterConfig, workers: Mapping[str, RemoteWorker]) -> Network:
-    """The links, and the media: those of the configuration, and what is found between others."""
+    """Return the measured links, and the media: those of the configuration and those detected on other devices."""
     for medium in config.media:
         unknown = [name for name in medium.devices if name not in workers]
         if unknown:
             raise ClusterError(
-                f"medium {medium.name!r} is of {unknown[0]!r}, which is not a device; devices are {', '.join(workers)}"
+                f"medium {medium.name!r} names {unknown[0]!r}, which is not a device; devices are {', '.join(workers)}"
             )
     given = [Medium(name=m.name, devices=m.devices, bytes_per_second=bytes_per_second_of(m.mbps)) for m in config.media]
     addresses = {name: worker.facts.endpoint.address.rpartition(":")[0] for name, worker in workers.items()}
@@ -65,13 +65,13 @@ def _measure_network(config: ClusterConfig, workers: Mapping[str, RemoteWorker])
 
 
 def _measure_client_link(transport: ZmqTransport, source: Endpoint) -> ClientLink:
-    """Between us and the source. Nobody else receives on this transport yet.
+    """Measure the link between the client and the source. Nothing else may receive on the transport meanwhile.
 
     Raises:
-        ClusterError: no answer.
+        ClusterError: the source does not answer.
     """
 
-    def there_and_back(nbytes: int) -> float:
+    def round_trip_seconds(nbytes: int) -> float:
         payload = (np.zeros(nbytes, np.uint8),) if nbytes else ()
         start = time.monotonic()
         transport.send(source.index, Message(MessageKind.PROBE, transport.endpoint.index, arrays=payload))
@@ -82,23 +82,27 @@ def _measure_client_link(transport: ZmqTransport, source: Endpoint) -> ClientLin
         raise ClusterError(f"{source.name} did not answer at {source.address} within {CLIENT_SECONDS:.0f} s")
 
     empty, full = (
-        statistics.median([there_and_back(nbytes) for _ in range(CLIENT_PROBES)][1:]) for nbytes in (0, CLIENT_NBYTES)
+        statistics.median([round_trip_seconds(nbytes) for _ in range(CLIENT_PROBES)][1:])
+        for nbytes in (0, CLIENT_NBYTES)
     )
     return ClientLink(empty / 2, CLIENT_NBYTES / max(full - empty, 1e-6))
 
 
 def _measure_power(workers: Mapping[str, RemoteWorker]) -> dict[str, RemoteWorker]:
-    """By the meters of real devices whose watts are not configured; hosts at once, devices of a host in turn."""
-    asked = {name: m for name, m in workers.items() if not m.emulated and not m.config.power_given}
+    """Read the energy meters of real devices whose watts are not configured.
+
+    Hosts are measured at the same time, devices of one host in turn.
+    """
+    real = {name: w for name, w in workers.items() if not w.emulated and not w.config.power_given}
     measured: dict[str, MeteredPower | None] = {}
-    while turn := {m.facts.host: name for name, m in asked.items() if name not in measured}:
+    while turn := {w.facts.host: name for name, w in real.items() if name not in measured}:
         calls = {name: workers[name].actor.measure_power.remote(POWER_SECONDS) for name in turn.values()}
         measured |= ray_control.gather(calls, POWER_TIMEOUT_SECONDS, "read their energy meters")
     return {name: replace(worker, metered=measured.get(name)) for name, worker in workers.items()}
 
 
 def _measure_gflops(workers: Mapping[str, RemoteWorker], timeout_seconds: float) -> dict[str, float]:
-    """Measure one worker of every kind, so that devices which share a host are not measured at once."""
+    """Measure one worker of every kind, so that devices of one host are not measured at the same time."""
     first: dict[str, RemoteWorker] = {}
     for worker in workers.values():
         first.setdefault(worker.facts.fingerprint, worker)

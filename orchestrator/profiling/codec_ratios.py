@@ -1,4 +1,4 @@
-"""How much smaller codecs make each tensor of a model, measured where the model is; kept on disk."""
+"""Compression ratio of every codec on every tensor of a model, measured by the client and kept on disk."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ class _Ratios(BaseModel):
 
 
 def codec_ratios(model: Model, folder: Path) -> dict[str, dict[str, float]]:
-    """Packed over raw bytes by tensor and codec, of every tensor that may travel.
+    """Return packed over raw bytes, by tensor and codec, for every tensor that crosses a cut.
 
-    On an input such as cameras make; real ones may pack better or worse, which costs time, and never exactness.
+    The sample inputs have the statistics of natural images. Other inputs may pack better or worse, which changes
+    times and never results.
     """
     path = folder / f"codecs-{model.hash}.json"
-    found = read_cache(_Ratios, path)
-    if found is None or found.model_hash != model.hash:
+    cached = read_cache(_Ratios, path)
+    if cached is None or cached.model_hash != model.hash:
         with progress(f"packing rows of {model.name}", len(model.layers)) as advance:
             samples = sample_activations(model, natural_inputs(model), 1, advance)
-        found = _Ratios(model_hash=model.hash, ratios=measure_codecs(samples, 0.0)[1])
-        write_cache(found, path)
-    return found.ratios
+        cached = _Ratios(model_hash=model.hash, ratios=measure_codecs(samples, 0.0)[1])
+        write_cache(cached, path)
+    return cached.ratios

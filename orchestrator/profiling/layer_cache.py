@@ -1,4 +1,4 @@
-"""Measured layer times on disk, keyed by model and by the hardware and software that they depend on."""
+"""Measured layer times on disk, keyed by the model and by hardware and software that times depend on."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from coedge.profile.profile import CodecSpeed, LayerTime
 from orchestrator.profiling.cache_file import read_cache, write_cache
 
-# Changes with what is measured (2: rows of a dense layer are its features; 3: codecs).
+# Part of the file name; raised when the meaning of the content changes.
 FORMAT = 3
 
 
 class LayerTimes(BaseModel):
-    """What a model takes at the full speed of one kind of machine: see `ModelTimes`; and how fast it packs."""
+    """Times of a model at the full speed of one kind of machine (see `ModelTimes`), and its codec speeds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,12 +29,13 @@ class LayerTimes(BaseModel):
 
 
 def load_times(folder: Path, model_hash: str, fingerprint: str) -> LayerTimes | None:
-    """What was measured before."""
-    found = read_cache(LayerTimes, _path(folder, model_hash, fingerprint))
-    return found if found and (found.model_hash, found.fingerprint) == (model_hash, fingerprint) else None
+    """Return the stored times; None if there are none."""
+    cached = read_cache(LayerTimes, _path(folder, model_hash, fingerprint))
+    return cached if cached and (cached.model_hash, cached.fingerprint) == (model_hash, fingerprint) else None
 
 
 def store_times(folder: Path, times: LayerTimes) -> None:
+    """Store times under their model and fingerprint."""
     write_cache(times, _path(folder, times.model_hash, times.fingerprint))
 
 

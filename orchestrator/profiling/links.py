@@ -1,12 +1,12 @@
-"""Measures the network: rate and latency of every ordered pair of devices, and which of them share a medium.
+"""Measurement of the network: rate and latency of every ordered pair of devices, and shared media.
 
-1  Each pair with both directions loaded at once, as rows are exchanged; one pair at a time.
-2  Where their addresses differ, each direction alone too: two that slow each other down use a medium, which one of
-   the two devices is on at least.
-3  For every two devices that are on some medium, two transfers at once, one of each, to somebody else: if these slow
-   each other down, it is the same medium.
+1  Every pair is measured with both directions loaded, as when rows are exchanged; one pair at a time.
+2  Pairs with different addresses are also measured in each direction alone. If the directions slow each other down,
+   at least one of the two devices is on a medium.
+3  For every two devices on some medium, two simultaneous transfers are measured, one of each device to another
+   device. If they slow each other down, both devices are on the same medium.
 
-Devices at one address have emulated links, each its own, or none that would be worth the name.
+Devices at one address have emulated links of their own or share the memory of a host; they share no medium.
 """
 
 from __future__ import annotations
@@ -25,31 +25,35 @@ ENOUGH_SECONDS = 0.03
 
 
 class Latency(NamedTuple):
-    """Of an empty message and its echo; see `ProbeTimes`."""
+    """Times of an empty message and its echo; see `ProbeTimes`."""
 
     send_seconds: float
     flight_seconds: float
 
 
 class Prober(Protocol):
-    """Sends test messages between devices."""
+    """A sender of test messages between devices."""
 
     def latencies(self, pairs: Sequence[Pair]) -> dict[Pair, Latency]:
-        """Of each (sender, receiver), all pairs at once."""
+        """Measure each (sender, receiver), all pairs at the same time."""
 
     def rates(self, pairs: Sequence[Pair], nbytes: int) -> dict[Pair, tuple[float, float]]:
-        """(bytes per second, seconds that it took) of messages of `nbytes` one behind the other, all pairs at once."""
+        """Send messages of `nbytes` one behind the other, all pairs at the same time.
+
+        Returns:
+            (bytes per second, duration in seconds) by pair.
+        """
 
 
 def measure_network(addresses: Mapping[str, str], prober: Prober, given: Sequence[Medium] = ()) -> Network:
-    """Measures the links between devices, and finds the media that they share.
+    """Measure the links between devices, and detect the media that they share.
 
     Args:
-        addresses: of the interface of each device.
-        given: media that are known: their devices are not searched.
+        addresses: address of the network interface, by device name.
+        given: media that are known. Their devices are left out of the detection.
 
     Raises:
-        ClusterError: naming a pair that cannot talk to each other.
+        ClusterError: two devices cannot reach each other; the message names them.
     """
     names = list(addresses)
     known = {name for medium in given for name in medium.devices}
@@ -84,8 +88,8 @@ def measure_network(addresses: Mapping[str, str], prober: Prober, given: Sequenc
     return Network(
         tuple(
             Link(
-                sender=sender, receiver=receiver, latency_seconds=_on_the_way(latency, sender, receiver),
-                # The share of others is the medium's to count.
+                sender=sender, receiver=receiver, latency_seconds=_one_way_seconds(latency, sender, receiver),
+                # On a medium, the rate alone: the medium itself accounts for contention.
                 bytes_per_second=(loaded | alone if shared & {sender, receiver} else loaded)[sender, receiver],
             )
             for sender, receiver in itertools.permutations(names, 2)
@@ -94,14 +98,14 @@ def measure_network(addresses: Mapping[str, str], prober: Prober, given: Sequenc
     )  # fmt: skip
 
 
-def _on_the_way(latency: Mapping[Pair, Latency], sender: str, receiver: str) -> float:
-    """Half of the way there and back, without handing over the echo."""
-    there, back = latency[sender, receiver], latency[receiver, sender]
-    return max(there.flight_seconds - back.send_seconds, 0.0) / 2
+def _one_way_seconds(latency: Mapping[Pair, Latency], sender: str, receiver: str) -> float:
+    """Return half of the round trip, without the time in which the receiver sends the echo."""
+    outward, echo = latency[sender, receiver], latency[receiver, sender]
+    return max(outward.flight_seconds - echo.send_seconds, 0.0) / 2
 
 
 def _long_enough(prober: Prober, pairs: Sequence[Pair]) -> tuple[dict[Pair, tuple[float, float]], int]:
-    """Rates of messages so large that they take long enough to be timed, and their size."""
+    """Return rates of messages that are large enough to be timed, and the size of these messages."""
     nbytes = FIRST_NBYTES
     while True:
         measured = prober.rates(pairs, nbytes)
@@ -110,10 +114,10 @@ def _long_enough(prober: Prober, pairs: Sequence[Pair]) -> tuple[dict[Pair, tupl
         nbytes *= 4
 
 
-def _crossings(air: Sequence[str], names: Sequence[str], alone: Container[Pair]) -> Iterator[tuple[Pair, Pair]]:
-    """For every two devices on air, transfers of theirs to others: to such as are not on air, if there are any."""
-    for one, other in itertools.combinations(air, 2):
-        others = sorted((name for name in names if name not in (one, other)), key=lambda name: name in air)
+def _crossings(contending: Sequence[str], names: Sequence[str], alone: Container[Pair]) -> Iterator[tuple[Pair, Pair]]:
+    """Yield, for every two contending devices, a transfer of each to another device, if possible one on no medium."""
+    for one, other in itertools.combinations(contending, 2):
+        others = sorted((name for name in names if name not in (one, other)), key=lambda name: name in contending)
         for to, to_other in itertools.permutations(others[:3], 2):
             if (one, to) in alone and (other, to_other) in alone:
                 yield (one, to), (other, to_other)

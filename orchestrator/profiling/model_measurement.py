@@ -1,4 +1,4 @@
-"""Measures what a model's layers take on every kind of device of a cluster."""
+"""Measurement of a model's layer times on every kind of device of a cluster."""
 
 from __future__ import annotations
 
@@ -24,15 +24,19 @@ from workers.calibration.layer_times import MOST_SWEEPS, model_times
 MEASURE_SECONDS = 300.0
 CODEC_SECONDS = 0.3
 PROGRESS_STEPS, PROGRESS_SECONDS = 100, 0.5
-# Emulated devices share cores, and find them cold after each other: they are measured beside each other, as they
-# run, where the weights of all leave room. (Large layers do not notice.)
+# Emulated devices share cores and caches. They are measured at the same time, as they run, if the weights of all fit
+# in memory. (Caches make no difference to the times of large layers.)
 MOST_AT_ONCE, AT_ONCE_NBYTES = 4, 400_000_000
 
 
 def measure_model(
     model: Model, workers: Mapping[str, RemoteWorker], network: Network, source: str, config: ClusterConfig
 ) -> Profile:
-    """The profile of a cluster on a model. Devices of one kind on one host are measured once, and kept on disk."""
+    """Return the profile of a cluster on a model. Devices of one kind are measured once; times are kept on disk.
+
+    Raises:
+        ClusterError: a device failed or did not answer; the message names it.
+    """
     kinds = _kinds(model, workers.values())
     times: dict[str, LayerTimes] = {}
     missing: list[_DeviceKind] = []
@@ -61,7 +65,7 @@ def measure_model(
 
 
 def _client_seconds(model: Model, link: ClientLink | None) -> float:
-    """For the inputs to the source, and the outputs from the sink."""
+    """Return the time of the inputs to the source and of the outputs to the client."""
     if link is None:
         return 0.0
     return sum(
@@ -87,12 +91,12 @@ def _device_profile(worker: RemoteWorker, times: LayerTimes) -> DeviceProfile:
 
 @dataclass(frozen=True, slots=True)
 class _DeviceKind:
-    """Devices that take the same times at full speed.
+    """Devices with the same layer times at full speed.
 
     Attributes:
-        key: names the hardware, the software and the way of measuring.
-        players: those that are measured: one, or as many at once as share the cores of their host when emulated.
-        speed: of emulated devices, their median: what they rest for between kernels grows cold.
+        key: identifies the hardware, the software and the way of measuring.
+        measuring: the devices that are measured: one, or several emulated ones that share the cores of their host.
+        speed: median speed of emulated devices. They are measured with its pauses, in which caches grow cold.
     """
 
     key: str
@@ -107,18 +111,18 @@ def _kinds(model: Model, workers: Iterable[RemoteWorker]) -> list[_DeviceKind]:
         groups.setdefault((worker.facts.fingerprint, worker.emulated), []).append(worker)
     kinds = []
     for (fingerprint, emulated), same in groups.items():
-        # Who has the most memory measures the most of a dense layer.
+        # The device with the most memory can measure the largest part of a dense layer.
         same.sort(key=lambda worker: -(worker.memory_bytes or math.inf))
         room = int(AT_ONCE_NBYTES / max(model.weight_nbytes, 1))
         count = max(1, min(len(same), MOST_AT_ONCE, room)) if emulated else 1
         speed = statistics.median(worker.config.speed or 1.0 for worker in same) if emulated else None
-        way = f"cpu|{count}|{speed:.2g}" if speed is not None else "wall"
-        kinds.append(_DeviceKind(f"{fingerprint}|{way}", tuple(same), tuple(same[:count]), speed))
+        method = f"cpu|{count}|{speed:.2g}" if speed is not None else "wall"
+        kinds.append(_DeviceKind(f"{fingerprint}|{method}", tuple(same), tuple(same[:count]), speed))
     return kinds
 
 
 def _measure_kinds(model: Model, missing: Sequence[_DeviceKind], budget_seconds: float) -> Iterator[LayerTimes]:
-    """One kind after another on each host, so that they do not disturb each other; hosts at the same time."""
+    """Measure hosts at the same time, and the kinds of one host in turn, so that they do not disturb each other."""
     by_host: dict[str, list[_DeviceKind]] = {}
     for kind in missing:
         by_host.setdefault(kind.measuring[0].facts.host, []).append(kind)
@@ -127,8 +131,8 @@ def _measure_kinds(model: Model, missing: Sequence[_DeviceKind], budget_seconds:
             turn = [kinds.pop(0) for kinds in by_host.values() if kinds]
             measured = _measure(model, turn, budget_seconds, advance)
             firsts = [kind.measuring[0] for kind in turn]
-            packers = {first.name: first.actor.measure_codecs.remote(CODEC_SECONDS) for first in firsts}
-            speeds = gather(packers, MEASURE_SECONDS, "measure how fast they pack")
+            codec_calls = {first.name: first.actor.measure_codecs.remote(CODEC_SECONDS) for first in firsts}
+            speeds = gather(codec_calls, MEASURE_SECONDS, "measure their codecs")
             for kind in turn:
                 frames = [frame for worker in kind.measuring for frame in measured[worker.name]]
                 times = model_times(model, frames)
@@ -139,7 +143,7 @@ def _measure_kinds(model: Model, missing: Sequence[_DeviceKind], budget_seconds:
 def _measure(
     model: Model, kinds: Sequence[_DeviceKind], budget_seconds: float, advance: Callable[[], None]
 ) -> dict[str, list[StepTimings]]:
-    """All players at once, with `PROGRESS_STEPS` calls of `advance` for each."""
+    """Measure the devices of all kinds at the same time, with `PROGRESS_STEPS` calls of `advance` for each."""
     import ray
 
     measuring = {worker.name: worker for kind in kinds for worker in kind.measuring}
@@ -159,7 +163,7 @@ def _measure(
         _, pending = ray.wait(pending, num_returns=len(pending), timeout=PROGRESS_SECONDS)
         asked = [worker.actor.progress.remote() for worker in measuring.values()]
         answers, _ = ray.wait(asked, num_returns=len(asked), timeout=PROGRESS_SECONDS)
-        with contextlib.suppress(ray.exceptions.RayError):  # who died is named below
+        with contextlib.suppress(ray.exceptions.RayError):  # `gather` names a device that died
             done = PROGRESS_STEPS * (sum(ray.get(answers)) if pending else len(measuring))
             for _ in range(shown, int(done)):
                 advance()

@@ -1,4 +1,4 @@
-"""Test messages between workers."""
+"""Test messages between workers, over the sockets that rows take."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROBE_SECONDS = 20.0
 
 
 class ActorProber:
-    """A `Prober` that asks workers: messages take the sockets that rows take."""
+    """A `Prober` that asks the worker of each sender over Ray."""
 
     def __init__(self, workers: Mapping[str, RemoteWorker]) -> None:
         self._workers = workers
@@ -33,11 +33,11 @@ class ActorProber:
         }
 
     def rates(self, pairs: Sequence[Pair], nbytes: int) -> dict[Pair, tuple[float, float]]:
-        found = {}
+        rates = {}
         for pair, times in self._probe(pairs, nbytes, TRAIN).items():
             seconds = max(times.came_seconds[-1] - times.came_seconds[0], 1e-9)
-            found[pair] = nbytes * (TRAIN - 1) / seconds, seconds
-        return found
+            rates[pair] = nbytes * (TRAIN - 1) / seconds, seconds
+        return rates
 
     def _probe(self, pairs: Sequence[Pair], nbytes: int, count: int) -> dict[Pair, ProbeTimes]:
         calls = {

@@ -1,1 +1,1 @@
-"""Frames under way: loading plans, dispatching jobs, streams and diagnosis."""
+"""The runtime of the client: loading plans, dispatching frames, streams, trials and diagnosis."""

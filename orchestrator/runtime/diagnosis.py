@@ -1,19 +1,47 @@
-"""Why is there no answer? From what the devices say that they do and wait for, to an error that names one."""
+"""Diagnosis of frames without an answer: from what the devices report to an error that names device and step."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 from coedge.core.errors import CoEdgeError, DeviceLost, FrameTimeout
+from orchestrator.control.worker_group import WorkerGroup
 from orchestrator.runtime.job import Job
 from orchestrator.runtime.loaded_plan import LoadedPlan, describe_step
 from workers.runtime.spec import WorkerStatus
 
+# Devices that do not report their status within this time count as silent.
+STATUS_SECONDS = 1.0
+
 Statuses = Mapping[str, WorkerStatus]
 
 
+class FailureDiagnosis:
+    """Asks the devices of a group what they do, and explains why a frame has no answer."""
+
+    def __init__(self, group: WorkerGroup) -> None:
+        self._group = group
+
+    def lost(self, device: str) -> Callable[[Job, LoadedPlan], CoEdgeError]:
+        """Return a function that gives the error of each frame whose plan used a device that is lost now."""
+        group = self._group
+        statuses = group.statuses((other for other in group.by_name if other != device), STATUS_SECONDS)
+
+        def error(job: Job, loaded: LoadedPlan) -> CoEdgeError:
+            return lost_error(job, loaded, device, group.pids[device], group.lost[device], statuses)
+
+        return error
+
+    def late(self, job: Job, loaded: LoadedPlan, deadline: float, timeout_seconds: float) -> CoEdgeError:
+        """Return the error of a frame that is about to pass its deadline (client's monotonic clock)."""
+        seconds = max(0.05, min(STATUS_SECONDS, deadline - time.monotonic()))
+        statuses = self._group.statuses(loaded.devices, seconds)
+        return late_error(job, loaded, self._group.pids, timeout_seconds, statuses)
+
+
 def lost_error(job: Job, loaded: LoadedPlan, device: str, pid: int, reason: str, statuses: Statuses) -> DeviceLost:
-    """A device died. `statuses` are of those that are left."""
+    """Return the error of a frame under way on a device that died. `statuses` are those of the other devices."""
     return DeviceLost(
         f"{device} (pid {pid}) was lost during frame {job.frame}, {_where(job, loaded, device, statuses)}: {reason}. "
         "Connect again, or plan without it"
@@ -23,7 +51,8 @@ def lost_error(job: Job, loaded: LoadedPlan, device: str, pid: int, reason: str,
 def late_error(
     job: Job, loaded: LoadedPlan, pids: Mapping[str, int], timeout_seconds: float, statuses: Statuses
 ) -> CoEdgeError:
-    """A frame is late: a device does not answer, or computes, or waits for one to which nothing comes."""
+    """Return the error of a late frame. It names the first that applies: a device that reports no status, a device
+    that computes for the frame, or devices that wait for others."""
     silent = [name for name in loaded.devices if name not in statuses]
     if silent:
         name = silent[0]
@@ -41,13 +70,13 @@ def late_error(
                 f"(frame_timeout_seconds, now {timeout_seconds:g}) or plan with less for {name}"
             )
     return FrameTimeout(
-        f"frame {job.frame} was not answered in time: {_waits(job, loaded, statuses) or 'no device has begun it'}. "
+        f"frame {job.frame} was not answered in time: {_waiting(job, loaded, statuses) or 'no device has begun it'}. "
         f"Raise the timeout (frame_timeout_seconds, now {timeout_seconds:g}), or send fewer frames at a time"
     )
 
 
 def _where(job: Job, loaded: LoadedPlan, device: str, statuses: Statuses) -> str:
-    """In which step a device was, as far as those that wait for it can tell."""
+    """Describe the step of a device that does not report: the one whose rows another device waits for."""
     for name, status in statuses.items():
         for channel in status.waiting.get((loaded.epoch, job.frame), ()):
             receive = loaded.receive_of(name, channel)
@@ -57,7 +86,8 @@ def _where(job: Job, loaded: LoadedPlan, device: str, statuses: Statuses) -> str
     return f"in {describe_step(first, loaded.model)}" if first else "before its first step"
 
 
-def _waits(job: Job, loaded: LoadedPlan, statuses: Statuses) -> str:
+def _waiting(job: Job, loaded: LoadedPlan, statuses: Statuses) -> str:
+    """Describe which devices wait for which."""
     parts = []
     for name, status in statuses.items():
         channels = status.waiting.get((loaded.epoch, job.frame), ())

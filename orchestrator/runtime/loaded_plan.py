@@ -1,4 +1,4 @@
-"""A plan that every device has ready, and words for its steps."""
+"""A plan that is loaded on its devices, and descriptions of its steps for messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from coedge.plan.plan import Plan
 
 @dataclass(frozen=True)
 class LoadedPlan:
-    """A plan under its epoch: the number that its messages carry."""
+    """A plan with the program of every device.
+
+    Attributes:
+        epoch: identifies the loaded plan in messages.
+        programs: by device name; devices that do not take part have programs without steps.
+    """
 
     epoch: int
     model: Model
@@ -22,19 +27,20 @@ class LoadedPlan:
 
     @cached_property
     def devices(self) -> tuple[str, ...]:
-        """Those that take part."""
+        """The devices that take part."""
         return tuple(name for name, program in self.programs.items() if program.steps)
 
     @cached_property
     def input_channel(self) -> int:
+        """The channel on which the source device receives the input from the client."""
         return self.programs[self.plan.source].input_channels[0]
 
     def receive_of(self, device: str, channel: int) -> Receive | None:
-        """The step of a device that waits for a channel."""
+        """Return the step of a device that receives a channel; None if there is none."""
         return next((r for r in self.programs[device].receives if r.channel == channel), None)
 
     def producer_of(self, device: str, channel: int) -> str:
-        """The computation of a device whose rows go out on a channel, in words."""
+        """Describe the computation of a device that comes before its send on a channel."""
         latest = "its first step"
         for step in self.programs[device].steps:
             if step.kind == "compute":
@@ -45,5 +51,5 @@ class LoadedPlan:
 
 
 def describe_step(step: Step, model: Model) -> str:
-    """For error messages: "stage 3 (conv_2)", "sending to pi-2 for stage 4"."""
+    """Describe a step for error messages: "stage 3 (conv_2)", "sending to pi-2 for stage 4"."""
     return step.description(model.layers)

@@ -1,110 +1,223 @@
-"""Makes plans ready on the devices of a cluster: programs, and each weight, or a device's part of it, once."""
+"""Loading plans on the devices of a cluster: each device gets its program, and each weight that it lacks once.
+
+    using(plan)    loaded: at once       loading: waits for that load       neither: loads it
+
+Weights may travel for minutes. Meanwhile nothing is locked that callers of other plans need: one thread loads a plan,
+later callers of the same plan wait for its future, and the others go on. A load that fails on one device is taken
+back on all of them.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import threading
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Protocol
 
-import numpy as np
-
-from coedge.core.errors import ClusterError, DeviceLost, InfeasibleError, PlanError
+from coedge.core.errors import ClusterError, CoEdgeError, DeviceLost, InfeasibleError, PlanError
 from coedge.execution.program import Program
 from coedge.graph.model import Model
 from coedge.plan.lowering import lower
 from coedge.plan.memory import held_nbytes, program_nbytes
 from coedge.plan.plan import Plan
-from orchestrator.control import ray_control
-from orchestrator.control.worker_group import WorkerGroup
 from orchestrator.runtime.loaded_plan import LoadedPlan
+from orchestrator.runtime.quiet_time import QuietTime
 
 KEPT_PLANS = 16
-ASK_SECONDS = 60.0
-LOAD_SECONDS = 300.0
+# Longer than any load takes before it fails by itself: asking, loading, taking back, each for several plans.
+WAIT_SECONDS = 900.0
 
 Key = tuple[str, str | None, str]
 
 
+class Shipment(Protocol):
+    """The way of programs and weights to the devices."""
+
+    def send(self, epoch: int, model: Model, programs: Mapping[str, Program]) -> None:
+        """Prepare a program on every device. Raises ClusterError; some devices may be ready all the same."""
+
+    def withdraw(self, epoch: int, names: Iterable[str]) -> None:
+        """Unload an epoch from devices that answer; wait until it is done."""
+
+
 class Loader:
-    """Keeps the plans that were used last ready; going back to one of them costs nothing.
+    """Keeps the last used plans loaded.
 
     Args:
-        in_flight: whether frames of an epoch are under way: its plan is not unloaded.
+        shipment: gives programs to the devices.
+        memory_bytes: memory limit by device name, for all devices of the cluster; None: not limited.
+        lost: reason by name of every lost device; read at every use.
+        in_flight: whether frames of an epoch are under way. Such a plan is not unloaded.
+        quiet: holds loads off while something is measured.
     """
 
-    def __init__(self, group: WorkerGroup, in_flight: Callable[[int], bool]) -> None:
-        self._group, self._in_flight = group, in_flight
+    def __init__(
+        self,
+        shipment: Shipment,
+        memory_bytes: Mapping[str, float | None],
+        lost: Mapping[str, str],
+        in_flight: Callable[[int], bool],
+        quiet: QuietTime,
+    ) -> None:
+        self._shipment, self._memory_bytes, self._lost = shipment, dict(memory_bytes), lost
+        self._in_flight, self._quiet = in_flight, quiet
+        self._lock = threading.RLock()
+        self._loading: dict[Key, Future[None]] = {}
+        self._pending: dict[int, LoadedPlan] = {}  # loads under way, by epoch
+        self._users: Counter[int] = Counter()  # by epoch
+        # What a device has of a model must not change between asking for it and loading: by model hash.
+        self._shipping: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self.loaded: OrderedDict[Key, LoadedPlan] = OrderedDict()
         self.epoch = 0
 
-    def ready(self, model: Model, plan: Plan) -> LoadedPlan:
-        """The plan, ready on every device that takes part.
+    @contextlib.contextmanager
+    def using(self, model: Model, plan: Plan) -> Iterator[LoadedPlan]:
+        """Yield the plan loaded on every device that takes part; it is not unloaded inside the context.
 
         Raises:
             PlanError: the plan does not fit the model or the cluster.
             InfeasibleError: a device's memory limit is too small.
-            DeviceLost: a device of the plan is not there any more.
+            DeviceLost: a device of the plan is lost.
+            ClusterError: a device could not load it, or did not in time.
         """
+        loaded = self._obtain(model, plan)
+        try:
+            self._check_there(loaded)
+            yield loaded
+        finally:
+            self._release(loaded)
+
+    def load_together(self, model: Model, plans: Sequence[Plan]) -> None:
+        """Load several plans whose frames will be under way at the same time. Raises the errors of `using`."""
+        self._check_memory_of(model, plans)
+        with self._lock:
+            for plan in plans:  # used recently, so that loading the others does not unload them
+                if _key(model, plan) in self.loaded:
+                    self.loaded.move_to_end(_key(model, plan))
+        held: list[LoadedPlan] = []
+        try:
+            for plan in plans:
+                held.append(self._obtain(model, plan, at_once=len(plans) > 1, kept=max(KEPT_PLANS, len(plans))))
+            for loaded in held:
+                self._check_there(loaded)
+        finally:
+            for loaded in held:
+                self._release(loaded)
+
+    def _obtain(self, model: Model, plan: Plan, at_once: bool = False, kept: int = KEPT_PLANS) -> LoadedPlan:
+        """Return the plan loaded and counted as used; load it, or wait for the thread that does."""
         key = _key(model, plan)
+        while True:
+            with self._lock:
+                loaded = self._found(key)
+                future = self._loading.get(key)
+            if loaded is not None:
+                return loaded
+            if future is not None:
+                _wait(future, model)
+            elif (loaded := self._load_first(key, model, plan, at_once)) is not None:
+                self._unload(self._surplus(kept))
+                return loaded
+
+    def _found(self, key: Key) -> LoadedPlan | None:
+        """Return a loaded plan, counted as used. Holds the lock."""
         loaded = self.loaded.get(key)
-        if loaded is None:
-            loaded = self.loaded[key] = self._load(model, plan)
-            self._unload_old(KEPT_PLANS)
-        self.loaded.move_to_end(key)
-        self._check_there(loaded)
+        if loaded is not None:
+            self.loaded.move_to_end(key)
+            self._users[loaded.epoch] += 1
         return loaded
 
-    def ready_together(self, model: Model, plans: Sequence[Plan]) -> None:
-        """The same of several plans, all of them ready at the same time."""
-        self._check_memory_of(model, plans)
-        for plan in plans:
-            if _key(model, plan) in self.loaded:  # before the others take its place
-                self.loaded.move_to_end(_key(model, plan))
-        for plan in plans:
-            key = _key(model, plan)
-            if key not in self.loaded:
-                self.loaded[key] = self._load(model, plan, at_once=len(plans) > 1)
-        self._unload_old(max(KEPT_PLANS, len(plans)))
-        for plan in plans:
-            self._check_there(self.loaded[_key(model, plan)])
+    def _load_first(self, key: Key, model: Model, plan: Plan, at_once: bool) -> LoadedPlan | None:
+        """Load a plan; return None if another thread began to, or has loaded it."""
+        # Quiet first: a thread that measures must never wait for the future of one that waits for it.
+        with self._quiet.loading():
+            with self._lock:
+                if key in self._loading or key in self.loaded:
+                    return None
+                future = self._loading[key] = Future()
+            try:
+                loaded = self._load(key, model, plan, at_once)
+            except BaseException as error:
+                self._end_load(key, future, error)
+                raise
+            self._end_load(key, future, None)
+            return loaded
+
+    def _end_load(self, key: Key, future: Future[None], error: BaseException | None) -> None:
+        """Let callers that wait look again, or fail as this load did."""
+        with self._lock:
+            del self._loading[key]
+        if error is None:
+            future.set_result(None)
+        elif isinstance(error, CoEdgeError):
+            future.set_exception(error)
+        else:
+            future.set_exception(ClusterError(f"the load of a plan that others waited for ended: {error!r}; try again"))
+
+    def _load(self, key: Key, model: Model, plan: Plan, at_once: bool) -> LoadedPlan:
+        used = {name for stage in plan.stages for name in stage.regions} | {plan.source, plan.sink}
+        unknown = sorted(used - set(self._memory_bytes))
+        if unknown:
+            raise PlanError(
+                f"the plan uses device {unknown[0]!r}, which is not in this cluster: {', '.join(self._memory_bytes)}"
+            )
+        programs = {name: program for name, program in lower(plan, model).items() if name in self._memory_bytes}
+        self._check_memory(model, programs)
+        with self._lock:
+            self.epoch += 1
+            loaded = LoadedPlan(self.epoch, model, plan, programs)
+            self._check_there(loaded)
+            in_the_way = self._in_the_way(loaded, at_once)
+            self._pending[loaded.epoch] = loaded
+        try:
+            self._unload(in_the_way)
+            self._ship(loaded)
+            with self._lock:
+                self.loaded[key] = loaded
+                self._users[loaded.epoch] += 1
+        finally:
+            with self._lock:
+                del self._pending[loaded.epoch]
+        return loaded
+
+    def _ship(self, loaded: LoadedPlan) -> None:
+        """Send a plan; if that fails, take it back on all devices."""
+        model = loaded.model
+        with self._shipping_lock(model):
+            try:
+                self._shipment.send(loaded.epoch, model, {name: loaded.programs[name] for name in loaded.devices})
+            except BaseException:
+                with contextlib.suppress(Exception):  # the first error is the one to tell
+                    self._shipment.withdraw(loaded.epoch, loaded.devices)
+                raise
+
+    def _release(self, loaded: LoadedPlan) -> None:
+        with self._lock:
+            self._users[loaded.epoch] -= 1
+            if not self._users[loaded.epoch]:
+                del self._users[loaded.epoch]
 
     def _check_there(self, loaded: LoadedPlan) -> None:
         for name in loaded.devices:
-            if name in self._group.lost:
+            if name in self._lost:
                 raise DeviceLost(
-                    f"{name} is part of the plan, but it is lost: {self._group.lost[name]}. "
-                    "Connect again, or plan without it"
+                    f"{name} is part of the plan, but it is lost: {self._lost[name]}. Connect again, or plan without it"
                 )
 
-    def _load(self, model: Model, plan: Plan, at_once: bool = False) -> LoadedPlan:
-        workers = self._group.by_name
-        used = {name for stage in plan.stages for name in stage.regions} | {plan.source, plan.sink}
-        unknown = sorted(used - set(workers))
-        if unknown:
-            raise PlanError(f"the plan uses device {unknown[0]!r}, which is not in this cluster: {', '.join(workers)}")
-        programs = {name: program for name, program in lower(plan, model).items() if name in workers}
-        self._check_memory(model, programs)
-        self._make_room(model, programs, at_once)
-        self.epoch += 1
-        loaded = LoadedPlan(self.epoch, model, plan, programs)
-        self._check_there(loaded)
-        self._ship(loaded)
-        return loaded
-
     def _check_memory(self, model: Model, programs: Mapping[str, Program]) -> None:
-        workers = self._group.by_name
         for name, program in programs.items():
-            limit, needed = workers[name].config.memory_mb, program_nbytes(program, model) / 1e6
+            limit, needed = self._memory_bytes[name], program_nbytes(program, model)
             if limit is not None and program.steps and needed > limit:
                 raise InfeasibleError(
-                    f"{name} would need {needed:.1f} MB for its part of {model.name} (weights, input and "
-                    f"activations), its limit is {limit:.1f} MB; give it less, or raise devices.{name}.memory_mb"
+                    f"{name} would need {needed / 1e6:.1f} MB for its part of {model.name} (weights, input and "
+                    f"activations), its limit is {limit / 1e6:.1f} MB; give it less, or raise devices.{name}.memory_mb"
                 )
 
     def _check_memory_of(self, model: Model, plans: Sequence[Plan]) -> None:
-        """The plans of a mixture must fit together: while frames of one run, none can make room for another."""
-        limits = {n: m.memory_bytes for n, m in self._group.by_name.items() if m.memory_bytes is not None}
+        """Check that the plans of a mixture fit together: none can make room while frames of another one run."""
+        limits = {name: limit for name, limit in self._memory_bytes.items() if limit is not None}
         lowered = [lower(plan, model) for plan in plans] if limits and len(plans) > 1 else []
         for name, limit in limits.items():
             programs = [programs[name] for programs in lowered if name in programs and programs[name].steps]
@@ -116,60 +229,54 @@ class Loader:
                     f"(cluster.mixture), or raise devices.{name}.memory_mb"
                 )
 
-    def _ship(self, loaded: LoadedPlan) -> None:
-        import ray
-
-        model, actors = loaded.model, self._group.actors
-        asked = {}
-        for name in loaded.devices:
-            parts = model.weight_slices(loaded.programs[name].tiles())
-            large = [part for _, part in sorted(parts.items()) if part.name in model.weights]
-            asked[name] = actors[name].missing_weights.remote(model.hash, large)
-        missing = ray_control.gather(asked, ASK_SECONDS, "say what they have")
-        # Each weight lies once in Ray's object store; devices of one host share it there.
-        stored: dict[str, Any] = {}
-        calls = {}
-        for name, (graph_missing, lacking) in missing.items():
-            for part in lacking:
-                if part.key not in stored:
-                    stored[part.key] = ray.put(np.ascontiguousarray(part.of(model.weights[part.name])))
-            skeleton = model.skeleton if graph_missing else None
-            keys = [part.key for part in lacking]
-            references = [stored[key] for key in keys]
-            calls[name] = actors[name].load.remote(loaded.epoch, loaded.programs[name], skeleton, keys, references)
-        ray_control.gather(calls, LOAD_SECONDS, f"prepare {model.name}")
-
-    def _make_room(self, model: Model, programs: Mapping[str, Program], at_once: bool) -> None:
-        """Unloads plans, oldest first, that a device's memory limit does not allow it to keep beside a new one.
+    def _in_the_way(self, new: LoadedPlan, at_once: bool) -> list[LoadedPlan]:
+        """Take out of `loaded`, oldest first, plans that a memory limit does not allow beside a new one.
 
         Args:
             at_once: frames of more than one of them will be under way.
         """
-        for name, program in programs.items():
-            limit = self._group.by_name[name].memory_bytes
-            if limit is None or not program.steps:
+        removed = []
+        for name in new.devices:
+            limit = self._memory_bytes[name]
+            if limit is None:
                 continue
             for key, old in list(self.loaded.items()):
-                kept = [(p.model, p.programs[name]) for p in self.loaded.values() if name in p.devices]
-                if held_nbytes([*kept, (model, program)], at_once) <= limit:
+                held = [p for p in (*self.loaded.values(), *self._pending.values(), new) if name in p.devices]
+                if held_nbytes([(p.model, p.programs[name]) for p in held], at_once) <= limit:
                     break
-                if name in old.devices:
-                    self._unload(key)
+                if name in old.devices and not self._in_use(old):
+                    removed.append(self.loaded.pop(key))
+        return removed
 
-    def _unload_old(self, kept: int) -> None:
-        for key in list(self.loaded)[:-kept]:
-            self._unload(key)
+    def _surplus(self, kept: int) -> list[LoadedPlan]:
+        """Take the oldest plans beyond `kept` out of `loaded`, unless they are in use."""
+        with self._lock:
+            keys = [key for key in list(self.loaded)[:-kept] if not self._in_use(self.loaded[key])]
+            return [self.loaded.pop(key) for key in keys]
 
-    def _unload(self, key: Key) -> None:
-        """Waits until it is done: a device must not be asked what it has while it is letting go of it."""
-        old = self.loaded[key]
-        if not self._in_flight(old.epoch):
-            del self.loaded[key]
-            there = [name for name in old.devices if name not in self._group.lost]
-            with contextlib.suppress(ClusterError):  # who does not answer is about to be noticed as lost
-                calls = {name: self._group.by_name[name].actor.unload.remote(old.epoch) for name in there}
-                ray_control.gather(calls, ASK_SECONDS, "let go of a plan")
+    def _in_use(self, loaded: LoadedPlan) -> bool:
+        return self._users[loaded.epoch] > 0 or self._in_flight(loaded.epoch)
+
+    def _unload(self, plans: Iterable[LoadedPlan]) -> None:
+        for old in plans:
+            with self._shipping_lock(old.model):
+                self._shipment.withdraw(old.epoch, old.devices)
+
+    def _shipping_lock(self, model: Model) -> threading.Lock:
+        with self._lock:
+            return self._shipping[model.hash]
 
 
 def _key(model: Model, plan: Plan) -> Key:
     return model.hash, model.structure, plan.digest
+
+
+def _wait(future: Future[None], model: Model) -> None:
+    """Wait for the load of another thread. Raises its error."""
+    try:
+        future.result(WAIT_SECONDS)
+    except TimeoutError:
+        raise ClusterError(
+            f"{model.name} was not loaded within {WAIT_SECONDS:.0f} s by the caller that asked for the plan first. "
+            "Are the links to the devices very slow? Run: coedge devices"
+        ) from None

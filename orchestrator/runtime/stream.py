@@ -1,4 +1,4 @@
-"""A stream: frames in, answers out in the same order, with as many frames under way as keep the devices busy."""
+"""Streams: frames in, answers out in the same order, with enough frames under way to keep the devices busy."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 from orchestrator.runtime.job import Job
 
-# For each frame that is taken up to so many answers leave: with one, answers that have piled up would never get
-# fewer; with all that are there, the devices would run dry while a slow reader takes them.
+# At most this many answers leave for each frame that is taken. With one, a backlog of answers would never shrink; with
+# all, the devices would be idle while a slow reader takes them.
 LEAVE_AT_ONCE = 2
 
 
 def in_order(frames: Iterable[Any], submit: Callable[[Any], Job], in_flight: int) -> Generator[Job]:
-    """Jobs that have ended, in the order of their frames.
+    """Yield jobs that are done, in the order of their frames.
 
-    A frame is taken only while fewer than `in_flight` are under way or wait here for their turn. An answer leaves
-    when its turn has come, but while `frames` is asked for the next one nothing leaves. Where `frames` or `submit`
-    raises, the jobs until then come first, then the error. Whoever stops early cancels what is under way.
+    A frame is taken only while fewer than `in_flight` jobs are under way or wait here for their turn. Nothing leaves
+    while `frames` is asked for the next frame. If `frames` or `submit` raises, the earlier jobs come first, then the
+    error. Closing the generator early cancels the jobs under way.
     """
     source = iter(frames)
     jobs: deque[Job] = deque()
@@ -38,17 +38,17 @@ def in_order(frames: Iterable[Any], submit: Callable[[Any], Job], in_flight: int
                 failure = error
             for _ in range(LEAVE_AT_ONCE):
                 if len(jobs) >= in_flight or (jobs and jobs[0].done()):
-                    yield _ended(jobs)
+                    yield _oldest(jobs)
         while jobs:
-            yield _ended(jobs)
+            yield _oldest(jobs)
         if failure is not None:
             raise failure
     finally:
-        for job in reversed(jobs):  # the newest first: no credit goes to a frame that is about to be cancelled
+        for job in reversed(jobs):  # newest first: otherwise a credit would start a frame that is cancelled next
             job.cancel()
 
 
-def _ended(jobs: deque[Job]) -> Job:
-    """The oldest one, when it has ended."""
+def _oldest(jobs: deque[Job]) -> Job:
+    """Wait for the oldest job, and remove and return it."""
     jobs[0].wait()
     return jobs.popleft()

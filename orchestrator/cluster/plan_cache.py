@@ -1,0 +1,180 @@
+"""Profiles, plans and mixtures of a cluster: made once, kept, and brought up to date when links change."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from coedge.config.cluster_config import ClusterConfig
+from coedge.core.errors import DeviceLost
+from coedge.core.objective import Objective
+from coedge.graph.model import Model
+from coedge.plan.plan import Plan
+from coedge.profile.profile import Profile
+from orchestrator.control.worker_group import WorkerGroup
+from orchestrator.planner.mixture import Mixture
+from orchestrator.planner.planner import AUTO, check_scheme, make_plan, make_stream, named_plans
+from orchestrator.planner.replan import BoundarySolver
+from orchestrator.profiling.cluster_measurement import measure_links
+from orchestrator.profiling.model_measurement import measure_model
+from orchestrator.runtime.job import Job
+from orchestrator.runtime.quiet_time import QuietTime
+from orchestrator.runtime.trial import Rank, least_cost, measured_rank, worth_trying
+
+# Runs one frame of natural input by a plan.
+RunFrame = Callable[[Model, Plan], Job]
+
+
+class _PlanKey(NamedTuple):
+    model_hash: str
+    objective: str
+    scheme: str
+    lost: frozenset[str]
+
+
+@dataclass(slots=True)
+class _CachedPlan:
+    """A plan and what it was made for.
+
+    Attributes:
+        searched: made by the scheme for the present links; False: only its boundaries were solved for them.
+        solver: kept from the first change of links on; the next ones then take a fraction of the time.
+    """
+
+    plan: Plan
+    model: weakref.ref[Model]
+    objective: Objective
+    searched: bool = True
+    solver: BoundarySolver | None = None
+
+
+class PlanCache:
+    """Makes and keeps profiles, plans and mixtures. One thread plans at a time; kept plans are found meanwhile.
+
+    Args:
+        group: the devices; those in `group.lost` are left out.
+        quiet: makes the cluster quiet for measurements. Taken after the planning lock.
+        run_frame: runs frames of trials.
+    """
+
+    def __init__(self, config: ClusterConfig, group: WorkerGroup, quiet: QuietTime, run_frame: RunFrame) -> None:
+        self._config, self._group, self._quiet, self._run_frame = config, group, quiet, run_frame
+        self._planning = threading.RLock()
+        self._profiles: dict[str, Profile] = {}
+        self._plans: dict[_PlanKey, _CachedPlan] = {}
+        self._mixtures: dict[tuple[str, str, frozenset[str]], Mixture] = {}
+
+    def profile(self, model: Model) -> Profile:
+        """Return the profile of the devices that are left; measure the model at the first call.
+
+        Raises:
+            DeviceLost: the source is lost.
+        """
+        group = self._group
+        with self._planning:
+            if model.hash not in self._profiles:
+                with self._quiet.measuring():
+                    self._profiles[model.hash] = measure_model(
+                        model, group.by_name, group.network, group.source, self._config
+                    )
+            whole = self._profiles[model.hash]
+        if group.source in group.lost:
+            raise DeviceLost(f"{group.source}, where inputs start, is lost: {group.lost[group.source]}. Connect again")
+        return whole.without(group.lost)
+
+    def plan(self, model: Model, objective: Objective, scheme: str, search: bool = True) -> Plan:
+        """Return a plan for the devices that are left.
+
+        Args:
+            search: after a change of links, search the whole plan space again. False: the plan with the cuts and
+                devices from before and boundaries for the new links will do.
+        """
+        check_scheme(scheme)
+        key = _PlanKey(model.hash, objective.model_dump_json(), scheme, frozenset(self._group.lost))
+
+        def known() -> Plan | None:
+            cached = self._plans.get(key)
+            return cached.plan if cached is not None and (cached.searched or not search) else None
+
+        if (plan := known()) is not None:  # also while another thread plans
+            return plan
+        with self._planning:
+            if (plan := known()) is None:
+                plan = self._make(model, objective, scheme)
+                self._plans[key] = _CachedPlan(plan, weakref.ref(model), objective)
+            return plan
+
+    def mixture(self, model: Model, objective: Objective) -> Mixture:
+        """Return the mixture of plans for most frames per second.
+
+        Raises:
+            InfeasibleError: no plan meets the constraints.
+        """
+        wanted = objective.model_copy(update={"goal": "throughput"})
+        key = (model.hash, wanted.model_dump_json(), frozenset(self._group.lost))
+        if (known := self._mixtures.get(key)) is not None:
+            return known
+        with self._planning:
+            if key not in self._mixtures:
+                self._mixtures[key] = make_stream(model, self.profile(model), wanted)
+            return self._mixtures[key]
+
+    def measure_links(self) -> None:
+        """Measure the links again; profiles have the new ones, and plans of `auto` boundaries for them.
+
+        Plans of other schemes and mixtures are made again when they are next asked for.
+
+        Raises:
+            ClusterError: two devices cannot talk to each other.
+        """
+        with self._planning:
+            with self._quiet.measuring():
+                measure_links(self._config, self._group)
+            self.update_links()
+
+    def update_links(self) -> None:
+        """Bring profiles and plans up to date with the links of the group."""
+        network = self._group.network
+        with self._planning:
+            self._profiles = {
+                model_hash: profile.model_copy(update={"links": network.links, "media": network.media})
+                for model_hash, profile in self._profiles.items()
+            }
+            self._mixtures = {}
+            self._plans = {key: cached for key, old in self._plans.items() if (cached := self._resolved(key, old))}
+
+    def _resolved(self, key: _PlanKey, cached: _CachedPlan) -> _CachedPlan | None:
+        """Return a plan with boundaries for the present links; None if it has to be made anew."""
+        model, lost = cached.model(), frozenset(self._group.lost)
+        if model is None or key.scheme != AUTO or key.lost != lost or self._group.source in lost:
+            return None
+        profile = self.profile(model)
+        solver = cached.solver or BoundarySolver(cached.plan, model, profile)
+        plan = solver.resolve(profile, cached.objective)
+        return _CachedPlan(plan, cached.model, cached.objective, False, solver) if plan.feasible else None
+
+    def _make(self, model: Model, objective: Objective, scheme: str) -> Plan:
+        plan = make_plan(model, self.profile(model), objective, scheme)
+        if self._config.trial_frames and scheme == AUTO and plan.feasible and objective.goal != "throughput":
+            return self._tried(model, objective, plan)
+        return plan
+
+    def _tried(self, model: Model, objective: Objective, best: Plan) -> Plan:
+        """Run the plans that are predicted to cost about as little as the best, and return the measured best."""
+        profile = self.profile(model)
+        plans = worth_trying(best, named_plans(model, profile, objective), objective)
+        if len(plans) == 1:
+            return best
+
+        def rank_of_frame(plan: Plan) -> Rank:
+            return measured_rank(self._run_frame(model, plan), profile, objective)
+
+        with self._quiet.measuring():
+            chosen = least_cost(plans, rank_of_frame, self._config.trial_frames)
+        if chosen is best:
+            return best
+        reason = f"the plan of {chosen.scheme}: in trial frames it cost less than the plan that is predicted best"
+        return chosen.model_copy(update={"scheme": AUTO, "reason": reason})

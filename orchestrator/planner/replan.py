@@ -1,0 +1,65 @@
+"""New boundaries for a plan after a change of links: the same cuts and device sets, in tens of milliseconds.
+
+A full search takes seconds. After a change of bandwidth or latency the stages and devices are often still right, and
+only the shares are not; the convex programme of `linear_programme` finds these at once.
+"""
+
+from __future__ import annotations
+
+from coedge.core.objective import Objective
+from coedge.graph.model import Model
+from coedge.plan.plan import Plan, Stage
+from coedge.profile.profile import Profile
+from orchestrator.evaluation.evaluator import Evaluator
+from orchestrator.search.draft import DraftStage, as_draft, as_stages
+from orchestrator.search.linear_programme import BoundaryProblem
+from orchestrator.search.receptive_field import ReceptiveFields
+from orchestrator.search.rounding import fair, nearest
+
+
+class BoundarySolver:
+    """The convex programme of one plan, which is built once and solved for one profile after another."""
+
+    def __init__(self, plan: Plan, model: Model, profile: Profile) -> None:
+        self._plan, self._model, self._receptive_fields = plan, model, ReceptiveFields(model)
+        draft = as_draft(plan.stages)  # None for a grid, whose boundaries are not in one row
+        split = draft is not None and any(len(stage.layout.devices) > 1 for stage in draft)
+        self._problem = (
+            BoundaryProblem(model, profile, self._receptive_fields, draft, again=True) if draft and split else None
+        )
+
+    def resolve(self, profile: Profile, objective: Objective) -> Plan:
+        """As `resolve_boundaries`."""
+        evaluator = Evaluator(self._model, profile, objective)
+        before = self._plan.stages
+        candidates = [evaluator.evaluate(before, reason=self._plan.reason)]
+        solved = self._problem.solve(profile, objective) if self._problem is not None else None
+        if solved is not None:
+            rounded: tuple[tuple[DraftStage, ...], ...] = (
+                nearest(self._model, solved.stages),
+                fair(self._model, profile, self._receptive_fields, solved.stages),
+            )
+            candidates += [evaluator.evaluate(_with_options_of(before, as_stages(stages))) for stages in rounded]
+        best = min(candidates, key=lambda evaluation: evaluation.rank(objective))
+        return evaluator.plan(best, self._plan.scheme)
+
+
+def resolve_boundaries(plan: Plan, model: Model, profile: Profile, objective: Objective) -> Plan:
+    """Return a plan with the cuts, device sets and transfer options of `plan`, and boundaries for `profile`.
+
+    The result is never predicted worse than `plan` itself: where rounding to rows loses what the programme gained,
+    the boundaries stay. Grids and stages on one device keep their regions.
+
+    Raises:
+        PlanError: the profile is of another model, or lacks a device of the plan.
+    """
+    profile.check(model)
+    return BoundarySolver(plan, model, profile).resolve(profile, objective)
+
+
+def _with_options_of(before: tuple[Stage, ...], stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """Return the stages with the transfer options of those that they replace, one by one."""
+    return tuple(
+        stage.model_copy(update={"codecs": old.codecs, "halo_first": old.halo_first})
+        for stage, old in zip(stages, before, strict=True)
+    )
