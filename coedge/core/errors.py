@@ -65,3 +65,20 @@ class FrameTimeout(CoEdgeError, TimeoutError):
 
 class Cancelled(CoEdgeError):
     """The job was cancelled by its owner."""
+
+
+def innermost_message(error: BaseException) -> str:
+    """Return the type and text of the innermost cause of an error, at most 1500 characters.
+
+    Libraries wrap what a module raised, or the operator that they lack. The innermost cause has the fact.
+    """
+    messages: list[str] = []
+    current: BaseException | None = error
+    for _ in range(8):
+        if current is None:
+            break
+        text = " ".join(str(current).split())
+        if text:
+            messages.append(f"{type(current).__name__}: {text}")
+        current = current.__cause__ or current.__context__
+    return (messages[-1] if messages else type(error).__name__)[:1500]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from coedge.core.region import Interval, Region
+from coedge.core.region import Region
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,3 @@ class Graph:
         """The inputs of a node that flow (not constants), in order, each once."""
         names = (*node.inputs, *node.captured)
         return tuple(dict.fromkeys(n for n in names if n and n not in self.constants))
-
-
-def full(extent: int) -> Interval:
-    return Interval(0, extent)

@@ -11,34 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from coedge.core.errors import CaptureError, InputError
 from coedge.core.region import Interval, Region
 from coedge.execution.program import Tile
-from coedge.graph.graph import Graph, Node, Tensor
+from coedge.graph.graph import Graph, Tensor
 from coedge.graph.large_weights import stub
 from coedge.graph.layers import Cut, Layer, make_cuts, make_layers
-from coedge.graph.quantised import rounded_later
 from coedge.graph.receptive_field import BackwardRule, region_rules, row_rules
-from coedge.graph.rewrite import ORDERLESS, Draft, expand, group_norm_pattern
-from coedge.graph.rules import Context, Rule, rule_for
-from coedge.graph.rules.reduce import PARTIAL
-from coedge.graph.rules.rule import whole_rule
+from coedge.graph.rules import Rule
 from coedge.graph.weight_slice import WeightSlice
 
 # Constants up to this size travel with the graph: rules look at their values (axes, pads, shapes).
 SMALL_NBYTES = 4096
-
-# Why a sum over rows and columns is not taken in parts.
-ROUNDED = "what it sums up is quantised later: in another order of summing, a value might be rounded the other way"
-
-_READS_ROWS = frozenset(
-    (
-        "Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Resize",
-        "DepthToSpace",
-    )
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -136,7 +122,9 @@ class Model:
 
     @classmethod
     def from_skeleton(cls, skeleton: bytes, weights: Mapping[str, np.ndarray]) -> Model:
-        """The model again, at a worker. Weights that are left out stand as zeros of the right shape."""
+        """Return the model of a skeleton, as a worker has it. Weights that are left out are zeros of their shape."""
+        from coedge.graph.analysis import model_from_proto
+
         return model_from_proto(onnx.load_model_from_string(skeleton), weights=weights)
 
     def weight_slices(self, tiles: Iterable[Tile]) -> dict[str, WeightSlice]:
@@ -204,134 +192,6 @@ class Model:
     def save(self, path: str | Path) -> None:
         """Writes the network before any rewrite as an .onnx file."""
         Path(path).write_bytes(self.reference)
-
-
-def model_from_proto(
-    proto: onnx.ModelProto,
-    name: str = "",
-    weights: Mapping[str, np.ndarray] | None = None,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
-    dtypes: Mapping[str, str] | None = None,
-    structure: str | None = None,
-    original: onnx.ModelProto | None = None,
-) -> Model:
-    """Works out layouts and rules, node by node, expanding what `coedge.graph.rewrite` can make splittable.
-
-    Args:
-        weights: values of initialisers that are marked as external.
-        shapes, dtypes: of activations, beyond what the proto says.
-    """
-    constants: dict[str, np.ndarray] = {}
-    for initializer in proto.graph.initializer:
-        constants[initializer.name] = _value(initializer, weights or {})
-    draft = Draft(constants, {n: v.shape for n, v in constants.items()}, {}, _opset(proto))
-    draft.dtypes.update({n: str(v.dtype) for n, v in constants.items()})
-    for info in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
-        if info.type.WhichOneof("value") not in (None, "tensor_type"):
-            raise CaptureError(f"{info.name!r} is a sequence, a map or an optional; only tensors can travel")
-        kind = info.type.tensor_type
-        draft.dtypes[info.name] = str(helper.tensor_dtype_to_np_dtype(kind.elem_type)) if kind.elem_type else ""
-        dims = [d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim]
-        if kind.HasField("shape") and all(d >= 0 for d in dims):
-            draft.shapes[info.name] = tuple(dims)
-    draft.shapes.update(shapes or {})
-    draft.dtypes.update(dtypes or {})
-
-    # A graph keeps its inputs even where an initialiser gives them a default: that is a constant here.
-    inputs = tuple(i.name for i in proto.graph.input if i.name not in constants)
-    outputs = tuple(o.name for o in proto.graph.output)
-    tensors: dict[str, Tensor] = {}
-    for input_name in inputs:
-        shape = draft.shapes[input_name]
-        row, col = _input_layout(shape)
-        tensors[input_name] = Tensor(input_name, draft.dtypes[input_name], shape, row, col)
-
-    protos = list(proto.graph.node)
-    uses = Counter(n for p in protos for n in p.input)
-    uses.update(outputs)
-    # A reduction over space was a global pooling, or will be found to be one: a worker's graph has it in parts.
-    reads_rows = {p.input[0] for p in protos if p.input and (p.op_type in _READS_ROWS or p.name.startswith(PARTIAL))}
-    rounded = rounded_later(protos)
-    queue: list[tuple[int, onnx.NodeProto]] = list(enumerate(protos))
-    queue.reverse()
-    replaced: set[int] = set()
-    nodes: list[Node] = []
-    rules: list[Rule] = []
-    while queue:
-        position, node_proto = queue.pop()
-        if position in replaced:
-            continue
-        if position >= 0 and not rounded.intersection(node_proto.output):
-            pattern = group_norm_pattern(protos, position, tensors, draft, uses)
-            if pattern:
-                replaced |= pattern[1]
-                queue.extend((-1, made) for made in reversed(pattern[0]))
-                continue
-        node = _node(len(nodes), node_proto)
-        stays = node.op not in ORDERLESS and bool(rounded.intersection(node.outputs))
-        grown = expand(node, tensors, draft.copy() if stays else draft)
-        if grown and not stays:
-            queue.extend((-1, made) for made in reversed(grown))
-            continue
-        missing = [o for o in node.outputs if o and o not in draft.shapes]
-        if missing:
-            raise CaptureError(f"the shape of {missing[0]!r}, made by {node.op} {node.name!r}, is not known")
-        context = Context(tensors, draft.constants, draft.shapes, draft.opset)
-        restores_rows = any(o in reads_rows for o in node.outputs)
-        rule = whole_rule(node, context, ROUNDED, restores_rows) if grown else rule_for(node, context, restores_rows)
-        nodes.append(node)
-        rules.append(rule)
-        for output in node.outputs:
-            if output:
-                tensor = tensors[output] = _tensor(output, rule, draft)
-                if tensor.rows < 1 or tensor.cols < 1:
-                    raise CaptureError(
-                        f"{output!r}, made by {node.op} {node.name!r}, is empty: {list(tensor.shape)}; "
-                        "leave it out of the network, or capture it with a larger example"
-                    )
-    graph = Graph(tuple(nodes), tensors, constants, inputs, outputs)
-    imports = tuple((o.domain, o.version) for o in proto.opset_import)
-    return Model(
-        name or proto.graph.name or "model", graph, tuple(rules), draft.opset, imports, proto.ir_version,
-        structure, original,
-    )  # fmt: skip
-
-
-def _tensor(name: str, rule: Rule, draft: Draft) -> Tensor:
-    shape = draft.shapes[name]
-    row, col = (axis if axis is not None and axis < len(shape) else None for axis in rule.layout)
-    return Tensor(name, draft.dtypes[name], shape, row, col, rule.partial_extent, rule.features and row is not None)
-
-
-def _input_layout(shape: tuple[int, ...]) -> tuple[int | None, int | None]:
-    """Channels first, unless the last axis is the one that looks like channels."""
-    if len(shape) != 4:
-        return None, None
-    channels_last = shape[3] <= 4 < min(shape[1], shape[2])
-    return (1, 2) if channels_last else (2, 3)
-
-
-def _node(index: int, proto: onnx.NodeProto) -> Node:
-    captured: list[str] = []
-    for attribute in proto.attribute:
-        for inner in [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs:
-            made = {o for n in inner.node for o in n.output} | {i.name for i in (*inner.input, *inner.initializer)}
-            captured += [i for n in inner.node for i in (*n.input, *_node(0, n).captured) if i and i not in made]
-    return Node(index, proto, tuple(proto.input), tuple(proto.output), tuple(dict.fromkeys(captured)))
-
-
-def _opset(proto: onnx.ModelProto) -> int:
-    return next((int(o.version) for o in proto.opset_import if o.domain in ("", "ai.onnx")), 1)
-
-
-def _value(initializer: TensorProto, weights: Mapping[str, np.ndarray]) -> np.ndarray:
-    if initializer.name in weights:
-        return weights[initializer.name]
-    if initializer.data_location == TensorProto.EXTERNAL:
-        dtype = helper.tensor_dtype_to_np_dtype(initializer.data_type)
-        return np.broadcast_to(np.zeros((), dtype), tuple(initializer.dims))
-    array: np.ndarray = numpy_helper.to_array(initializer)
-    return array
 
 
 def _skeleton(model: Model) -> onnx.ModelProto:

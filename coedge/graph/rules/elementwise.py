@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from coedge.core.region import ONE_PIXEL, Region
 from coedge.graph.axis_map import AxisMap, Same, Whole
 from coedge.graph.graph import Node, Tensor
-from coedge.graph.rules.rule import Adjust, Context, Emitter, MessageKind, Plain, Rule, crop_of, local_kind, register
+from coedge.graph.rules.rule import Adjust, Context, Emitter, Plain, Rule, RuleKind, crop_of, local_kind, register
 from coedge.graph.weight_slice import WeightSlice
 
 _UNARY = (
@@ -79,7 +79,7 @@ def elementwise(node: Node, context: Context) -> Rule | str:
                 axis_maps.append(Whole(1))
         if not context.is_constant(name):
             maps[name] = (axis_maps[0], axis_maps[1])
-    kind: MessageKind = "local" if any(context.tensors[n].divisible for n in flowing) else "pixel"
+    kind: RuleKind = "local" if any(context.tensors[n].divisible for n in flowing) else "pixel"
     if varying:
         extent = Region(0, _extent(shape, layout[0]), 0, _extent(shape, layout[1]))
         return VaryingRule(kind, maps, (layout[0], layout[1]), varying=varying, extent=extent)

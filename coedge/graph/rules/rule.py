@@ -1,9 +1,8 @@
 """What the rule of one node says, and how operators are registered.
 
-A rule has two halves. Central: `needs` (which input regions), `produces` (which region comes out, at least
-the wanted one) and `adjust` (a few integers: the pads and crops that make the operator right on a tile).
-At the device: `emit`, which writes the operator into the tile's graph with those integers. `adjust` holds no
-absolute row numbers, so that one tile serves regions of any size.
+A rule has two halves. Planning calls `needs` (the input regions of an output region) and `adjust` (a few integers: the
+pads and crops that make the operator correct on a tile). A worker calls `emit`, which writes the operator into the
+tile's graph with those integers. `adjust` holds no absolute row numbers, so that one tile serves regions of any size.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from coedge.graph.graph import Node, Tensor
 from coedge.graph.weight_slice import WeightSlice
 
 Adjust = tuple[int, ...]
-MessageKind = Literal["local", "window", "partial", "combine", "dense", "pixel", "whole"]
+RuleKind = Literal["local", "window", "partial", "combine", "dense", "pixel", "whole"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,7 @@ class Rule(ABC):
         features: the rows of the outputs are features.
     """
 
-    kind: MessageKind
+    kind: RuleKind
     maps: Mapping[str, tuple[AxisMap, AxisMap]]
     layout: tuple[int | None, int | None]
     why: str = ""
@@ -68,10 +67,6 @@ class Rule(ABC):
 
     def needs(self, out: Region) -> dict[str, Region]:
         return {name: Region.of(rows.needs(out.rows), cols.needs(out.cols)) for name, (rows, cols) in self.maps.items()}
-
-    def produces(self, wanted: Region, extent: Region) -> Region:
-        """The region that is computed where `wanted` is asked for: the same, unless parts are not to be had."""
-        return wanted
 
     def weight_slices(self, node: Node, adjust: Adjust) -> dict[int, WeightSlice]:
         """The constants that a tile reads in part only, by their position among the node's inputs."""
@@ -134,9 +129,6 @@ class Plain(Rule):
 class WholeRule(Plain):
     """Needs every input whole and computes every output whole."""
 
-    def produces(self, wanted: Region, extent: Region) -> Region:
-        return extent
-
 
 RuleFunction = Callable[[Node, Context], "Rule | str"]
 FUNCTIONS: dict[str, RuleFunction] = {}
@@ -174,7 +166,7 @@ def whole_rule(node: Node, context: Context, why: str, restores_rows: bool) -> R
     return WholeRule("whole", maps, layout, why)
 
 
-def local_kind(tensor: Tensor) -> MessageKind:
+def local_kind(tensor: Tensor) -> RuleKind:
     """`local` where there are rows to be local to, `pixel` where there is one pixel."""
     return "local" if tensor.divisible else "pixel"
 

@@ -1,0 +1,89 @@
+"""Inputs of an ONNX graph: checks that they are images, and static shapes taken from an example."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from coedge.core.errors import CaptureError, DynamicShape
+
+_DTYPES = ("float32", "uint8")
+
+
+def check_input(label: str, shape: tuple[int, ...], dtype: str) -> None:
+    """Check that an input is a batch of images.
+
+    Raises:
+        CaptureError: the input does not have four dimensions, is empty, or is neither float32 nor uint8.
+    """
+    if len(shape) != 4:
+        raise CaptureError(
+            f"input {label!r} has {len(shape)} dimensions, {list(shape)}; a split needs images: [N, C, H, W]"
+        )
+    if dtype not in _DTYPES:
+        raise CaptureError(f"input {label!r} is {dtype}; inputs are float32 or uint8")
+    if any(extent < 1 for extent in shape):
+        raise CaptureError(f"input {label!r} is empty: {list(shape)}")
+
+
+def check_inputs(proto: onnx.ModelProto) -> None:
+    """Check that the inputs of a graph are images of static shape.
+
+    Raises:
+        DynamicShape: an input has a dynamic dimension.
+        CaptureError: there is no input, or one is no batch of images.
+    """
+    inputs = _graph_inputs(proto)
+    if not inputs:
+        raise CaptureError("the model has no inputs")
+    for value in inputs:
+        kind = value.type.tensor_type
+        dims = kind.shape.dim
+        unknown = [d.dim_param or "?" for d in dims if not d.HasField("dim_value")]
+        if unknown:
+            raise DynamicShape(
+                f"input {value.name!r} has a dynamic dimension ({', '.join(unknown)}); "
+                "give an example of the shape to run at: coedge.capture(path, example)"
+            )
+        dtype = str(helper.tensor_dtype_to_np_dtype(kind.elem_type))
+        check_input(value.name, tuple(d.dim_value for d in dims), dtype)
+
+
+def with_shapes(proto: onnx.ModelProto, example: tuple[np.ndarray, ...]) -> onnx.ModelProto:
+    """Return the model with the shapes of the example as those of its inputs.
+
+    Raises:
+        CaptureError: the example does not fit the inputs: number, dtype or static dimensions.
+    """
+    if not example:
+        return proto
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(proto)
+    inputs = _graph_inputs(fixed)
+    if len(inputs) != len(example):
+        raise CaptureError(f"the model takes {len(inputs)} inputs, the example has {len(example)}")
+    for value, array in zip(inputs, example):
+        kind = value.type.tensor_type
+        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        if array.dtype != dtype:
+            raise CaptureError(f"input {value.name!r} of the model is {dtype}, the example is {array.dtype}")
+        given = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
+        fits = len(given) == array.ndim and all(g in (None, e) for g, e in zip(given, array.shape))
+        if kind.HasField("shape") and not fits:
+            shown = [g if g is not None else "?" for g in given]
+            raise CaptureError(
+                f"input {value.name!r} of the model has shape {shown}, the example has {list(array.shape)}"
+            )
+        del kind.shape.dim[:]
+        for extent in array.shape:
+            kind.shape.dim.add().dim_value = extent
+    del fixed.graph.value_info[:]
+    for output in fixed.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    return fixed
+
+
+def _graph_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    constant = {i.name for i in proto.graph.initializer}
+    return [i for i in proto.graph.input if i.name not in constant]

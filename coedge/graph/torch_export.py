@@ -1,0 +1,129 @@
+"""Export of torch modules and programs to ONNX. torch is imported when it is first needed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from coedge.core.errors import CaptureError, innermost_message
+from coedge.graph.input_shapes import check_input
+
+
+def load_torch() -> Any:
+    """Import torch.
+
+    Raises:
+        CaptureError: torch is not installed.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise CaptureError(
+            "capturing a module needs torch, which is not installed here: pip install 'coedge[full]'"
+        ) from None
+    return torch
+
+
+def export_module(module: Any, example: Any) -> tuple[onnx.ModelProto, str | None]:
+    """Export a module in eval mode; its training flags are restored afterwards.
+
+    Returns:
+        The ONNX graph, and the structure of the outputs (see `Model.structure`).
+
+    Raises:
+        CaptureError: the example is missing or is no image, or the module does not export.
+    """
+    torch = load_torch()
+    if example is None:
+        raise CaptureError("capturing a module needs an example input: coedge.capture(module, example)")
+    values = example if isinstance(example, (tuple, list)) else (example,)
+    for value in values:
+        if not isinstance(value, (torch.Tensor, np.ndarray)):
+            raise CaptureError(
+                f"the example holds a {type(value).__name__}; give a tensor or an array, or a tuple of them"
+            )
+    tensors = tuple(torch.as_tensor(v) for v in values)
+    for tensor in tensors:
+        check_input("example", tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+    training = {m: m.training for m in module.modules()}
+    try:
+        module.eval()
+        with _quiet(), torch.no_grad():
+            program = torch.export.export(module, tensors, strict=False)
+        return export_program(program)
+    except CaptureError:
+        raise
+    except Exception as error:
+        raise CaptureError(f"{type(module).__name__} does not export: {innermost_message(error)}") from error
+    finally:
+        for part, mode in training.items():
+            part.training = mode
+
+
+def load_program(path: Path) -> Any:
+    """Load a `torch.export.ExportedProgram` from a file.
+
+    Raises:
+        CaptureError: the file holds something else.
+    """
+    torch = load_torch()
+    try:
+        return torch.export.load(path)
+    except Exception as error:
+        raise CaptureError(f"{path} is not a torch.export program: {innermost_message(error)}") from error
+
+
+def export_program(program: Any) -> tuple[onnx.ModelProto, str | None]:
+    """Export a `torch.export.ExportedProgram`.
+
+    Returns:
+        The ONNX graph, and the structure of the outputs (see `Model.structure`). None where torch cannot write the
+        structure down.
+
+    Raises:
+        CaptureError: an output is not a tensor, or the program does not export.
+    """
+    import torch
+    from torch.utils import _pytree
+
+    for position, output in enumerate(program.graph_signature.output_specs):
+        if hasattr(output.arg, "value"):
+            raise CaptureError(
+                f"value {position} of what the module returns is {output.arg.value!r}, not a tensor; "
+                "wrap the module in one that returns tensors only"
+            )
+    try:
+        with _quiet(), torch.no_grad():
+            exported = torch.onnx.export(program, dynamo=True, verbose=False)
+    except Exception as error:
+        raise CaptureError(f"the program does not export to ONNX: {innermost_message(error)}") from error
+    structure = None
+    with contextlib.suppress(NotImplementedError, AttributeError, ValueError):
+        structure = _pytree.treespec_dumps(program.call_spec.out_spec)
+    return exported.model_proto, structure
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppress what the exporter logs and prints. Its errors come back as exceptions."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    nowhere = io.StringIO()
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
