@@ -1,4 +1,4 @@
-"""The documentation: `make docs`, or `python -m sphinx -W docs docs/_build`."""
+"""Sphinx configuration: `make docs`, or `python -m sphinx -W docs docs/_build`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ exclude_patterns = ["_build", "extensions"]
 myst_enable_extensions = ["dollarmath", "attrs_block"]
 myst_heading_anchors = 3
 
-# Docstrings say `name`, as code.
+# `name` in docstrings is code.
 default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

@@ -74,6 +74,18 @@ def test_a_worker_declares_no_library_of_the_centre() -> None:
     assert requirements("full").keys() >= HEAVY
 
 
+def test_every_dependency_is_explained() -> None:
+    page = (ROOT / "docs/reference/dependencies.md").read_text(encoding="utf-8")
+    explained = {
+        name for line in page.splitlines() if line.startswith("| `") for name in re.findall(r"`([\w.-]+)`", line)
+    }
+    assert requirements("full", "dev").keys() - explained == set()
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
 # ---------------------------------------------------------------- environments made from the lock
 
 

@@ -1,4 +1,4 @@
-"""Pages that follow from the code, as MyST directives.
+"""MyST directives that generate pages from the code.
 
 ```{config-keys} coedge.config.cluster_config:ClusterConfig      a table of every key of a pydantic model
 ```{command-line}                                 a section for each command, with its arguments and options
@@ -20,13 +20,13 @@ from sphinx.util.docutils import SphinxDirective
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Rows of Markdown text; what would end a cell is escaped."""
+    """Return a Markdown table; a `|` inside a cell is escaped."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 class Generated(SphinxDirective):
-    """A directive whose content is Markdown that `text` makes."""
+    """Directive whose content is the Markdown text that `text` returns."""
 
     def run(self) -> list[nodes.Node]:
         return self.parse_text_to_nodes(self.text(), allow_section_headings=True)
@@ -44,7 +44,7 @@ class ConfigKeys(Generated):
         module, _, name = self.arguments[0].partition(":")
         rows = describe_keys(getattr(importlib.import_module(module), name))
         return markdown_table(
-            ("key", "takes", "default", "what it is"),
+            ("key", "type", "default", "meaning"),
             [(f"`{row['key']}`", row["type"], _as_code(row["default"]), row["description"]) for row in rows],
         )
 
@@ -64,19 +64,19 @@ class CommandLine(Generated):
 
 
 def command_parts(command: Any, path: str, level: int = 2) -> Iterator[str]:
-    """The section of a command, and of those below it."""
+    """Yield the section of a command and of its subcommands."""
     yield f"{'#' * level} {path}"
     yield re.sub(r"^Example: (.+)$", r"Example: `\1`", inspect.cleandoc(command.help or ""), flags=re.MULTILINE)
     rows = [(_names(one), one.help or "", _default(one)) for one in command.params if one.name != "help"]
     if rows:
-        yield markdown_table(("", "what it does", "default"), rows)
+        yield markdown_table(("", "meaning", "default"), rows)
     for name, inner in getattr(command, "commands", {}).items():
         yield from command_parts(inner, f"{path} {name}", level + 1)
 
 
 def _names(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
-        return f"`{parameter.name.upper()}`" + ("" if parameter.required else ", may be left out")
+        return f"`{parameter.name.upper()}`" + ("" if parameter.required else ", optional")
     return ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
 
 
@@ -94,7 +94,7 @@ class ErrorTable(Generated):
         for kind in kinds:
             bases = ", ".join(f"`{base.__name__}`" for base in kind.__bases__)
             rows.append((f"`{kind.__name__}`", bases, inspect.getdoc(kind) or ""))
-        return markdown_table(("error", "is a", "what it says"), rows)
+        return markdown_table(("error", "is a", "meaning"), rows)
 
 
 class PublicApi(Generated):
@@ -111,10 +111,12 @@ class PublicApi(Generated):
 
 
 def keep_drawings(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings are for reading in an editor: what is indented after a blank line is a drawing or code, so it
-    becomes a literal block."""
+    """Turn text that is indented after a blank line, a drawing or code, into a literal block.
+
+    Docstrings are written to be read in an editor, without the markup of literal blocks.
+    """
     if what == "property":
-        lines.insert(0, "")  # napoleon takes the words before a colon in the first line for a type
+        lines.insert(0, "")  # napoleon reads the words before a colon in the first line as a type
     out: list[str] = []
     for index, line in enumerate(lines):
         begins = line.startswith("    ") and index > 0 and not lines[index - 1].strip()
@@ -128,7 +130,7 @@ def keep_drawings(app: Sphinx, what: str, name: str, value: Any, options: Any, l
 def short_signature(
     app: Sphinx, what: str, name: str, value: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None] | None:
-    """Of pydantic models the keys and their defaults: what they take stands in the tables."""
+    """Return the keys and defaults of a pydantic model; the tables have their types."""
     from pydantic import BaseModel
 
     if not (inspect.isclass(value) and issubclass(value, BaseModel)):

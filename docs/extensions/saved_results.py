@@ -1,9 +1,9 @@
-"""Result tables, made anew from saved samples whenever the pages are built.
+"""MyST directives that make result tables from saved samples when the pages are built.
 
-    ```{comparisons}      each folder here that `coedge bench --out` wrote (comparison.json, samples.csv)
-    ```{paper-figures}    what `python -m benchmarks.paper` wrote (paper.json)
+    ```{comparisons}      the folders here that `coedge bench --out` wrote (comparison.json, samples.csv)
+    ```{paper-figures}    the file that `python -m benchmarks.paper` wrote (paper.json)
 
-Pictures that lie beside the samples are shown below the tables.
+Pictures in the same folders follow the tables.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from sphinx.application import Sphinx
 
 
 class _Saved(Generated):
-    """Files are looked for in the folder of the page."""
+    """Directive that reads files in the folder of its page."""
 
     def run(self) -> list[Any]:
         for path in sorted(self._folder.rglob("*.json")):
             self.env.note_dependency(str(path))
-        self.env.note_reread()  # what is not there yet cannot be a dependency
+        self.env.note_reread()  # a file that does not exist yet cannot be a dependency
         return super().run()
 
     @property
@@ -34,20 +34,20 @@ class _Saved(Generated):
 class Comparisons(_Saved):
     def text(self) -> str:
         folders = [path.parent for path in sorted(self._folder.glob("*/comparison.json"))]
-        return "\n\n".join(comparison_text(folder, folder.name) for folder in folders) or "None is saved yet."
+        return "\n\n".join(comparison_text(folder, folder.name) for folder in folders) or "No comparison is saved."
 
 
 class PaperFigures(_Saved):
     def text(self) -> str:
         path = self._folder / "paper.json"
-        return paper_text(path) if path.is_file() else "Nothing is saved yet."
+        return paper_text(path) if path.is_file() else "No figures are saved."
 
 
 def comparison_text(folder: Path, address: str) -> str:
-    """Tables and pictures of one comparison, as Markdown.
+    """Return tables and pictures of one comparison, as Markdown.
 
     Args:
-        address: of the folder, from the page.
+        address: path of the folder, relative to the page.
     """
     from orchestrator.bench.comparison import load
     from orchestrator.bench.table import mean_to_bound, means_of, rows_of
@@ -56,7 +56,7 @@ def comparison_text(folder: Path, address: str) -> str:
     rows = rows_of(comparison.cases, samples)
     machine = ", ".join(f"{key} {value}" for key, value in comparison.environment.items() if value not in ("", None))
     parts = [
-        f"### {folder.name}",
+        f"## {folder.name}",
         f"{comparison.cluster}; images of {comparison.size} x {comparison.size}; {comparison.frames} frames each, in "
         f"turns; {comparison.begun}; {machine}. Joules: {comparison.energy_source}.",
     ]
@@ -82,7 +82,7 @@ def comparison_text(folder: Path, address: str) -> str:
         remarks = [f"`{row.case.scheme}`: {row.case.problem or row.case.note}" for row in here if _remark(row.case)]
         parts += ["\n".join(f"* {remark}" for remark in remarks)] if remarks else []
     if means := means_of(rows):
-        parts.append("What each takes, over what `auto` takes: geometric means over the networks.")
+        parts.append("Values of each scheme over those of `auto`: geometric means over the networks.")
         parts.append(
             markdown_table(
                 ("scheme", "networks", "latency", "joules", "least", "on"),
@@ -99,7 +99,7 @@ def comparison_text(folder: Path, address: str) -> str:
 
 
 def paper_text(path: Path) -> str:
-    """A table per figure and rate, what was reproduced, and pictures, as Markdown."""
+    """Return a table per figure and link rate, and the pictures, as Markdown."""
     kept = json.loads(path.read_text(encoding="utf-8"))
     parts = [f"{kept['cluster']}; {kept['frames']} frames of each plan." if kept["frames"] else f"{kept['cluster']}."]
     groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
@@ -117,7 +117,7 @@ def paper_text(path: Path) -> str:
 
 
 def _figures(point: Mapping[str, Any]) -> list[str]:
-    """Milliseconds and joules, from each source."""
+    """Return milliseconds, then joules, from the paper, the prediction and the measurement."""
     sources = [point[source] for source in ("paper", "predicted", "measured")]
     return [_number(value[quantity], 1, ".3g") for quantity in ("ms", "joules") for value in sources]
 
