@@ -176,7 +176,7 @@ def test_the_explanation_names_what_binds_and_everybody_left_out(cli, net: str, 
     shown = cli(*args)
     assert shown.code == 0
     for words in (
-        "what binds: camera computing, 100% of the latency", "camera 1 % faster", "devices left out:",
+        "bottleneck: camera computing, 100% of the latency", "camera 1 % faster", "unused devices:",
         "adding board-1 would", "adding far would raise latency from", "without board-2",
     ):  # fmt: skip
         assert words in shown.out, words

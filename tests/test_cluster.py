@@ -488,7 +488,7 @@ def test_a_stream_for_throughput_runs_a_mixture_of_plans(cluster: Cluster) -> No
     frames = [image(SHAPE, seed=i) for i in range(40)]
     stream = coedge.Objective(goal="throughput")
     mixture = cluster.mixture(model)
-    assert mixture is cluster.mixture(model, stream) and sum(mixture.parts) == pytest.approx(1.0)
+    assert mixture is cluster.mixture(model, stream) and sum(mixture.weights) == pytest.approx(1.0)
     # Whatever was measured, of more plans than one.
     plans = (alone(model, "home"), halves(model, "mid", "low"), alone(model, "low"))
     mixed = dataclasses.replace(mixture, plans=plans, parts=(0.5, 0.3, 0.2))
@@ -500,7 +500,7 @@ def test_a_stream_for_throughput_runs_a_mixture_of_plans(cluster: Cluster) -> No
         assert count == len(frames)
     epochs = cluster._loader.epoch
     jobs = list(cluster.stream_jobs(model, frames, plan=mixed))
-    assert [job.plan for job in jobs] == [plans[part] for part in assign_frames(mixed.parts, len(frames))]
+    assert [job.plan for job in jobs] == [plans[part] for part in assign_frames(mixed.weights, len(frames))]
     assert jobs[-1].timeline.devices and jobs[-1].latency_seconds > 0
     assert cluster._loader.epoch == epochs, "what is loaded stays loaded"
 

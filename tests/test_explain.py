@@ -27,18 +27,12 @@ from coedge.simulation.simulator import simulate
 from orchestrator.evaluation.evaluator import Evaluator
 from orchestrator.planner.explain import sensitivity
 from orchestrator.planner.explain.constraints import check_constraints
-from orchestrator.planner.explain.explain import busiest_of, explain, parts_of, path_of
-from orchestrator.planner.explain.explanation import (
-    Explanation,
-    Figures,
-    energy_source,
-    figures_of,
-    goal_words,
-    joules,
-    mbps,
-)
-from orchestrator.planner.explain.explanation import milliseconds as ms
+from orchestrator.planner.explain.explain import busiest_of, explain, path_of, progress_steps
+from orchestrator.planner.explain.explanation import Explanation
+from orchestrator.planner.explain.figures import Figures, energy_source, figures_of
 from orchestrator.planner.explain.unused_devices import unused, unused_devices
+from orchestrator.planner.explain.wording import goal_words, joules, mbps
+from orchestrator.planner.explain.wording import milliseconds as ms
 from orchestrator.planner.planner import SCHEMES, make_plan
 from orchestrator.search.draft import DraftStage
 from orchestrator.search.forced_inclusion import work_share
@@ -124,11 +118,11 @@ def test_one_percent_of_one_device_alone() -> None:
     model = two_layers(2)
     profile = cluster(model, ("a",), power=PowerConfig(compute_watts=3.0))
     found = explain(made(one_stage(model, {"a": UNIT}, "a"), model, profile), model, profile, Objective())
-    (worth,) = found.worths
+    (worth,) = found.sensitivities
     assert worth.change == "a 1 % faster"
     assert worth.saves.latency_seconds == pytest.approx(16 - 16 / 1.01)
     assert worth.saves.energy_joules == pytest.approx(3 * (16 - 16 / 1.01))
-    assert found.binds == "a computing, 100% of the latency"
+    assert found.bottleneck == "a computing, 100% of the latency"
 
 
 def test_links_that_are_waited_for_are_worth_something_and_others_nothing() -> None:
@@ -137,7 +131,7 @@ def test_links_that_are_waited_for_are_worth_something_and_others_nothing() -> N
     profile = cluster(model, seconds_per_row={"a": 0.001, "b": 1.0}, rate=100.0, latency=0.1)
     plan = plan_of(model, [(1, {"a": UPPER, "b": LOWER}), (1, {"b": UNIT})], "a", "a")
     found = explain(made(plan, model, profile), model, profile, Objective())
-    saved = {worth.change: worth.saves.latency_seconds for worth in found.worths}
+    saved = {worth.change: worth.saves.latency_seconds for worth in found.sensitivities}
     before = figures_of(run(plan, profile, model), profile)
     for change, changed in {
         "b 1 % faster": sensitivity.faster_device(profile, "b", 1.01),
@@ -148,7 +142,7 @@ def test_links_that_are_waited_for_are_worth_something_and_others_nothing() -> N
         after = figures_of(run(plan, changed, model), changed)
         assert saved[change] == pytest.approx(before.latency_seconds - after.latency_seconds) and saved[change] > 0
     assert "a 1 % faster" not in saved
-    assert [w.saves.latency_seconds for w in found.worths] == sorted(saved.values(), reverse=True)
+    assert [w.saves.latency_seconds for w in found.sensitivities] == sorted(saved.values(), reverse=True)
 
 
 def test_a_medium_is_worth_what_its_links_are_not() -> None:
@@ -156,7 +150,7 @@ def test_a_medium_is_worth_what_its_links_are_not() -> None:
     air = Medium(name="air", devices=("a", "b"), bytes_per_second=64.0)
     profile = cluster(model, rate=64.0, media=(air,))
     plan = made(one_stage(model, {"b": UNIT}, "a"), model, profile)
-    saved = {w.change: w.saves.latency_seconds for w in explain(plan, model, profile, Objective()).worths}
+    saved = {w.change: w.saves.latency_seconds for w in explain(plan, model, profile, Objective()).sensitivities}
     wire = 2 * model.inputs[0].region_nbytes(model.inputs[0].whole) / 64
     assert saved["10 % more bandwidth of air"] == pytest.approx(wire * (1 - 1 / 1.1))
     assert "10 % more bandwidth a -> b" not in saved
@@ -168,9 +162,9 @@ def test_for_a_stream_only_the_busiest_is_worth_something() -> None:
     goal = Objective(goal="throughput")
     found = explain(made(layer_split(model, 1, "a"), model, profile, goal), model, profile, goal)
     assert found.busiest == "b" and found.busiest_seconds == pytest.approx(24)
-    assert [worth.change for worth in found.worths] == ["b 1 % faster"]
-    assert found.worths[0].saves.throughput_fps == pytest.approx(0.01 / 24)
-    assert "b, busy for 24000 ms with every frame" in str(found) and "gains" in str(found)
+    assert [worth.change for worth in found.sensitivities] == ["b 1 % faster"]
+    assert found.sensitivities[0].saves.throughput_fps == pytest.approx(0.01 / 24)
+    assert "b, busy for 24000 ms per frame" in str(found) and "gains" in str(found)
 
 
 @given(data=st.data())
@@ -257,16 +251,16 @@ def test_a_deadline_that_binds_says_what_more_time_would_bring() -> None:
     between = (free.predicted.latency_seconds + least.predicted.latency_seconds) / 2 * 1e3
     plan, found = constraint(Objective(goal="energy", deadline_ms=between), model, profile)
     (deadline,) = found.values()
-    assert plan.feasible and deadline.state == "binds" and deadline.worth is not None
-    assert "to spare" in deadline.text and "for every ms" in deadline.text
+    assert plan.feasible and deadline.state == "binds" and deadline.sensitivity is not None
+    assert "to spare" in deadline.text and "less for every ms" in deadline.text
     # True: with that deadline the planner finds a plan that saves at least so much.
     assert plan.predicted is not None
-    later = (plan.predicted.latency_seconds - deadline.worth.saves.latency_seconds) * 1e3
+    later = (plan.predicted.latency_seconds - deadline.sensitivity.saves.latency_seconds) * 1e3
     assert later > between
     again = make_plan(model, profile, Objective(goal="energy", deadline_ms=later * (1 + 1e-9)))
     assert again.predicted is not None and again.feasible
     saved = plan.predicted.energy_joules - again.predicted.energy_joules
-    assert saved >= deadline.worth.saves.energy_joules * (1 - 1e-3) > 0
+    assert saved >= deadline.sensitivity.saves.energy_joules * (1 - 1e-3) > 0
 
 
 def test_a_deadline_is_broken_or_met() -> None:
@@ -274,14 +268,14 @@ def test_a_deadline_is_broken_or_met() -> None:
     _, found = constraint(Objective(deadline_ms=1e-3), model, profile)
     assert next(iter(found.values())).state == "broken" and "no plan found takes less than" in str(found)
     _, found = constraint(Objective(deadline_ms=1e6), model, profile)
-    assert next(iter(found.values())).state == "met" and "a later one would not help" in str(found)
+    assert next(iter(found.values())).state == "met" and "a later deadline would not help" in str(found)
 
 
 def test_what_misses_its_deadline_is_explained_for_least_latency() -> None:
     model, profile = rack()
     objective = Objective(goal="energy", deadline_ms=1e-3)
     found = explain(make_plan(model, profile, objective), model, profile, objective)
-    assert found.objective.goal == "latency" and "of the latency; and deadline" in found.binds
+    assert found.objective.goal == "latency" and "of the latency; and deadline" in found.bottleneck
 
 
 def test_keeping_layers_on_the_source_costs_what_planning_without_says() -> None:
@@ -290,10 +284,10 @@ def test_keeping_layers_on_the_source_costs_what_planning_without_says() -> None
     plan, found = constraint(objective, model, profile)
     kept = found["keep_local 4"]
     fewer = make_plan(model, profile, Objective(goal="energy", keep_local=3))
-    assert kept.state == "binds" and kept.worth is not None and kept.worth.change == "keep_local 3"
+    assert kept.state == "binds" and kept.sensitivity is not None and kept.sensitivity.change == "keep_local 3"
     assert plan.predicted and fewer.predicted
     saved = plan.predicted.energy_joules - fewer.predicted.energy_joules
-    assert kept.worth.saves.energy_joules == pytest.approx(saved)
+    assert kept.sensitivity.saves.energy_joules == pytest.approx(saved)
     assert goal_words(_figures(make_plan(model, profile, Objective(goal="energy"))), objective) in kept.text
 
 
@@ -302,8 +296,8 @@ def test_a_device_that_is_excluded_is_missed_or_not() -> None:
     objective = Objective(goal="energy")
     useless = synthetic_profile(model, {"a": 1.0, "b": 0.4, "slow": 1e-3}, 1e7, 1e-5, {"a": (20.0, 0.1)})
     _, found = constraint(objective, model, profile.without(["b", "c"]), profile)
-    assert found["without b"].state == "binds" and found["without b"].worth is not None
-    assert found["without b"].worth.saves.energy_joules > 0
+    assert found["without b"].state == "binds" and found["without b"].sensitivity is not None
+    assert found["without b"].sensitivity.saves.energy_joules > 0
     _, found = constraint(Objective(), model, useless.without(["slow"]), useless)
     assert found["without slow"].state == "met"
 
@@ -323,7 +317,7 @@ def test_memory_that_is_short_is_said_with_what_more_is_worth() -> None:
     states = {name: c.state for name, c in found.items()}
     assert "binds" in states.values(), states
     bound = next(c for c in found.values() if c.state == "binds")
-    assert bound.worth is not None and bound.worth.saves.energy_joules > 0
+    assert bound.sensitivity is not None and bound.sensitivity.saves.energy_joules > 0
     _, found = constraint(Objective(goal="energy"), model, _limited(profile, "b", 1e9))
     assert [c.state for c in found.values()] == ["met"]
 
@@ -372,7 +366,7 @@ def test_everybody_has_a_share_or_is_left_out_and_alike_ones_are_together() -> N
     assert unused(plan, profile) == [("b", "c"), ("d",)]
     found = unused_devices(plan, model, profile, Objective())
     assert [item.devices for item in found] == [("b", "c"), ("d",)]
-    assert parts_of(plan, profile) == 4
+    assert progress_steps(plan, profile) == 4
     assert unused(SCHEMES["equal"](model, profile, Objective()), profile) == []
 
 
@@ -387,25 +381,25 @@ def test_a_slow_link_is_to_blame_and_how_fast_it_would_have_to_be_is_true() -> N
     plan = SCHEMES["local"](model, profile, Objective())
     (item,) = unused_devices(plan, model, profile, Objective())
     words = item.words(Objective())
-    assert item.with_it is not None and item.with_it.latency_seconds > item.now.latency_seconds
-    assert words.startswith(f"adding b would raise latency from {ms(item.now.latency_seconds)} to ")
+    assert item.with_device is not None and item.with_device.latency_seconds > item.current.latency_seconds
+    assert words.startswith(f"adding b would raise latency from {ms(item.current.latency_seconds)} to ")
     assert "its link carries 1.6 Mbit/s; it would pay from about" in words
     rate = float(words.split("from about ")[1].split(" Mbit/s")[0]) * 1e6 / 8
     for factor, pays in ((1.05, True), (0.8, False)):
         other = slow_link(rate * factor)[1]
         (changed,) = unused_devices(SCHEMES["local"](model, other, Objective()), model, other, Objective())
-        assert changed.with_it is not None
-        assert (changed.with_it.latency_seconds < changed.now.latency_seconds) == pays
+        assert changed.with_device is not None
+        assert (changed.with_device.latency_seconds < changed.current.latency_seconds) == pays
 
 
 @pytest.mark.parametrize(
     ("speeds", "rate", "latency", "objective", "words"),
     [
         ({"a": 1.0, "b": 1e-3}, 1e9, 0.0, Objective(), ["it computes at 0.001 x the speed of a"]),
-        ({"a": 1.0, "b": 1.0}, 1e9, 5e-3, Objective(), ["a message to or from it is 5.00 ms on its way"]),
+        ({"a": 1.0, "b": 1.0}, 1e9, 5e-3, Objective(), ["its link has a latency of 5.00 ms"]),
         (
             {"a": 1.0, "b": 1.0}, 1e9, 0.0, Objective(goal="energy"),
-            ["would raise joules", "computing takes 9 W there (configured)", "W or less"],
+            ["would raise energy", "it takes 9 W to compute (configured)", "W or less"],
         ),
     ],
 )  # fmt: skip
@@ -438,8 +432,8 @@ def test_who_cannot_take_part_is_said() -> None:
     objective = Objective(keep_local=len(model.layers))
     plan = make_plan(model, profile, objective)
     (item,) = unused_devices(plan, model, profile, objective)
-    assert item.with_it is None
-    assert item.words(objective) == f"b cannot take part: all {len(model.layers)} layers are to stay on a"
+    assert item.with_device is None
+    assert item.words(objective) == f"b cannot take part: all {len(model.layers)} layers have to stay on a"
 
 
 @given(data=st.data())
@@ -453,15 +447,15 @@ def test_any_plan_of_any_cluster_is_explained(data: st.DataObject) -> None:
     plan = make_plan(model, profile, objective, scheme)
     parts: list[None] = []
     found = explain(plan, model, profile, objective, done=lambda: parts.append(None))
-    assert len(parts) == parts_of(plan, profile)
+    assert len(parts) == progress_steps(plan, profile)
     assert plan.predicted is not None
     assert found.figures.latency_seconds == pytest.approx(plan.predicted.latency_seconds)
     assert found.figures.energy_joules == pytest.approx(plan.predicted.energy_joules)
     assert {n for item in found.unused_devices for n in item.devices} == set(profile.names) - set(plan.used_devices)
     for item in found.unused_devices:
         assert item.reason
-        assert item.with_it is None or item.share > 0
-    assert str(found).startswith("what binds: ") and Explanation.model_validate_json(found.model_dump_json()) == found
+        assert item.with_device is None or item.share > 0
+    assert str(found).startswith("bottleneck: ") and Explanation.model_validate_json(found.model_dump_json()) == found
 
 
 def test_the_work_of_a_frame_is_shared_out() -> None:
@@ -478,9 +472,9 @@ def test_plans_of_other_devices_and_models_are_refused() -> None:
     profile = cluster(model)
     elsewhere = layer_split(model, 1)  # ends on b
     check_plan(elsewhere, model)
-    with pytest.raises(PlanError, match="to b; what is explained goes from a and back"):
+    with pytest.raises(PlanError, match="to b, but only a plan from a and back"):
         explain(elsewhere, model, profile, Objective())
     with pytest.raises(PlanError, match="the profile is of model"):
         explain(elsewhere, halos(), profile, Objective())
-    with pytest.raises(PlanError, match="by devices of the profile: b"):
+    with pytest.raises(PlanError, match=r"by devices of the profile \(b\)"):
         explain(made(layer_split(model, 1, "a"), model, profile), model, cluster(model, ("b",)), Objective())

@@ -16,7 +16,7 @@ from coedge.plan.lowering import lower
 from coedge.plan.memory import held_nbytes
 from coedge.profile.profile import Profile, scaled
 from orchestrator.evaluation.divisible_load import bound_seconds
-from orchestrator.planner.mixture import MOST_PASSING, Mixture, make_mixture
+from orchestrator.planner.mixture import MAX_WAITING_FRAMES, Mixture, make_mixture
 from orchestrator.planner.planner import SCHEMES, make_plan
 
 STREAM = Objective(goal="throughput")
@@ -29,7 +29,7 @@ def test_a_mixture_is_at_least_as_fast_as_every_plan_and_is_really_reached(data:
     model = chain(seed % 20, layers=4, rows=12)
     profile = small_profile(seed, model, data.draw(st.integers(1, 4)))
     mixture = make_mixture(model, profile, STREAM)
-    assert sum(mixture.parts) == pytest.approx(1.0) and all(part > 0 for part in mixture.parts)
+    assert sum(mixture.weights) == pytest.approx(1.0) and all(weight > 0 for weight in mixture.weights)
     for scheme in SCHEMES:
         plan = make_plan(model, profile, STREAM, scheme)
         assert plan.predicted is not None
@@ -37,7 +37,7 @@ def test_a_mixture_is_at_least_as_fast_as_every_plan_and_is_really_reached(data:
     in_flight = mixture.in_flight
     timeline = mixture.simulate(model, profile, frames=8 * in_flight + 1)
     assert timeline.steady_fps(in_flight) >= 0.95 * mixture.rate_fps
-    assert sum(mixture.worth.values()) == pytest.approx(1.0, abs=0.01)
+    assert sum(mixture.shadow_prices.values()) == pytest.approx(1.0, abs=0.01)
 
 
 def test_devices_that_have_the_frames_share_them_by_speed() -> None:
@@ -107,7 +107,7 @@ def test_a_device_that_is_too_slow_for_answers_in_order_is_left_out(seed: int, s
     mixture = make_mixture(model, profile, STREAM)
     alone = make_mixture(model, profile.without(["d1"]), STREAM)
     for plan in mixture.plans:
-        assert plan.predicted and plan.predicted.latency_seconds * mixture.rate_fps <= MOST_PASSING * (1 + 1e-6)
+        assert plan.predicted and plan.predicted.latency_seconds * mixture.rate_fps <= MAX_WAITING_FRAMES * (1 + 1e-6)
     assert mixture.rate_fps >= alone.rate_fps * (1 - 1e-6)
     timeline = mixture.simulate(model, profile, frames=8 * mixture.in_flight + 1)
     assert timeline.steady_fps(mixture.in_flight) >= 0.95 * mixture.rate_fps

@@ -21,7 +21,7 @@ from coedge.graph.model import Model
 from coedge.plan.plan import Plan, check_plan
 from coedge.profile.profile import Profile
 from orchestrator.evaluation.evaluator import Evaluation, Evaluator
-from orchestrator.planner.pareto import SAME, frontier, pareto, parts_of, spread
+from orchestrator.planner.pareto import TOLERANCE, frontier, pareto, progress_steps, spread
 from orchestrator.planner.planner import SCHEMES, make_plan
 
 pytestmark = pytest.mark.usefixtures("brief_search")
@@ -46,7 +46,7 @@ def test_from_least_latency_to_least_joules() -> None:
     fastest, thriftiest = make_plan(model, profile), make_plan(model, profile, Objective(goal="energy"))
     assert fastest.predicted and thriftiest.predicted
     assert found[0][0] <= fastest.predicted.latency_seconds * (1 + 1e-9)
-    assert found[-1][1] <= thriftiest.predicted.energy_joules * (1 + 2 * SAME)
+    assert found[-1][1] <= thriftiest.predicted.energy_joules * (1 + 2 * TOLERANCE)
     assert all(plan.feasible and plan.predicted and plan.predicted.bound_seconds for plan in plans)
 
 
@@ -76,7 +76,7 @@ def test_no_plan_beats_another_and_no_scheme_beats_one(data: st.DataObject) -> N
     parts: list[None] = []
     plans = pareto(model, profile, Objective(), points, lambda: parts.append(None))
     found = costs(plans)
-    assert 1 <= len(plans) <= points and len(parts) <= parts_of(points)
+    assert 1 <= len(plans) <= points and len(parts) <= progress_steps(points)
     for plan in plans:
         check_plan(plan, model)
     for (seconds, joules), (later, fewer) in zip(found, found[1:]):
@@ -85,7 +85,7 @@ def test_no_plan_beats_another_and_no_scheme_beats_one(data: st.DataObject) -> N
     for scheme in SCHEMES.values():
         for goal in ("latency", "energy"):
             ((seconds, joules),) = costs([scheme(model, profile, Objective(goal=goal))])
-            assert seconds >= found[0][0] * (1 - 1e-9) and joules >= found[-1][1] * (1 - 2 * SAME)
+            assert seconds >= found[0][0] * (1 - 1e-9) and joules >= found[-1][1] * (1 - 2 * TOLERANCE)
 
 
 @pytest.mark.parametrize("points", deep_after((4, 20), (4,)))

@@ -89,7 +89,7 @@ def _measure(
     from orchestrator.bench.environment import environment
     from orchestrator.bench.side_by_side import ONE_SESSION, side_by_side
     from orchestrator.cluster.cluster import connect
-    from orchestrator.planner.explain.explanation import energy_source
+    from orchestrator.planner.explain.figures import energy_source
 
     config = load_config(cluster or demo_config(), overrides)
     config = config.model_copy(update={"objective": objective(config.objective, *wanted)})

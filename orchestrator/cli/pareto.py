@@ -50,9 +50,9 @@ def pareto(
     Example: coedge pareto mobilenet_v2 --profile configs/testbeds/home-wifi.yaml --plot pareto.png
     """
     from orchestrator.cli.plan import as_row
-    from orchestrator.planner.explain.explanation import energy_source
+    from orchestrator.planner.explain.figures import energy_source
     from orchestrator.planner.pareto import pareto as best_plans
-    from orchestrator.planner.pareto import parts_of
+    from orchestrator.planner.pareto import progress_steps
     from orchestrator.planner.planner import SCHEMES, make_plan
 
     picture(plot)
@@ -65,7 +65,7 @@ def pareto(
         captured = load_model(model, size)
     check_keep_local(wanted.keep_local, captured)
     measured, _ = given.profiles(captured)
-    with progress("looking for plans", parts_of(points) + len(SCHEMES)) as done:
+    with progress("looking for plans", progress_steps(points) + len(SCHEMES)) as done:
         plans = best_plans(captured, measured, wanted, points, done)
         schemes = []
         for name in SCHEMES:

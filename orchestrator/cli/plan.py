@@ -61,7 +61,7 @@ def plan(
     Example: coedge plan vgg16 --profile configs/testbeds/home-wifi.yaml --goal energy --deadline 400ms --explain
     """
     from orchestrator.planner.explain.explain import explain as explained
-    from orchestrator.planner.explain.explain import parts_of
+    from orchestrator.planner.explain.explain import progress_steps
     from orchestrator.planner.mixture import make_mixture
     from orchestrator.planner.planner import AUTO, SCHEMES, check_scheme, make_plan
 
@@ -100,7 +100,7 @@ def plan(
         made.save(save)
     reasons = None
     if explain:
-        with progress("explaining", parts_of(made, measured)) as done:
+        with progress("explaining", progress_steps(made, measured)) as done:
             reasons = explained(made, captured, measured, wanted, everybody, done)
     if as_json:
         print(json.dumps(as_row(made, measured) | _mixed(mixture) | _explained(reasons)))
@@ -112,7 +112,7 @@ def plan(
 
 def as_row(plan: Plan, profile: Profile) -> dict[str, Any]:
     """The plan as JSON values, with what it does not say itself: who has a share, and where the watts come from."""
-    from orchestrator.planner.explain.explanation import energy_source
+    from orchestrator.planner.explain.figures import energy_source
 
     row: dict[str, Any] = json.loads(plan.model_dump_json())
     used = plan.used_devices
@@ -123,7 +123,7 @@ def _mixed(mixture: Mixture | None) -> dict[str, Any]:
     if mixture is None:
         return {}
     parts = [
-        {"part": part, "plan": json.loads(plan.model_dump_json())} for plan, part in zip(mixture.plans, mixture.parts)
+        {"part": part, "plan": json.loads(plan.model_dump_json())} for plan, part in zip(mixture.plans, mixture.weights)
     ]
     return {
         "mixture": {
@@ -141,7 +141,7 @@ def _explained(reasons: Explanation | None) -> dict[str, Any]:
 
 def _show_all(plans: list[Plan], profile: Profile, objective: Objective, as_json: bool) -> None:
     from orchestrator.cli.render import compare_table, console, ratio, say
-    from orchestrator.planner.explain.explanation import energy_source
+    from orchestrator.planner.explain.figures import energy_source
 
     best = plans[-1]
     if as_json:
@@ -156,7 +156,7 @@ def _show_all(plans: list[Plan], profile: Profile, objective: Objective, as_json
 
 def _show(plan: Plan, model: Model, profile: Profile, mixture: Mixture | None) -> None:
     from orchestrator.cli.render import console, plan_table, prediction_line, say
-    from orchestrator.planner.explain.explanation import energy_source
+    from orchestrator.planner.explain.figures import energy_source
 
     console.print(plan_table(plan, len(model.layers)))
     console.print(prediction_line(plan, energy_source(profile, plan.used_devices)))

@@ -95,7 +95,7 @@ def run(
     with connect(config) as joined:
         if saved is None and wanted.goal == "throughput" and (scheme or config.scheme) == AUTO:
             mixture = joined.mixture(captured, wanted)
-            plans, parts = mixture.plans, mixture.parts
+            plans, parts = mixture.plans, mixture.weights
             frames = itertools.repeat(array, repeat or STREAM_ROUNDS * mixture.in_flight + 1)
             for _ in joined.stream(captured, itertools.repeat(array, mixture.in_flight), plan=mixture):
                 pass  # warm
@@ -129,7 +129,7 @@ def _ran(plan: Plan, part: float, jobs: Sequence[Job]) -> _PlanRun:
 
 def _result(model_name: str, ran: Sequence[_PlanRun], measured: Profile, jobs: Sequence[Job]) -> dict[str, Any]:
     """As JSON values. Of several plans: per frame of the stream."""
-    from orchestrator.planner.explain.explanation import energy_source
+    from orchestrator.planner.explain.figures import energy_source
 
     latencies = [job.latency_seconds for job in jobs]
     busy: dict[str, float] = {}

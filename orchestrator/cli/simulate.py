@@ -194,7 +194,7 @@ def _stream(
     if not mixture:
         return _Stream((make_plan(model, profile, objective, scheme),), (1.0,))
     found = make_stream(model, profile, objective)
-    return _Stream(found.plans, found.parts, found.in_flight)
+    return _Stream(found.plans, found.weights, found.in_flight)
 
 
 def _check_devices(plan: Plan, profile: Profile) -> None:
@@ -219,7 +219,8 @@ def _show(stream: _Stream, timeline: Timeline, profile: Profile, in_flight: int)
     from coedge.simulation.gantt import text
     from orchestrator.cli.render import console, say, timeline_table
     from orchestrator.planner.explain.explain import busiest_of, path_of
-    from orchestrator.planner.explain.explanation import columns, energy_source, joules, milliseconds
+    from orchestrator.planner.explain.figures import energy_source
+    from orchestrator.planner.explain.wording import columns, joules, milliseconds
 
     for plan, part in zip(stream.plans, stream.parts):
         share = f"{part:.1%} of the frames by " if len(stream.plans) > 1 else ""

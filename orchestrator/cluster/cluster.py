@@ -257,11 +257,11 @@ class Cluster:
         elif plan is None:
             plan = self._feasible(model, wanted, scheme)
         if isinstance(plan, Mixture):
-            plans, parts, in_flight = list(plan.plans), list(plan.parts), max(plan.in_flight, self._credits)
+            plans, weights, in_flight = list(plan.plans), list(plan.weights), max(plan.in_flight, self._credits)
         else:
-            plans, parts, in_flight = [plan], [1.0], self._credits
+            plans, weights, in_flight = [plan], [1.0], self._credits
         self._loader.load_together(model, plans)
-        turns = frame_assignment(parts)
+        turns = frame_assignment(weights)
 
         def submit(x: Any) -> Job:
             return self._submit(model, _copies(model, x), wants_tensors(x), plans[next(turns)], seconds)

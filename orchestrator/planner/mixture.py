@@ -1,14 +1,14 @@
-"""Streams: the mixture of plans that answers most frames per second.
+"""Mixtures of plans for streams: the shares of frames per plan with the highest frame rate.
 
-Whole frames on one device, others split over several: each device and each link has a second per second, and a
-linear programme over plans deals it out.
+Some frames run whole on one device, others are split over several. A linear programme over plans divides the frames
+so that no device and no link is busy for more than its time:
 
     minimise    tau + w (joules per frame)            tau: seconds per frame
-    over        x_p >= 0, sum x_p = 1                 x_p: the part of the frames that goes by plan p
+    over        x_p >= 0, sum x_p = 1                 x_p: the share of the frames that uses plan p
     subject to  sum_p x_p use[p, r] <= tau            for every device, link and medium r
 
-Its multipliers say what a second of each resource is worth. A plan that uses less than tau at these prices would
-improve the mixture, and the cheapest such plan is a shortest path (column generation, Dantzig and Wolfe 1960).
+The multipliers of the constraints are the shadow prices of the resources. A plan improves the mixture if it uses less
+than tau at these prices. The cheapest such plan is a shortest path (column generation, Dantzig and Wolfe 1960).
 """
 
 from __future__ import annotations
@@ -37,174 +37,215 @@ from orchestrator.search.rounding import stages_of_path
 from orchestrator.search.shortest_path import Prices, shortest_path
 from orchestrator.search.stage_costs import StageCosts
 
-ROUNDS = 40
-LEAST_GAIN = 1e-4
-LEAST_PART = 1e-3
-# Answers leave in order, so while a slow plan has a frame the answers of the others wait. What it adds to the rate
-# is about one over the frames that pass meanwhile: beyond so many it is not worth their memory.
-MOST_PASSING = 100
-# Frames under way, over those that pass during the slowest plan's latency, as it is predicted for one alone.
-SLACK = 1.5
+# Rounds of column generation, and the smallest weight that a plan keeps.
+MAX_ROUNDS = 40
+MIN_WEIGHT = 1e-3
+# Answers leave in order, so while a slow plan has a frame the answers of the others wait in memory. A plan whose
+# latency spans more frames than this adds less than one per cent to the rate, and is not used.
+MAX_WAITING_FRAMES = 100
+# Factor on the frames that pass during the predicted latency of the slowest plan: in a stream frames also queue.
+IN_FLIGHT_MARGIN = 1.5
+
+Resource = tuple[str, str]  # kind ("device", "up", "down", "medium") and name
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Plans and the part of the frames that each gets.
+    """Plans and the share of the frames that each gets.
 
     Attributes:
-        parts: in the order of `plans`; they sum to one.
-        rate_fps: frames per second that the programme counts on.
-        energy_joules: per frame.
-        worth: per resource that has no time left, what a second more of it per second would bring, relative.
-        rounds: of column generation.
+        weights: share of the frames per plan, in the order of `plans`; the sum is one.
+        rate_fps: frames per second by the linear programme.
+        energy_joules: modelled joules per frame.
+        shadow_prices: for every resource without spare time, its multiplier in the linear programme; the sum is one.
+        rounds: number of rounds of column generation.
     """
 
     plans: tuple[Plan, ...]
-    parts: tuple[float, ...]
+    weights: tuple[float, ...]
     rate_fps: float
     energy_joules: float
-    worth: Mapping[str, float]
+    shadow_prices: Mapping[str, float]
     rounds: int
 
     @property
     def in_flight(self) -> int:
-        """Frames to be kept under way, so that nothing runs dry although answers leave in order: what passes while
-        the slowest plan has one, and some more; at least what a cluster has under way of one plan."""
+        """Number of frames in flight that keeps every resource busy although answers leave in order.
+
+        It covers the frames that pass during the latency of the slowest plan, with a margin. It is at least the number
+        of frames in flight of a cluster with a single plan.
+        """
         latencies = [plan.predicted.latency_seconds for plan in self.plans if plan.predicted]
         passing = self.rate_fps * max(latencies, default=0.0)
-        return max(math.ceil(SLACK * passing) + 2 * len(self.plans), credits_of(len(self.plans[0].devices)))
+        return max(math.ceil(IN_FLIGHT_MARGIN * passing) + 2 * len(self.plans), credits_of(len(self.plans[0].devices)))
 
     def simulate(self, model: Model, profile: Profile, frames: int = 200, in_flight: int | None = None) -> Timeline:
-        """The stream in virtual time, its frames dealt to the plans.
+        """Simulate a stream whose frames are assigned to the plans by weight.
 
         Args:
-            in_flight: frames under way; enough of them by default.
+            in_flight: number of frames in flight; `self.in_flight` by default.
         """
-        programs = [(lower(plan, model), part) for plan, part in zip(self.plans, self.parts)]
+        programs = [(lower(plan, model), weight) for plan, weight in zip(self.plans, self.weights)]
         return simulate_mixture(programs, profile, model, frames, in_flight or self.in_flight)
 
     def __str__(self) -> str:
-        lines = [f"{self.rate_fps:.2f} frames/s, {self.energy_joules:.3f} J a frame, in {len(self.plans)} plans:"]
-        lines += [f"{part:6.1%} of the frames by {plan}" for plan, part in zip(self.plans, self.parts)]
-        lines += [f"  {name}: no time left" for name in self.worth]
+        lines = [f"{self.rate_fps:.2f} frames/s, {self.energy_joules:.3f} J per frame, {len(self.plans)} plans:"]
+        lines += [f"{weight:6.1%} of the frames: {plan}" for plan, weight in zip(self.plans, self.weights)]
+        lines += [f"  {name}: fully used" for name in self.shadow_prices]
         return "\n".join(lines)
 
 
 def make_mixture(model: Model, profile: Profile, objective: Objective, known: Sequence[Plan] = ()) -> Mixture:
-    """The best mixture that is found.
+    """Return the best mixture that column generation finds.
 
     Args:
-        objective: its deadline and constraints hold for every plan; `energy_weight` for the mixture.
-        known: plans to begin with.
+        objective: deadline and constraints hold for every plan; `energy_weight` holds for the mixture.
+        known: plans to start with.
 
     Raises:
         InfeasibleError: no plan meets the constraints.
     """
-    evaluator = Evaluator(model, profile, objective)
-    costs = StageCosts(model, profile, ReceptiveFields(model), candidates(model, profile), objective.keep_local)
-    columns: dict[str, _Column] = {}
-
-    def add(evaluated: Evaluation) -> bool:
-        if evaluated.rank(objective)[0] > 0 or evaluated.plan.digest in columns:
-            return False
-        columns[evaluated.plan.digest] = _Column(evaluated, usage(evaluator.timeline(evaluated), profile))
-        return True
-
-    for plan in known:
-        add(evaluator.evaluate(plan.stages, plan.scheme))
-    for layout in costs.layouts:
-        if len(layout.devices) == 1:
-            add(evaluator.evaluate((layout.stage(0, len(model.layers) - 1),)))
-    for price in (Prices(), Prices(second=0.0, joule=1.0)):
-        path = shortest_path(costs, price)
-        if path is not None:
-            add(evaluator.evaluate(stages_of_path(path, costs)))
-    if not columns:
-        nearest = min(evaluator.evaluated.values(), key=lambda evaluated: evaluated.rank(objective))
-        raise InfeasibleError(f"no plan meets the objective; the nearest one: {evaluator.plan(nearest).reason}")
-    rounds, better = 0, True
-    while better and rounds < ROUNDS:
+    pool = _ColumnPool(model, profile, objective)
+    pool.start(known)
+    rounds, improved = 0, True
+    while improved and rounds < MAX_ROUNDS:
         rounds += 1
-        solved = _solve(list(columns.values()), objective)
-        better = False
-        for price in _prices(solved, costs, objective):
-            path = shortest_path(costs, price)
-            better |= path is not None and add(evaluator.evaluate(stages_of_path(path, costs)))
-    return _mixture(evaluator, _within_limits(list(columns.values()), model, profile, objective), rounds)
+        solution = _solve(pool.columns, objective)
+        improved = pool.add_paths(_prices(solution, pool.costs, objective))
+    return _mixture(pool.evaluator, _within_limits(pool.columns, model, profile, objective), rounds)
 
 
 @dataclass(frozen=True)
 class _Column:
-    """A plan, and the seconds of everything that a frame by it takes."""
+    """A plan, and the seconds that one of its frames takes of every resource."""
 
     evaluated: Evaluation
-    uses: dict[tuple[str, str], float]
+    uses: dict[Resource, float]
+
+
+class _ColumnPool:
+    """The plans that the linear programme may use."""
+
+    def __init__(self, model: Model, profile: Profile, objective: Objective) -> None:
+        self.model, self.profile, self.objective = model, profile, objective
+        self.evaluator = Evaluator(model, profile, objective)
+        self.costs = StageCosts(
+            model, profile, ReceptiveFields(model), candidates(model, profile), objective.keep_local
+        )
+        self._columns: dict[str, _Column] = {}
+
+    @property
+    def columns(self) -> list[_Column]:
+        return list(self._columns.values())
+
+    def start(self, known: Sequence[Plan]) -> None:
+        """Add the known plans, every device alone, and the plans of least latency and least energy.
+
+        Raises:
+            InfeasibleError: none of them meets the constraints.
+        """
+        for plan in known:
+            self._add(self.evaluator.evaluate(plan.stages, plan.scheme))
+        for layout in self.costs.layouts:
+            if len(layout.devices) == 1:
+                self._add(self.evaluator.evaluate((layout.stage(0, len(self.model.layers) - 1),)))
+        self.add_paths((Prices(), Prices(second=0.0, joule=1.0)))
+        if not self._columns:
+            nearest = min(self.evaluator.evaluated.values(), key=lambda evaluated: evaluated.rank(self.objective))
+            reason = self.evaluator.plan(nearest).reason
+            raise InfeasibleError(f"no plan meets the objective; the nearest one: {reason}")
+
+    def add_paths(self, prices: Sequence[Prices]) -> bool:
+        """Add the shortest path at each price; return whether any of them is a new plan."""
+        added = False
+        for price in prices:
+            path = shortest_path(self.costs, price)
+            added |= path is not None and self._add(self.evaluator.evaluate(stages_of_path(path, self.costs)))
+        return added
+
+    def _add(self, evaluated: Evaluation) -> bool:
+        """Add a plan unless it breaks a constraint or is in the pool; return whether it was added."""
+        if evaluated.rank(self.objective)[0] > 0 or evaluated.plan.digest in self._columns:
+            return False
+        uses = usage(self.evaluator.timeline(evaluated), self.profile)
+        self._columns[evaluated.plan.digest] = _Column(evaluated, uses)
+        return True
 
 
 @dataclass(frozen=True)
-class _Solved:
+class _Solution:
+    """A solution of the linear programme.
+
+    Attributes:
+        weights: share of the frames per column.
+        seconds: seconds per frame of the busiest resource.
+        cost: value of the linear programme, seconds.
+        shadow_prices: multipliers of the resources without spare time.
+    """
+
     columns: list[_Column]
-    parts: NDArray[np.float64]
+    weights: NDArray[np.float64]
     seconds: float
     cost: float
-    worth: dict[tuple[str, str], float]
+    shadow_prices: dict[Resource, float]
 
     @cached_property
     def used(self) -> list[_Column]:
-        """The plans that get frames."""
-        return [column for column, part in zip(self.columns, self.parts) if part > 0]
+        """Columns with a share of the frames."""
+        return [column for column, weight in zip(self.columns, self.weights) if weight > 0]
 
 
-def _solve(columns: list[_Column], objective: Objective) -> _Solved:
-    """The linear programme over these plans."""
+def _solve(columns: list[_Column], objective: Objective) -> _Solution:
+    """Solve the linear programme over the columns."""
     import cvxpy
 
     uses = [column.uses for column in columns]
     resources = sorted({name for use in uses for name in use})
     matrix = np.array([[use.get(name, 0.0) for use in uses] for name in resources])
-    unit = float(matrix.max(axis=0).min())
-    part, seconds = cvxpy.Variable(len(columns), nonneg=True), cvxpy.Variable()
-    limits = (matrix / unit) @ part <= seconds
+    unit = float(matrix.max(axis=0).min())  # seconds per frame of the fastest single plan
+    weight, seconds = cvxpy.Variable(len(columns), nonneg=True), cvxpy.Variable()
+    limits = (matrix / unit) @ weight <= seconds
     joules = np.array([column.evaluated.energy_joules for column in columns]) * (objective.energy_weight / unit)
-    problem = cvxpy.Problem(cvxpy.Minimize(seconds + joules @ part), [limits, cvxpy.sum(part) == 1])
+    problem = cvxpy.Problem(cvxpy.Minimize(seconds + joules @ weight), [limits, cvxpy.sum(weight) == 1])
     problem.solve(solver=cvxpy.CLARABEL)
-    values = np.where(part.value < LEAST_PART, 0.0, part.value)
-    values = values / values.sum()
-    busiest = float((matrix @ values).max())
-    worth = {name: float(value) for name, value in zip(resources, limits.dual_value) if value > 1e-6}
-    return _Solved(columns, values, busiest, float(problem.value) * unit, worth)
+    weights = np.where(weight.value < MIN_WEIGHT, 0.0, weight.value)
+    weights = weights / weights.sum()
+    busiest = float((matrix @ weights).max())
+    prices = {name: float(value) for name, value in zip(resources, limits.dual_value) if value > 1e-6}
+    return _Solution(columns, weights, busiest, float(problem.value) * unit, prices)
 
 
-def _within_limits(columns: list[_Column], model: Model, profile: Profile, objective: Objective) -> _Solved:
-    """The best mixture whose plans fit into the memory of every device together, and of which none is too slow.
+def _within_limits(columns: list[_Column], model: Model, profile: Profile, objective: Objective) -> _Solution:
+    """Solve with plans that fit into the memory of every device together and are not too slow for in-order answers.
 
-    A plan at a time is left out, the one that is missed least; every plan fits by itself.
+    Plans are removed one at a time, each time the one whose removal costs least. Every plan fits by itself, so the
+    loop ends with a feasible mixture.
     """
     while True:
-        solved = _solve(columns, objective)
-        if len(solved.used) == 1:
-            return solved
-        slow = [one for one in solved.used if one.evaluated.latency_seconds > MOST_PASSING * solved.seconds]
-        worst = slow or _crowded(solved.used, model, profile)
-        if not worst:
-            return solved
-        without = [_solve([other for other in columns if other is not one], objective) for one in worst]
-        columns = min(without, key=lambda solved: solved.cost).columns
+        solution = _solve(columns, objective)
+        if len(solution.used) == 1:
+            return solution
+        slow = [one for one in solution.used if one.evaluated.latency_seconds > MAX_WAITING_FRAMES * solution.seconds]
+        removable = slow or _over_memory(solution.used, model, profile)
+        if not removable:
+            return solution
+        without = [_solve([other for other in columns if other is not one], objective) for one in removable]
+        columns = min(without, key=lambda smaller: smaller.cost).columns
 
 
-def _crowded(columns: Sequence[_Column], model: Model, profile: Profile) -> list[_Column]:
-    """The plans with a part on the first device that has not the memory for all of them."""
+def _over_memory(columns: Sequence[_Column], model: Model, profile: Profile) -> list[_Column]:
+    """Return the plans with work on the first device that cannot hold them all; an empty list if all devices can."""
     limits = {d.name: d.memory_bytes for d in profile.devices if d.memory_bytes is not None}
     programs = [lower(one.evaluated.plan, model) for one in columns] if limits else []
     for name, limit in limits.items():
-        parts = [(one, lowered[name]) for one, lowered in zip(columns, programs) if lowered[name].steps]
-        if held_nbytes([(model, program) for _, program in parts], at_once=True) > limit:
-            return [one for one, _ in parts]
+        working = [(one, lowered[name]) for one, lowered in zip(columns, programs) if lowered[name].steps]
+        if held_nbytes([(model, program) for _, program in working], at_once=True) > limit:
+            return [one for one, _ in working]
     return []
 
 
-def usage(timeline: Timeline, profile: Profile) -> dict[tuple[str, str], float]:
-    """Seconds of every device, up-link, down-link and medium per frame."""
+def usage(timeline: Timeline, profile: Profile) -> dict[Resource, float]:
+    """Return the busy seconds per frame of every device, up-link, down-link and medium."""
     used, frames = timeline.utilisation(profile), max(len(timeline.answered), 1)
     kinds = (("device", used.devices), ("up", used.up_links), ("down", used.down_links), ("medium", used.media))
     return {
@@ -215,12 +256,12 @@ def usage(timeline: Timeline, profile: Profile) -> dict[tuple[str, str], float]:
     }
 
 
-def _prices(solved: _Solved, costs: StageCosts, objective: Objective) -> list[Prices]:
-    """What a plan would be judged by: the worth of what it uses."""
-    profile, names = costs.profile, costs.names
-    busy = np.array([solved.worth.get(("device", name), 0.0) for name in names])
-    up = np.array([solved.worth.get(("up", name), 0.0) for name in names])
-    down = np.array([solved.worth.get(("down", name), 0.0) for name in names])
+def _prices(solution: _Solution, costs: StageCosts, objective: Objective) -> list[Prices]:
+    """Return the prices for the next shortest paths, from the shadow prices of a solution."""
+    profile, names, shadow = costs.profile, costs.names, solution.shadow_prices
+    busy = np.array([shadow.get(("device", name), 0.0) for name in names])
+    up = np.array([shadow.get(("up", name), 0.0) for name in names])
+    down = np.array([shadow.get(("down", name), 0.0) for name in names])
     link = up[:, None] + down[None, :]
     for a, sender in enumerate(names):
         for b, receiver in enumerate(names):
@@ -228,22 +269,25 @@ def _prices(solved: _Solved, costs: StageCosts, objective: Objective) -> list[Pr
                 seconds = 1 / profile.link(sender, receiver).bytes_per_second
                 for medium in profile.media_between(sender, receiver):
                     share = 1 / medium.bytes_per_second / seconds
-                    link[a, b] += solved.worth.get(("medium", medium.name), 0.0) * share
-    # A little latency, and a little of every device, so that what is free is not wasted.
+                    link[a, b] += shadow.get(("medium", medium.name), 0.0) * share
+    # A small price on latency and on every resource, so that a path does not waste what has no shadow price.
     return [
         Prices(second=second, joule=objective.energy_weight, busy=busy + extra, link=link + extra)
         for second, extra in ((1e-3, 1e-6), (0.1, 1e-3))
     ]
 
 
-def _mixture(evaluator: Evaluator, solved: _Solved, rounds: int) -> Mixture:
-    used = [(column.evaluated, float(part)) for column, part in zip(solved.columns, solved.parts) if part > 0]
+def _mixture(evaluator: Evaluator, solution: _Solution, rounds: int) -> Mixture:
+    used = [
+        (column.evaluated, float(weight)) for column, weight in zip(solution.columns, solution.weights) if weight > 0
+    ]
     used.sort(key=lambda item: -item[1])
+    prices = sorted(solution.shadow_prices.items(), key=lambda item: -item[1])
     return Mixture(
         plans=tuple(evaluator.plan(evaluated, "auto") for evaluated, _ in used),
-        parts=tuple(part for _, part in used),
-        rate_fps=1 / solved.seconds,
-        energy_joules=sum(evaluated.energy_joules * part for evaluated, part in used),
-        worth={f"{kind} {name}": value for (kind, name), value in sorted(solved.worth.items(), key=lambda i: -i[1])},
+        weights=tuple(weight for _, weight in used),
+        rate_fps=1 / solution.seconds,
+        energy_joules=sum(evaluated.energy_joules * weight for evaluated, weight in used),
+        shadow_prices={f"{kind} {name}": value for (kind, name), value in prices},
         rounds=rounds,
     )

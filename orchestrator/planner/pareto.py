@@ -1,8 +1,8 @@
-"""Energy against latency: the plans of which none is both slower and hungrier than another.
+"""Pareto front of energy against latency.
 
-1  two searches, for least latency and for least joules (the second one also for what a joule may be worth in
-   between): everything that they look at
-2  between neighbours of what is then best: the convex core for least joules, with a deadline between theirs
+1  Two searches, one for least latency and one for least energy, collect evaluated plans.
+2  Between neighbours on the front so far, a refinement for least energy under a deadline halfway between their
+   latencies fills gaps.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from orchestrator.planner.planner import SCHEMES
 from orchestrator.search.auto import explored, refine
 from orchestrator.search.receptive_field import ReceptiveFields
 
-# Of a latency or of joules that differ by less, one is as good as the other.
-SAME = 1e-3
+# Relative tolerance below which two plans use the same energy.
+TOLERANCE = 1e-3
 
 
 def pareto(
     model: Model, profile: Profile, objective: Objective, points: int = 12, done: Callable[[], None] = lambda: None
 ) -> list[Plan]:
-    """The best plans from least latency to least joules, the fastest first.
+    """Return Pareto-optimal plans from least latency to least energy, the fastest first.
 
     Args:
-        objective: its constraints hold for every plan; its goal does not count.
-        points: most plans to return: the ends, and those between that lie furthest from one another.
-        done: called after each of `parts_of(points)` parts.
+        objective: its constraints hold for every plan; its goal is ignored.
+        points: maximum number of plans. The two ends are always included; the others are spread out between them.
+        done: called after each of at most `progress_steps(points)` steps.
 
     Returns:
-        The plans. Where none meets the constraints, the nearest one alone, with `feasible` False.
+        The plans. If none meets the constraints, the nearest plan alone, with `feasible` False.
 
     Raises:
         PlanError: the profile is of another model.
@@ -49,12 +49,12 @@ def pareto(
         for key, evaluated in explored(model, profile, goal, known).evaluated.items():
             evaluator.evaluated.setdefault(key, evaluated)
         done()
-    least, receptive_fields = goals[1], ReceptiveFields(model)
+    least_energy, receptive_fields = goals[1], ReceptiveFields(model)
     chosen = spread(frontier(evaluator.evaluated.values(), objective), points)
     for faster, slower in zip(chosen, chosen[1:]):
         between = (faster.latency_seconds + slower.latency_seconds) / 2
-        aim = evaluator.aiming_at(least.model_copy(update={"deadline_ms": between * 1e3}))
-        refine(aim, receptive_fields, faster)
+        target = evaluator.aiming_at(least_energy.model_copy(update={"deadline_ms": between * 1e3}))
+        refine(target, receptive_fields, faster)
         done()
     chosen = spread(frontier(evaluator.evaluated.values(), objective), points)
     if not chosen:
@@ -62,35 +62,35 @@ def pareto(
     return [evaluator.plan(evaluated) for evaluated in chosen]
 
 
-def parts_of(points: int) -> int:
-    """How often `pareto` says that it has done a part, at most."""
+def progress_steps(points: int) -> int:
+    """Return how often `pareto` calls `done`, at most."""
     return 2 + max(points - 1, 0)
 
 
 def frontier(evaluated: Iterable[Evaluation], objective: Objective) -> list[Evaluation]:
-    """Those that meet the constraints and that no other one beats in both, the fastest first."""
-    allowed = [found for found in evaluated if not found.problems and objective.meets_deadline(found.latency_seconds)]
-    best: list[Evaluation] = []
-    for found in sorted(allowed, key=lambda item: (item.latency_seconds, item.energy_joules)):
-        if not best or found.energy_joules < best[-1].energy_joules * (1 - SAME):
-            best.append(found)
-    return best
+    """Return the plans that meet the constraints and are not dominated in latency and energy, the fastest first."""
+    allowed = [plan for plan in evaluated if not plan.problems and objective.meets_deadline(plan.latency_seconds)]
+    front: list[Evaluation] = []
+    for plan in sorted(allowed, key=lambda item: (item.latency_seconds, item.energy_joules)):
+        if not front or plan.energy_joules < front[-1].energy_joules * (1 - TOLERANCE):
+            front.append(plan)
+    return front
 
 
 def spread(ascending: list[Evaluation], points: int) -> list[Evaluation]:
-    """So many of them at most: the ends, then again and again the one furthest from those that are taken."""
+    """Return at most `points` of the plans: the ends, then repeatedly the one furthest from those chosen so far."""
     if len(ascending) <= points:
         return ascending
-    places = _places(ascending)
-    taken = [0, len(ascending) - 1][: max(points, 1)]
-    while len(taken) < points:
-        rest = (i for i in range(len(ascending)) if i not in taken)
-        taken.append(max(rest, key=lambda i: min(_apart(places[i], places[j]) for j in taken)))
-    return [ascending[i] for i in sorted(taken)]
+    places = _normalised(ascending)
+    chosen = [0, len(ascending) - 1][: max(points, 1)]
+    while len(chosen) < points:
+        rest = (i for i in range(len(ascending)) if i not in chosen)
+        chosen.append(max(rest, key=lambda i: min(_distance(places[i], places[j]) for j in chosen)))
+    return [ascending[i] for i in sorted(chosen)]
 
 
-def _places(ascending: list[Evaluation]) -> list[tuple[float, float]]:
-    """Latency and joules, each from 0 to 1 between the ends."""
+def _normalised(ascending: list[Evaluation]) -> list[tuple[float, float]]:
+    """Scale latency and energy so that each runs from 0 to 1 between the ends."""
     first, last = ascending[0], ascending[-1]
     seconds = max(last.latency_seconds - first.latency_seconds, 1e-12)
     joules = max(first.energy_joules - last.energy_joules, 1e-12)
@@ -100,5 +100,5 @@ def _places(ascending: list[Evaluation]) -> list[tuple[float, float]]:
     ]
 
 
-def _apart(a: tuple[float, float], b: tuple[float, float]) -> float:
+def _distance(a: tuple[float, float], b: tuple[float, float]) -> float:
     return float(((a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2) ** 0.5)

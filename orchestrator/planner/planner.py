@@ -1,4 +1,4 @@
-"""From a model, a profile and an objective to a plan, by the scheme of choice."""
+"""Planning: the registry of schemes, and plans for a model, a profile and an objective."""
 
 from __future__ import annotations
 
@@ -36,12 +36,16 @@ SCHEMES: dict[str, Scheme] = {
     "neurosurgeon": neurosurgeon,
 }
 AUTO = "auto"
-# So many of the named schemes' plans, the best, the search begins with.
-KNOWN = 3
+# Number of the named schemes' plans, the best ones, that the search starts from.
+STARTING_PLANS = 3
 
 
 def check_scheme(scheme: str) -> None:
-    """Raises PlanError, with the names that there are, where the scheme is not one of them."""
+    """Check the name of a scheme.
+
+    Raises:
+        PlanError: there is no such scheme; the message lists the schemes.
+    """
     if scheme != AUTO and scheme not in SCHEMES:
         near = difflib.get_close_matches(scheme.lower(), [AUTO, *SCHEMES], n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -50,8 +54,11 @@ def check_scheme(scheme: str) -> None:
 
 @contextlib.contextmanager
 def _searching(model: Model) -> Iterator[None]:
-    """What schemes and search learn of the model's plans is kept until the end. No garbage collection: a search makes
-    objects by the million, none in cycles, and looking at them again and again would take a quarter of its time."""
+    """Share intermediate results of schemes and search, and pause garbage collection, until the search ends.
+
+    A search makes millions of objects, none of them in cycles. Collecting garbage meanwhile would take a quarter of the
+    planning time.
+    """
     memo, collects = shared_memo(model), gc.isenabled()
     gc.disable()
     try:
@@ -63,18 +70,18 @@ def _searching(model: Model) -> Iterator[None]:
 
 
 def make_plan(model: Model, profile: Profile, objective: Objective | None = None, scheme: str = AUTO) -> Plan:
-    """A plan, with its prediction. Needs no cluster.
+    """Plan a model and predict the cost of the plan. No cluster is needed.
 
     Args:
         objective: least latency by default.
-        scheme: one of `SCHEMES`, or `auto`: a search through the whole plan space, with them among its candidates.
+        scheme: one of `SCHEMES`, or `auto`: a search of the whole plan space, with the plans of `SCHEMES` among its
+            candidates.
 
     Returns:
-        The plan. Where the objective's constraints cannot be met, the nearest one, with `feasible` False
-        and the `reason`.
+        The plan. If no plan meets the objective's constraints, the nearest one, with `feasible` False and a `reason`.
 
     Raises:
-        PlanError: unknown scheme, or a profile of another model.
+        PlanError: the scheme is unknown, or the profile is of another model.
     """
     check_scheme(scheme)
     profile.check(model)
@@ -86,25 +93,26 @@ def make_plan(model: Model, profile: Profile, objective: Objective | None = None
 
 
 def _auto(model: Model, profile: Profile, objective: Objective) -> Plan:
+    """Search the plan space from the best plans of the named schemes."""
     known = named_plans(model, profile, objective)
     if any(plan.feasible for plan in known):
-        known = sorted(known, key=lambda plan: rank(plan, objective))[:KNOWN]
-    if objective.goal == "throughput" and any(plan.feasible for plan in known):
-        known += make_mixture(model, profile, objective, known).plans
+        known = sorted(known, key=lambda plan: rank(plan, objective))[:STARTING_PLANS]
+        if objective.goal == "throughput":
+            known += make_mixture(model, profile, objective, known).plans
     return search(model, profile, objective, known)
 
 
 def named_plans(model: Model, profile: Profile, objective: Objective) -> list[Plan]:
-    """The plan of every named scheme."""
+    """Return the plan of every scheme in `SCHEMES`."""
     return [scheme(model, profile, objective) for scheme in SCHEMES.values()]
 
 
 def make_stream(model: Model, profile: Profile, objective: Objective) -> Mixture:
-    """The mixture of plans for most frames per second, the named schemes' plans among its candidates.
+    """Return the mixture of plans with the highest frame rate; the plans of `SCHEMES` are among its candidates.
 
     Raises:
         InfeasibleError: no plan meets the constraints.
-        PlanError: a profile of another model.
+        PlanError: the profile is of another model.
     """
     profile.check(model)
     return make_mixture(model, profile, objective, named_plans(model, profile, objective))

@@ -1,4 +1,4 @@
-"""Which constraints of an objective bind, and what loosening one of them would be worth: planned again without it."""
+"""Constraints of an objective: whether each binds, and the savings if it is loosened, by planning again."""
 
 from __future__ import annotations
 
@@ -12,15 +12,9 @@ from coedge.plan.memory import program_nbytes
 from coedge.plan.plan import Plan, Stage
 from coedge.profile.profile import Profile
 from orchestrator.planner.explain import sensitivity
-from orchestrator.planner.explain.explanation import (
-    Constraint,
-    Figures,
-    Sensitivity,
-    figures_of_plan,
-    goal_words,
-    joules,
-    milliseconds,
-)
+from orchestrator.planner.explain.explanation import Constraint, Sensitivity
+from orchestrator.planner.explain.figures import Figures, figures_of_plan
+from orchestrator.planner.explain.wording import goal_words, joules, milliseconds
 from orchestrator.planner.planner import AUTO, SCHEMES, make_plan
 from orchestrator.search.auto import explored
 from orchestrator.search.draft import as_draft
@@ -28,73 +22,89 @@ from orchestrator.search.linear_programme import BoundaryProblem
 from orchestrator.search.local_search import LEAST_GAIN
 from orchestrator.search.receptive_field import ReceptiveFields
 
-# What memory is loosened by, where it binds.
-MORE_MEMORY = 1.1
+# Factor by which a memory limit that binds is raised.
+MEMORY_FACTOR = 1.1
 
 
 def check_constraints(
-    plan: Plan, model: Model, profile: Profile, objective: Objective, figures: Figures, everybody: Profile | None = None
+    plan: Plan,
+    model: Model,
+    profile: Profile,
+    objective: Objective,
+    figures: Figures,
+    full_profile: Profile | None = None,
 ) -> tuple[Constraint, ...]:
-    """Every constraint that there is.
+    """Return every constraint of the objective with its state.
 
     Args:
-        figures: of the plan.
-        everybody: the profile with the devices that the user excluded.
+        figures: figures of the plan.
+        full_profile: the profile including the devices that the user excluded. Each exclusion is a constraint.
     """
     checker = _Checker(plan, model, profile, objective, figures)
-    found = [*checker.deadline(), *checker.memory(), *checker.keep_local()]
-    if everybody is not None:
-        found += checker.excluded(everybody)
-    return tuple(found)
+    constraints = [*checker.deadline(), *checker.memory(), *checker.keep_local()]
+    if full_profile is not None:
+        constraints += checker.excluded(full_profile)
+    return tuple(constraints)
 
 
 class _Checker:
+    """The constraints of one plan."""
+
     def __init__(self, plan: Plan, model: Model, profile: Profile, objective: Objective, figures: Figures) -> None:
         self.plan, self.model, self.profile = plan, model, profile
         self.objective, self.figures = objective, figures
         self.scheme = plan.scheme if plan.scheme in SCHEMES else AUTO
 
     def deadline(self) -> Iterator[Constraint]:
+        """Yield the deadline, if there is one."""
         limit = self.objective.deadline_seconds
         if limit is None:
             return
-        name, spare = f"deadline {milliseconds(limit)}", limit - self.figures.latency_seconds
-        if spare < 0:
-            least = f"{milliseconds(-spare)} too late; no plan found takes less than"
-            if self.scheme != AUTO:
-                least = f"{milliseconds(-spare)} too late; by {self.scheme} it takes"
-            text = f"{least} {milliseconds(self.figures.latency_seconds)}"
-            yield Constraint(name=name, state="broken", text=text)
+        name, slack = f"deadline {milliseconds(limit)}", limit - self.figures.latency_seconds
+        if slack < 0:
+            yield Constraint(name=name, state="broken", text=self._missed(-slack))
             return
-        text = f"met, {milliseconds(spare)} to spare"
         later = self._later(limit)
         if later is None:
-            yield Constraint(name=name, state="met", text=f"{text}; a later one would not help")
+            text = f"met with {milliseconds(slack)} to spare; a later deadline would not help"
+            yield Constraint(name=name, state="met", text=text)
             return
-        saves, delay = self.figures.saved(later), later.latency_seconds - limit
-        text += f"; {milliseconds(delay)} later ({milliseconds(later.latency_seconds)}) it would be {self._goal(later)}"
+        text = f"met with {milliseconds(slack)} to spare; {self._with_more_time(later, limit)}"
+        change = f"a deadline of {milliseconds(later.latency_seconds)}"
+        saves = Sensitivity(change=change, saves=self.figures.saved(later))
+        yield Constraint(name=name, state="binds", text=text, sensitivity=saves)
+
+    def _missed(self, late_seconds: float) -> str:
+        latency = milliseconds(self.figures.latency_seconds)
+        if self.scheme != AUTO:
+            return f"missed by {milliseconds(late_seconds)}; the plan of {self.scheme} takes {latency}"
+        return f"missed by {milliseconds(late_seconds)}; no plan found takes less than {latency}"
+
+    def _with_more_time(self, later: Figures, limit: float) -> str:
+        """Describe the next better plan beyond the deadline, and the joules per millisecond of delay."""
+        delay = later.latency_seconds - limit
+        text = f"{milliseconds(delay)} more ({milliseconds(later.latency_seconds)}) would give {self._goal(later)}"
         if self.objective.goal == "energy":
-            average, price = saves.energy_joules / delay, self._price()
-            text += f", {joules(average * 1e-3)} for every ms"
-            if price > 0.01 * average:
-                text += f"; at these cuts the first ms is worth {joules(price * 1e-3)}, by its multiplier"
-        worth = Sensitivity(change=f"a deadline of {milliseconds(later.latency_seconds)}", saves=saves)
-        yield Constraint(name=name, state="binds", text=text, worth=worth)
+            average, multiplier = self.figures.saved(later).energy_joules / delay, self._deadline_multiplier()
+            text += f", {joules(average * 1e-3)} less for every ms"
+            if multiplier > 0.01 * average:
+                text += f"; with the same cuts the first ms would save {joules(multiplier * 1e-3)} (its multiplier)"
+        return text
 
     def _later(self, limit: float) -> Figures | None:
-        """The next better plan that is too late; None: there is none."""
+        """Return the figures of the next better plan that misses the deadline; None if there is none."""
         if self.objective.goal == "latency" and not self.objective.energy_weight:
             return None
         free = self.objective.model_copy(update={"deadline_ms": None})
         if self.scheme != AUTO:
-            return self._better(self._planned(self.profile, free))
-        looked_at = explored(self.model, self.profile, self.objective).evaluated.values()
-        late = [figures_of_plan(j) for j in looked_at if not j.problems and j.latency_seconds > limit]
-        better = [figures for figures in late if self._better(figures)]
+            return self._if_better(self._planned(self.profile, free))
+        evaluated = explored(self.model, self.profile, self.objective).evaluated.values()
+        late = [figures_of_plan(j) for j in evaluated if not j.problems and j.latency_seconds > limit]
+        better = [figures for figures in late if self._if_better(figures)]
         return min(better, key=lambda figures: figures.latency_seconds, default=None)
 
-    def _price(self) -> float:
-        """Watts: joules that a second of a later deadline saves, by the multiplier of the convex core."""
+    def _deadline_multiplier(self) -> float:
+        """Return the deadline's multiplier in the boundary programme: joules saved per second of delay, in watts."""
         draft = as_draft(self.plan.stages)
         if draft is None:
             return 0.0
@@ -104,7 +114,7 @@ class _Checker:
         return 0.0 if solved is None else solved.deadline_price
 
     def memory(self) -> Iterator[Constraint]:
-        """Whether any limit binds; then, device by device, what a tenth more is worth."""
+        """Yield the memory limits that are broken or bind, or the tightest one if none does."""
         limits = {d.name: d.memory_bytes for d in self.profile.devices if d.memory_bytes is not None}
         if not limits:
             return
@@ -112,74 +122,86 @@ class _Checker:
         needed = {name: float(program_nbytes(programs[name], self.model)) for name in self.plan.used_devices}
         for name, limit in limits.items():
             if needed.get(name, 0.0) > limit:
-                text = f"{needed[name] / 1e6:.1f} MB are needed"
+                text = f"the plan needs {needed[name] / 1e6:.1f} MB"
                 yield Constraint(name=_memory_name(name, limit), state="broken", text=text)
         tightest = max((needed.get(name, 0.0) / limit, name) for name, limit in limits.items())[1]
-        name, used = _memory_name(tightest, limits[tightest]), needed.get(tightest, 0.0)
+        used = needed.get(tightest, 0.0)
+        if used > limits[tightest]:
+            return
+        if self._no_limit_binds(limits):
+            text = f"met; the plan needs {used / 1e6:.1f} MB, and no memory limit binds"
+            yield Constraint(name=_memory_name(tightest, limits[tightest]), state="met", text=text)
+            return
+        yield from self._with_more_memory(limits)
+
+    def _no_limit_binds(self, limits: dict[str, float]) -> bool:
+        """Return whether the whole network fits anywhere, or a plan without memory limits is no better."""
+        if self._fits_anywhere(min(limits.values())):
+            return True
         free = self.profile
         for device in limits:
             free = sensitivity.more_memory(free, device, None)
-        if used > limits[tightest]:
-            return
-        if self._fits_anywhere(min(limits.values())) or self._better(self._planned(free, self.objective)) is None:
-            text = f"met, {used / 1e6:.1f} MB are needed; no device's memory is what binds"
-            yield Constraint(name=name, state="met", text=text)
-            return
+        return self._if_better(self._planned(free, self.objective)) is None
+
+    def _with_more_memory(self, limits: dict[str, float]) -> Iterator[Constraint]:
+        """Yield every limit that would give a better plan if it were raised."""
         for device, limit in limits.items():
-            more = self._better(
-                self._planned(sensitivity.more_memory(self.profile, device, MORE_MEMORY), self.objective)
-            )
+            raised = sensitivity.more_memory(self.profile, device, MEMORY_FACTOR)
+            more = self._if_better(self._planned(raised, self.objective))
             if more is not None:
-                change = f"{limit * MORE_MEMORY / 1e6:.1f} MB on {device}"
+                change = f"{limit * MEMORY_FACTOR / 1e6:.1f} MB on {device}"
                 text = f"{change} would give {self._goal(more)} instead of {self._goal(self.figures)}"
-                worth = Sensitivity(change=change, saves=self.figures.saved(more))
-                yield Constraint(name=_memory_name(device, limit), state="binds", text=text, worth=worth)
+                saves = Sensitivity(change=change, saves=self.figures.saved(more))
+                yield Constraint(name=_memory_name(device, limit), state="binds", text=text, sensitivity=saves)
 
     def _fits_anywhere(self, limit: float) -> bool:
-        """Whether the whole network would fit where there is least memory, with as much again for overlap."""
+        """Return whether the least memory holds the whole network twice, which leaves room for any overlap."""
         whole = Stage(first=0, last=len(self.model.layers) - 1, regions={self.plan.source: UNIT})
         program = lower(self.plan.model_copy(update={"stages": (whole,)}), self.model)[self.plan.source]
         return 2 * program_nbytes(program, self.model) <= limit
 
     def keep_local(self) -> Iterator[Constraint]:
+        """Yield the number of layers that stay on the source, if there is one."""
         count = self.objective.keep_local
         if not count:
             return
         name = f"keep_local {count}"
-        given_away = [
+        shared = [
             stage
             for stage in self.plan.stages
             if stage.first < count and stage.regions.get(self.profile.source) != UNIT
         ]
-        if given_away:
-            yield Constraint(name=name, state="broken", text=f"layer {given_away[0].first} is on other devices, too")
+        if shared:
+            yield Constraint(name=name, state="broken", text=f"layer {shared[0].first} runs on other devices too")
             return
-        free = self._better(self._planned(self.profile, self.objective.model_copy(update={"keep_local": 0})))
+        free = self._if_better(self._planned(self.profile, self.objective.model_copy(update={"keep_local": 0})))
         if free is None:
-            yield Constraint(name=name, state="met", text="met, and costs nothing")
+            yield Constraint(name=name, state="met", text="met at no cost")
             return
-        text = f"without it {self._goal(free)} instead of {self._goal(self.figures)}"
-        worth = Sensitivity(change="keep_local 0", saves=self.figures.saved(free))
+        text = f"{self._goal(free)} without it instead of {self._goal(self.figures)}"
+        saves = Sensitivity(change="keep_local 0", saves=self.figures.saved(free))
         fewer = self._planned(self.profile, self.objective.model_copy(update={"keep_local": count - 1}))
         if count > 1 and fewer is not None:
-            text += f"; with one layer less, {self._goal(fewer)}"
-            worth = Sensitivity(change=f"keep_local {count - 1}", saves=self.figures.saved(fewer))
-        yield Constraint(name=name, state="binds", text=text, worth=worth)
+            text += f"; {self._goal(fewer)} with one layer less"
+            saves = Sensitivity(change=f"keep_local {count - 1}", saves=self.figures.saved(fewer))
+        yield Constraint(name=name, state="binds", text=text, sensitivity=saves)
 
-    def excluded(self, everybody: Profile) -> Iterator[Constraint]:
-        gone = [name for name in everybody.names if name not in self.profile.names]
-        for name in gone:
-            with_it = everybody.without(other for other in gone if other != name)
-            again = self._better(self._planned(with_it, self.objective, using=name))
-            if again is None:
-                yield Constraint(name=f"without {name}", state="met", text="costs nothing: it would not be of use")
+    def excluded(self, full_profile: Profile) -> Iterator[Constraint]:
+        """Yield a constraint for every device that the user excluded."""
+        excluded = [name for name in full_profile.names if name not in self.profile.names]
+        for name in excluded:
+            profile = full_profile.without(other for other in excluded if other != name)
+            figures = self._if_better(self._planned(profile, self.objective, using=name))
+            if figures is None:
+                text = "met at no cost: the device would not improve the plan"
+                yield Constraint(name=f"without {name}", state="met", text=text)
                 continue
-            text = f"with it {self._goal(again)} instead of {self._goal(self.figures)}"
-            worth = Sensitivity(change=f"with {name}", saves=self.figures.saved(again))
-            yield Constraint(name=f"without {name}", state="binds", text=text, worth=worth)
+            text = f"{self._goal(figures)} with it instead of {self._goal(self.figures)}"
+            saves = Sensitivity(change=f"with {name}", saves=self.figures.saved(figures))
+            yield Constraint(name=f"without {name}", state="binds", text=text, sensitivity=saves)
 
     def _planned(self, profile: Profile, objective: Objective, using: str | None = None) -> Figures | None:
-        """Of a new plan by the same scheme; None: it breaks a constraint, or does without the device."""
+        """Plan again by the same scheme; None if the plan is infeasible or does not use the device `using`."""
         plan = make_plan(self.model, profile, objective, self.scheme)
         if not plan.feasible or (using is not None and using not in plan.used_devices):
             return None
@@ -189,13 +211,17 @@ class _Checker:
             throughput_fps=plan.predicted.throughput_fps,
         )  # fmt: skip
 
-    def _better(self, found: Figures | None) -> Figures | None:
-        """None where it is not better than the plan: an infeasible one is worse than any."""
-        if found is None:
+    def _if_better(self, figures: Figures | None) -> Figures | None:
+        """Return the figures if they are better than the plan's, else None.
+
+        If the plan is infeasible, any other one is better.
+        """
+        if figures is None:
             return None
         if not self.plan.feasible:
-            return found
-        return found if found.cost(self.objective) < self.figures.cost(self.objective) * (1 - LEAST_GAIN) else None
+            return figures
+        better = figures.cost(self.objective) < self.figures.cost(self.objective) * (1 - LEAST_GAIN)
+        return figures if better else None
 
     def _goal(self, figures: Figures) -> str:
         return goal_words(figures, self.objective)

@@ -1,4 +1,4 @@
-"""Profiles with one figure changed: what a faster device, a faster link or more memory would be worth."""
+"""Profiles with one figure improved: a faster device or link, fewer watts, more memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from coedge.profile.profile import DeviceProfile, Link, Medium, Profile, scaled
 
 
 def faster_device(profile: Profile, name: str, factor: float) -> Profile:
-    """All that a device computes, packs and handles takes 1 / factor of the time."""
+    """Divide the time that a device takes to compute, to encode and decode, and to handle messages by `factor`."""
 
     def changed(device: DeviceProfile) -> DeviceProfile:
         return device.model_copy(
@@ -25,7 +25,7 @@ def faster_device(profile: Profile, name: str, factor: float) -> Profile:
 
 
 def fewer_watts(profile: Profile, name: str, factor: float) -> Profile:
-    """A device draws 1 / factor of its watts, for whatever reason."""
+    """Divide all watts of a device by `factor`."""
 
     def changed(device: DeviceProfile) -> DeviceProfile:
         watts = {key: value / factor for key, value in device.power.model_dump().items() if key.endswith("_watts")}
@@ -35,7 +35,7 @@ def fewer_watts(profile: Profile, name: str, factor: float) -> Profile:
 
 
 def more_memory(profile: Profile, name: str, factor: float | None) -> Profile:
-    """A plan may use so many times as much there; None: all it wants."""
+    """Multiply the memory limit of a device by `factor`; None removes the limit."""
 
     def changed(device: DeviceProfile) -> DeviceProfile:
         limit = None if device.memory_bytes is None or factor is None else device.memory_bytes * factor
@@ -45,7 +45,7 @@ def more_memory(profile: Profile, name: str, factor: float | None) -> Profile:
 
 
 def faster_link(profile: Profile, sender: str, receiver: str, factor: float) -> Profile:
-    """One direction of one link. What the air between them carries in all stays as it is."""
+    """Multiply the rate of one direction of a link by `factor`. Shared media keep their rate."""
 
     def changed(link: Link) -> Link:
         if (link.sender, link.receiver) != (sender, receiver):
@@ -56,12 +56,12 @@ def faster_link(profile: Profile, sender: str, receiver: str, factor: float) -> 
 
 
 def faster_medium(profile: Profile, name: str, factor: float) -> Profile:
-    """A shared medium, and with it the links that are as slow as they are because of it."""
+    """Multiply the rate of a shared medium, and of the links that it limits, by `factor`."""
     medium = next(medium for medium in profile.media if medium.name == name)
-    on_it = set(medium.devices)
+    attached = set(medium.devices)
 
     def changed(link: Link) -> Link:
-        limited = {link.sender, link.receiver} & on_it and link.bytes_per_second >= medium.bytes_per_second * 0.999
+        limited = {link.sender, link.receiver} & attached and link.bytes_per_second >= medium.bytes_per_second * 0.999
         return link.model_copy(update={"bytes_per_second": link.bytes_per_second * factor}) if limited else link
 
     wider = medium.model_copy(update={"bytes_per_second": medium.bytes_per_second * factor})
@@ -70,7 +70,7 @@ def faster_medium(profile: Profile, name: str, factor: float) -> Profile:
 
 
 def faster_links_of(profile: Profile, name: str, factor: float) -> Profile:
-    """All links of a device in both directions, and for its transfers the media that they take part of."""
+    """Multiply the rate of all links of a device, both ways, and of their shared media by `factor`."""
 
     def changed(link: Link) -> Link:
         if name not in (link.sender, link.receiver):
@@ -85,10 +85,10 @@ def faster_links_of(profile: Profile, name: str, factor: float) -> Profile:
 
 
 def lower_latency(profile: Profile, factor: float, of: Iterable[str] | None = None) -> Profile:
-    """Messages take 1 / factor of the time on their way, beside the time on the wire.
+    """Divide the latency of links by `factor`. Their rates stay the same.
 
     Args:
-        of: only those to and from these devices.
+        of: change only links to and from these devices; all links by default.
     """
     devices = set(profile.names if of is None else of)
 
