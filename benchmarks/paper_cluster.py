@@ -14,7 +14,7 @@ from coedge.core.errors import ClusterError, CoEdgeError
 from coedge.core.progress import progress
 from coedge.graph.model import Model
 from coedge.profile.testbed import Testbed, speed_on
-from orchestrator.bench.contenders import Planned
+from orchestrator.bench.contenders import PlanContender
 from orchestrator.bench.side_by_side import TOLERANCE
 from orchestrator.bench.turns import Contender, take_turns
 from orchestrator.cli.models import difference, load_image, photograph, unsplit
@@ -117,16 +117,16 @@ def _measured(
             done()
     distinct = {plan.digest: plan for plan in plans.values()}
     contenders: dict[str, Contender] = {
-        digest: Planned(cluster, model, [array], plan, profile) for digest, plan in distinct.items()
+        digest: PlanContender(cluster, model, [array], plan, profile) for digest, plan in distinct.items()
     }
     with progress(f"running {what}", frames * len(distinct)) as done:
         outcomes = take_turns(contenders, frames, lambda output: difference(output, expected), TOLERANCE, done)
     values = {}
     for index, plan in plans.items():
         outcome = outcomes[plan.digest]
-        if outcome.problem and not outcome.ran:
+        if outcome.problem and not outcome.runs:
             raise CoEdgeError(f"{what}, {plan.scheme}: {outcome.problem}")
-        joules = [ran.joules for ran in outcome.ran if ran.joules is not None]
+        joules = [run.joules for run in outcome.runs if run.joules is not None]
         problem = outcome.problem or ("" if plan.feasible else plan.reason)
-        values[index] = median_value([ran.seconds * 1e3 for ran in outcome.ran], joules, problem)
+        values[index] = median_value([run.seconds * 1e3 for run in outcome.runs], joules, problem)
     return values

@@ -1,4 +1,4 @@
-"""Schemes side by side: turns are fair, rows follow from samples, folders give back what was kept, and it runs."""
+"""Tests of the comparison of schemes: fair turns, rows from samples, saved folders, and the command."""
 
 from __future__ import annotations
 
@@ -22,16 +22,14 @@ from coedge.plan.plan import Plan
 from coedge.profile.profile import Profile
 from coedge.simulation.timeline import Timeline
 from orchestrator.bench.comparison import Case, Comparison, Sample, load, save
-from orchestrator.bench.contenders import alone, best_single
+from orchestrator.bench.contenders import best_single, single_device_run
 from orchestrator.bench.table import LOSS, losses_of, mean_to_bound, means_of, rows_of
 from orchestrator.bench.turns import COUNTED, FrameRun, take_turns
 from workers.calibration.unsplit import UnsplitSession
 
-# ---------------------------------------------------------------- turns
-
 
 class Runner:
-    """Writes down when it runs, and raises or answers wrongly from some frame on."""
+    """A contender that logs its frames, and fails or returns a wrong output from a given frame on."""
 
     def __init__(self, name: str, log: list[tuple[str, bool]], fails_at: int = 10**6, wrong_at: int = 10**6) -> None:
         self.name, self.log, self.fails_at, self.wrong_at, self.count = name, log, fails_at, wrong_at, 0
@@ -59,9 +57,9 @@ def test_turns_are_fair(frames: int, count: int) -> None:
     found = take_turns(
         {name: Runner(name, log) for name in names}, frames, float, 0.1, lambda: steps.append(None)
     )  # fmt: skip
-    assert all(len(found[name].ran) == frames and not found[name].problem for name in names)
+    assert all(len(found[name].runs) == frames and not found[name].problem for name in names)
     assert len(steps) == frames * count
-    # Nobody is ever more than one turn ahead, and every turn begins with a frame that does not count.
+    # No contender is more than one turn ahead, and every turn starts with a frame that does not count.
     done = dict.fromkeys(names, 0)
     for index, (name, counts) in enumerate(log):
         assert counts or index == 0 or log[index - 1][0] != name or count == 1
@@ -73,25 +71,25 @@ def test_turns_are_fair(frames: int, count: int) -> None:
 
 @given(st.integers(0, 8), st.booleans())
 @examples(15)
-def test_who_breaks_or_answers_wrongly_ends_alone(after: int, breaks: bool) -> None:
+def test_a_contender_that_fails_or_is_wrong_stops_and_the_others_go_on(after: int, breaks: bool) -> None:
     log: list[tuple[str, bool]] = []
     bad = Runner("bad", log, **{"fails_at" if breaks else "wrong_at": after})
     steps: list[None] = []
     found = take_turns({"bad": bad, "good": Runner("good", log)}, 9, float, 0.1, lambda: steps.append(None))
-    assert len(found["good"].ran) == 9 and not found["good"].problem
+    assert len(found["good"].runs) == 9 and not found["good"].problem
     assert ("bad broke" if breaks else "differs from the unsplit one by 1.0e+00") in found["bad"].problem
-    assert len(found["bad"].ran) < 9 and all(ran.difference == 0 for ran in found["bad"].ran)
-    assert len(steps) == 18, "the bar of progress comes to its end"
+    assert len(found["bad"].runs) < 9 and all(ran.difference == 0 for ran in found["bad"].runs)
+    assert len(steps) == 18, "the progress bar is completed"
 
 
-def test_differences_that_are_wanted_are_noted() -> None:
+def test_without_a_tolerance_differences_are_only_recorded() -> None:
     found = take_turns({"lossy": Runner("lossy", [], wrong_at=0)}, 3, float, None)
-    assert [ran.difference for ran in found["lossy"].ran] == [1.0] * 3
+    assert [run.difference for run in found["lossy"].runs] == [1.0] * 3
 
 
-def test_no_number_is_no_answer() -> None:
+def test_a_difference_that_is_nan_fails() -> None:
     found = take_turns({"nan": Runner("nan", [])}, 3, lambda output: math.nan, 0.1)
-    assert "nan" in found["nan"].problem and not found["nan"].ran
+    assert "nan" in found["nan"].problem and not found["nan"].runs
 
 
 def test_the_timeline_is_that_of_the_median_frame() -> None:
@@ -103,8 +101,6 @@ def test_the_timeline_is_that_of_the_median_frame() -> None:
     timeline = take_turns({"t": Traced("t", [])}, 3, float, 0.1)["t"].timeline
     assert timeline is not None and timeline.latency_seconds == 3.0
 
-
-# ---------------------------------------------------------------- rows
 
 SCHEMES = ("local", "modnn", "auto")
 positive = st.floats(1e-4, 10.0)
@@ -156,7 +152,7 @@ def test_rows_follow_from_samples(drawn: tuple[list[Case], list[Sample]]) -> Non
 
 @given(comparisons())
 @examples(60)
-def test_means_lie_among_what_they_are_of(drawn: tuple[list[Case], list[Sample]]) -> None:
+def test_means_are_geometric_means_of_the_ratios(drawn: tuple[list[Case], list[Sample]]) -> None:
     rows = rows_of(*drawn)
     means = {mean.scheme: mean for mean in means_of(rows)}
     assert "auto" not in means
@@ -165,7 +161,7 @@ def test_means_lie_among_what_they_are_of(drawn: tuple[list[Case], list[Sample]]
         assert (scheme in means) == bool(ratios)
         if ratios:
             mean = means[scheme]
-            assert mean.models == len(ratios) and mean.least == min(ratios)
+            assert mean.models == len(ratios) and mean.best == min(ratios)
             assert math.log(mean.latency) == pytest.approx(sum(map(math.log, ratios)) / len(ratios), abs=1e-9)
     lost = losses_of(rows)
     assert all(row in lost for row in rows if row.to_auto is not None and row.to_auto < 1 / (1 + LOSS) - 1e-9)
@@ -174,27 +170,24 @@ def test_means_lie_among_what_they_are_of(drawn: tuple[list[Case], list[Sample]]
     assert (bounded is None) == all(row.median_seconds is None for row in rows if row.case.scheme == "auto")
 
 
-def test_schemes_with_one_plan_share_its_frames() -> None:
+def test_schemes_with_the_same_plan_share_its_frames() -> None:
     cases = [Case(model="a", scheme="local"), Case(model="a", scheme="auto", same_as="local")]
     first, second = rows_of(cases, [Sample("a", "local", 0, 0.5, 1.0, 0.0, {})])
     assert second.median_seconds == first.median_seconds == 0.5 and second.frames == 1
     assert first.to_auto == second.to_auto == 1.0
 
 
-def test_a_device_that_has_the_input_beats_nobody() -> None:
-    """It has no link to cross, so it is no loss of `auto`; the means have it."""
+def test_a_single_device_with_the_input_counts_in_means_but_not_as_a_loss() -> None:
+    """It uses no link, so it is not a fair comparison with `auto`."""
     cases = [Case(model="a", scheme="auto"), Case(model="a", scheme="onnxruntime", alone=True)]
     samples = [Sample("a", "auto", 0, 0.5, 1.0, 0.0, {}), Sample("a", "onnxruntime", 0, 0.1, 1.0, 0.0, {})]
     rows = rows_of(cases, samples)
     assert losses_of(rows) == [] and [mean.scheme for mean in means_of(rows)] == ["onnxruntime"]
 
 
-def test_without_auto_nothing_is_set_against_it() -> None:
+def test_without_auto_there_are_no_ratios() -> None:
     rows = rows_of([Case(model="a", scheme="local")], [Sample("a", "local", 0, 0.5, None, 0.0, None)])
     assert rows[0].to_auto is None and means_of(rows) == [] and mean_to_bound(rows) is None
-
-
-# ---------------------------------------------------------------- folders
 
 
 def comparison_of(cases: list[Case]) -> Comparison:
@@ -205,7 +198,7 @@ def comparison_of(cases: list[Case]) -> Comparison:
 
 @given(drawn=comparisons())
 @examples(20)
-def test_a_folder_gives_back_what_was_kept(tmp_path_factory: pytest.TempPathFactory, drawn: Any) -> None:
+def test_a_saved_comparison_is_loaded_again(tmp_path_factory: pytest.TempPathFactory, drawn: Any) -> None:
     cases, samples = drawn
     folder = tmp_path_factory.mktemp("kept")
     save(comparison_of(cases), samples, folder)
@@ -218,7 +211,7 @@ def test_a_folder_gives_back_what_was_kept(tmp_path_factory: pytest.TempPathFact
         assert other.joules == (None if one.joules is None else pytest.approx(one.joules, rel=1e-5))
 
 
-def test_what_is_no_comparison_is_said(tmp_path: Path, cli: Any) -> None:
+def test_a_missing_or_broken_comparison_is_reported(tmp_path: Path, cli: Any) -> None:
     fails(cli("bench", "--show", "."), 1, "holds no comparison", "--out")
     save(comparison_of([]), [Sample("a", "local", 0, 0.5, None, 0.0, None)], tmp_path)
     text = (tmp_path / "samples.csv").read_text()
@@ -230,7 +223,7 @@ def test_what_is_no_comparison_is_said(tmp_path: Path, cli: Any) -> None:
         load(tmp_path)
 
 
-def test_tables_of_a_folder_say_what_failed(tmp_path: Path, cli: Any) -> None:
+def test_tables_name_the_problems_of_schemes(tmp_path: Path, cli: Any) -> None:
     cases = [
         Case(model="a", scheme="modnn", problem="infeasible: predicted 9 ms, the deadline is 1 ms"),
         Case(model="a", scheme="auto", devices=("x", "y"), predicted_seconds=0.01),
@@ -241,22 +234,21 @@ def test_tables_of_a_folder_say_what_failed(tmp_path: Path, cli: Any) -> None:
     save(comparison_of(cases), samples, tmp_path)
     result = cli("bench", "--show", ".", "--links")
     assert result.code == 0
-    for words in ("* modnn: infeasible", "aofl: the plan of auto", "auto is slower than offload on a (20.0%)", "x>y"):
+    for words in ("* modnn: infeasible", "aofl: same plan as auto", "auto is slower than offload on a (20.0%)", "x>y"):
         assert words in result.out
-    assert "auto is nowhere slower" not in result.out
+    assert "auto is never slower" not in result.out
     assert (tmp_path / "latency.svg").is_file() and (tmp_path / "prediction.svg").is_file()
     pictures = {path.name: path.read_bytes() for path in tmp_path.glob("*.svg")}
     assert cli("bench", "--show", ".").code == 0
-    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.svg")} == pictures, "the same from the same"
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.svg")} == pictures, (
+        "the same samples give the same pictures"
+    )
 
 
-def test_nothing_that_was_measured_is_written_over(tmp_path: Path, cli: Any) -> None:
+def test_saved_measurements_are_not_overwritten(tmp_path: Path, cli: Any) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "samples.csv").write_text("")
-    fails(cli("bench", "--out", "old"), 2, "old has files in it, which stay", "--show")
-
-
-# ---------------------------------------------------------------- the whole network on one device
+    fails(cli("bench", "--out", "old"), 2, "old is not empty", "--show")
 
 
 def test_the_best_single_device_is_the_one_that_computes_fastest() -> None:
@@ -268,10 +260,10 @@ def test_the_best_single_device_is_the_one_that_computes_fastest() -> None:
     assert seconds == profile.by_name["b"].compute_seconds(work) < profile.by_name["c"].compute_seconds(work)
 
 
-def test_a_device_alone_draws_what_it_computes_for() -> None:
+def test_a_single_device_uses_energy_while_it_computes() -> None:
     profile = synthetic_profile(chain(), {"a": 1.0, "b": 0.5}, 1e7, watts={"a": (8.0, 1.0), "b": (2.0, 0.5)})
-    ran = alone(profile, "b", 0.25, None)
-    assert ran.joules == pytest.approx(0.5) and ran.sent_nbytes == {}
+    run = single_device_run(profile, "b", 0.25, None)
+    assert run.joules == pytest.approx(0.5) and run.sent_nbytes == {}
 
 
 @pytest.mark.parametrize("speed", [None, 0.5])
@@ -286,8 +278,6 @@ def test_one_session_gives_the_unsplit_output(speed: float | None) -> None:
         assert np.array_equal(got, expected)
 
 
-# ---------------------------------------------------------------- on a cluster
-
 CLUSTER = """
 devices:
   - {name: big, speed: 0.5, link: {mbps: 200, latency_ms: 0.2}, power: {compute_watts: 8.0, transmit_watts: 1.0}}
@@ -300,7 +290,7 @@ profile_budget_seconds: 1
 
 @pytest.mark.ray
 def test_two_schemes_on_two_devices(tmp_path: Path, cli: Any) -> None:
-    """All that is promised of the folder, on a network of which everything but `local` is shared."""
+    """The folder has all its files, for a network that every scheme except `local` splits."""
     network = small_network(tmp_path / "small.onnx")
     (tmp_path / "two.yaml").write_text(CLUSTER)
     args = ("--cluster", "two.yaml", "--models", network, "--schemes", "local,modnn,neurosurgeon", "--frames", "4")
@@ -309,7 +299,7 @@ def test_two_schemes_on_two_devices(tmp_path: Path, cli: Any) -> None:
     shown = json.loads(result.out)
     rows = {row["scheme"]: row for row in shown["rows"]}
     assert list(rows) == ["local", "modnn", "neurosurgeon", "onnxruntime", "torch"]
-    assert "is no torch module" in rows["torch"]["problem"] and rows["torch"]["median_seconds"] is None
+    assert "is not a torch module" in rows["torch"]["problem"] and rows["torch"]["median_seconds"] is None
     for scheme in ("local", "modnn", "neurosurgeon", "onnxruntime"):
         row = rows[scheme]
         assert not row["problem"] and row["frames"] == 4
@@ -328,7 +318,7 @@ def test_two_schemes_on_two_devices(tmp_path: Path, cli: Any) -> None:
         for line in csv.DictReader(file):
             counts[line["scheme"]] = counts.get(line["scheme"], 0) + 1
     distinct = {scheme for scheme, row in rows.items() if not row["same_as"] and not row["problem"]}
-    assert counts == dict.fromkeys(distinct, 4), "one plan of several schemes runs once"
+    assert counts == dict.fromkeys(distinct, 4), "a plan shared by schemes runs once"
     for scheme in ("local", "modnn", "neurosurgeon"):
         assert Plan.load(out / "plans" / f"small.{scheme}.json").scheme == scheme
     profile = Profile.load(out / "profiles" / "small.json")

@@ -1,4 +1,4 @@
-"""The command line as it is typed, right and wrong: output, exit codes, and messages that say what to do."""
+"""Tests of the command line: output, exit codes, and error messages."""
 
 from __future__ import annotations
 
@@ -46,9 +46,6 @@ def profile(tmp_path: Path) -> str:
     return "profile.json"
 
 
-# ---------------------------------------------------------------- help
-
-
 def test_help_lists_the_commands(cli) -> None:
     result = cli("--help")
     assert result.code == 0
@@ -63,7 +60,7 @@ def test_every_command_has_help_with_an_example(cli, command: str) -> None:
     assert "--json" in result.out
 
 
-def test_nothing_at_all_shows_help(cli) -> None:
+def test_no_command_shows_help(cli) -> None:
     result = cli()
     assert result.code == 2
     assert all(command in result.err + result.out for command in ("plan", "run", "bench", "devices"))
@@ -72,9 +69,6 @@ def test_nothing_at_all_shows_help(cli) -> None:
 def test_version(cli) -> None:
     assert cli("version") == (0, f"{VERSION}\n", "")
     assert json.loads(cli("version", "--json").out) == {"version": VERSION}
-
-
-# ---------------------------------------------------------------- wrong usage: 2
 
 
 @pytest.mark.parametrize(
@@ -92,10 +86,10 @@ def test_version(cli) -> None:
         (["run", MODEL, "--deadline", "0s"], ["'0s' is not a duration"]),
         (["run", MODEL, "--deadline", "5min"], ["'5min' is not a duration"]),
         (["run", MODEL, "--budget", "soon"], ["--budget", "'soon' is not a duration"]),
-        (["plan", MODEL, "--profile", "bed.yaml", "--budget", "5s"], ["--budget is for measuring a cluster"]),
+        (["plan", MODEL, "--profile", "bed.yaml", "--budget", "5s"], ["--budget limits the measuring of a cluster"]),
         (["run", MODEL, "--goal", "speed"], ["--goal is latency, energy or throughput", "'speed'"]),
         (["bench", "--frames", "0"], ["--frames"]),
-        (["bench", "--models", ","], ["--models names nothing"]),
+        (["bench", "--models", ","], ["--models is empty"]),
         (["bench", "--against", "tflite"], ["--against is onnxruntime, torch", "'tflite'"]),
         (["bench", "--out", "no/such"], ["no/such", "no folder"]),
         (["plan", MODEL, "--save", "no/such/plan.json"], ["no/such/plan.json", "no folder"]),
@@ -109,7 +103,7 @@ def test_version(cli) -> None:
     ],
 )
 @pytest.mark.parametrize("as_json", [False, True])
-def test_wrong_usage(cli, args: list[str], words: list[str], as_json: bool) -> None:
+def test_wrong_usage_exits_with_2(cli, args: list[str], words: list[str], as_json: bool) -> None:
     result = cli(*args, *["--json"] * as_json)
     fails(result, 2, *words)
     if as_json:
@@ -117,9 +111,6 @@ def test_wrong_usage(cli, args: list[str], words: list[str], as_json: bool) -> N
         assert said["error"] and said["message"]
     else:
         assert result.out == ""
-
-
-# ---------------------------------------------------------------- errors: 1
 
 
 @pytest.mark.parametrize(
@@ -152,7 +143,7 @@ def test_wrong_usage(cli, args: list[str], words: list[str], as_json: bool) -> N
     ],
 )
 @pytest.mark.parametrize("as_json", [False, True])
-def test_errors(cli, tmp_path: Path, args: list[str], words: list[str], as_json: bool) -> None:
+def test_errors_exit_with_1(cli, tmp_path: Path, args: list[str], words: list[str], as_json: bool) -> None:
     (tmp_path / "junk.onnx").write_text("this is no model")
     (tmp_path / "junk.json").write_text("{")
     result = cli(*args, *["--json"] * as_json)
@@ -169,11 +160,9 @@ def test_errors(cli, tmp_path: Path, args: list[str], words: list[str], as_json:
     ("text", "expected"),
     [("100ms", 0.1), ("0.1s", 0.1), ("100", 0.1), (".5s", 0.5), (" 20 ms ", 0.02), ("1S", 1.0), ("5MS", 0.005)],
 )
-def test_durations(text: str, expected: float) -> None:
+def test_durations_are_parsed(text: str, expected: float) -> None:
     assert seconds(text) == pytest.approx(expected)
 
-
-# ---------------------------------------------------------------- models of the user's own
 
 FACTORIES = """
 import torch
@@ -198,7 +187,7 @@ def text():
 
 @pytest.fixture
 def factories(tmp_path: Path) -> str:
-    """A module in the folder where the command runs, under a name that no other test has imported."""
+    """Write a module to the folder of the command, under a name that no other test imports."""
     name = f"nets_of_{abs(hash(tmp_path.name)) % 10**8}"
     (tmp_path / f"{name}.py").write_text(FACTORIES)
     (tmp_path / f"{name}_syntax.py").write_text("def f(:\n")
@@ -207,9 +196,9 @@ def factories(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("attribute", ["small", "ready"])
-def test_a_factory_or_module_next_to_the_user(cli, tmp_path: Path, factories: str, attribute: str) -> None:
+def test_a_factory_in_the_current_folder_is_a_model(cli, tmp_path: Path, factories: str, attribute: str) -> None:
     missing = cli("run", f"{factories}:{attribute}", "nowhere.jpg", "--size", "16")
-    fails(missing, 1, "there is no image nowhere.jpg")  # so the model was found and captured
+    fails(missing, 1, "there is no image nowhere.jpg")  # the model was found and captured before
     model = load_model(f"{factories}:{attribute}", 16)
     assert model.name == attribute and model.inputs[0].dtype == "uint8"
     synthetic_profile(model, {"a": 0.5, "b": 0.5}).save(tmp_path / "own.json")
@@ -235,7 +224,7 @@ def test_a_factory_or_module_next_to_the_user(cli, tmp_path: Path, factories: st
         ("nets/own:small", ["is not package.module:factory"]),
     ],
 )
-def test_factories_that_do_not_work(cli, factories: str, spec: str, words: list[str]) -> None:
+def test_broken_factories_are_reported(cli, factories: str, spec: str, words: list[str]) -> None:
     fails(cli("run", spec.format(factories), "--size", "16"), 1, *words)
 
 
@@ -264,12 +253,9 @@ def test_an_onnx_file_with_fixed_dimensions_keeps_them(cli, tmp_path: Path) -> N
     assert result.code == 0 and json.loads(result.out)["devices"] == ["a"]
 
 
-def test_an_onnx_file_of_another_kind_of_input(cli, tmp_path: Path) -> None:
+def test_an_onnx_file_that_takes_no_single_image_is_refused(cli, tmp_path: Path) -> None:
     path = onnx_file(tmp_path / "five.onnx", [2, 3, 20, 24])
     fails(cli("run", path), 1, "[2, 3, 20, 24]", "not one image")
-
-
-# ---------------------------------------------------------------- plan, on a saved profile
 
 
 def test_plan_on_a_saved_profile(cli, profile: str) -> None:
@@ -282,7 +268,7 @@ def test_plan_on_a_saved_profile(cli, profile: str) -> None:
     assert read["energy_source"] == "modelled, watts: configured"
 
 
-def test_plan_for_people(cli, profile: str) -> None:
+def test_a_plan_is_shown_as_a_table(cli, profile: str) -> None:
     result = cli("plan", MODEL, "--size", SIZE, "--profile", profile, "--scheme", "equal")
     assert result.code == 0
     assert "plan equal" in result.out and "big 50%, small 50%" in result.out
@@ -290,15 +276,15 @@ def test_plan_for_people(cli, profile: str) -> None:
     assert "x the divisible-load bound" in result.out
 
 
-def test_an_infeasible_deadline_is_said_and_the_nearest_plan_shown(cli, profile: str) -> None:
+def test_an_infeasible_deadline_shows_the_nearest_plan(cli, profile: str) -> None:
     args = ("plan", MODEL, "--size", SIZE, "--profile", profile, "--goal", "energy", "--deadline", "0.01ms")
     read = json.loads(cli(*args, "--json").out)
     assert read["feasible"] is False and "the deadline is 0.01 ms" in read["reason"] and read["stages"]
     shown = cli(*args).out
-    assert "infeasible:" in shown and "the nearest plan, not feasible" in shown
+    assert "infeasible:" in shown and "infeasible, the nearest plan" in shown
 
 
-def test_a_saved_plan_is_read_again(cli, profile: str, tmp_path: Path) -> None:
+def test_a_saved_plan_is_loaded_again(cli, profile: str, tmp_path: Path) -> None:
     assert cli("plan", MODEL, "--size", SIZE, "--profile", profile, "--save", "plan.json").code == 0
     model = load_model(MODEL, int(SIZE))
     assert Plan.load(tmp_path / "plan.json", model).predicted is not None
@@ -307,9 +293,6 @@ def test_a_saved_plan_is_read_again(cli, profile: str, tmp_path: Path) -> None:
 
 def test_the_profile_of_another_size_is_refused(cli, profile: str) -> None:
     fails(cli("plan", MODEL, "--size", "96", "--profile", profile), 1, "the profile is of model", "measure this one")
-
-
-# ---------------------------------------------------------------- on a cluster
 
 
 @pytest.mark.ray
@@ -343,7 +326,7 @@ def test_end_to_end(tmp_path: Path) -> None:
     run = coedge("run", network, "--size", SIZE, "--goal", "throughput", "--repeat", "30")
     assert run["largest_relative_difference"] <= 1e-5 and run["throughput_fps"] > 0
     assert sum(one["frames"] for one in run["plans"]) == 30 == len(run["latency_seconds"]["all"])
-    assert all(abs(one["frames"] - 30 * one["part"]) < 1 for one in run["plans"])
+    assert all(abs(one["frames"] - 30 * one["weight"]) < 1 for one in run["plans"])
 
 
 @pytest.mark.ray
@@ -355,10 +338,10 @@ def test_run_without_a_plan_uses_the_configuration(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "plan modnn" in done.stdout
-    assert "largest difference to the unsplit output" in done.stdout
+    assert "largest difference from the unsplit output" in done.stdout
 
 
-def test_a_budget_is_one_of_the_configuration() -> None:
+def test_a_budget_overrides_the_configuration() -> None:
     from orchestrator.cli.options import with_budget
 
     assert with_budget(None, None) == []

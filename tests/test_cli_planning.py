@@ -1,4 +1,4 @@
-"""`coedge plan`, `simulate` and `pareto` on profiles and test beds: no Ray, no device, nothing but files."""
+"""Tests of `coedge plan`, `simulate` and `pareto` on saved profiles and test beds, without Ray and devices."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def bed(tmp_path: Path, net: str) -> str:
 
 @pytest.fixture
 def saved(tmp_path: Path, bed: str) -> str:
-    """The same as a saved profile."""
+    """Save the profile of the test bed."""
     model = capture(tmp_path / "net.onnx")
     profile_of(load_testbed(tmp_path / bed), model).save(tmp_path / "bed.json")
     return "bed.json"
@@ -61,9 +61,6 @@ def saved(tmp_path: Path, bed: str) -> str:
 def read(result: Any) -> Any:
     assert result.code == 0, result.err
     return json.loads(result.out)
-
-
-# ---------------------------------------------------------------- what is planned on
 
 
 def test_a_test_bed_and_its_profile_give_the_same_plan(cli, net: str, bed: str, saved: str) -> None:
@@ -82,34 +79,31 @@ def test_set_changes_the_test_bed(cli, net: str, bed: str) -> None:
 def test_the_profile_of_a_test_bed_can_be_saved(cli, net: str, bed: str, tmp_path: Path) -> None:
     args = ("plan", net, "--profile", bed, "--scheme", "local", "--without", "far")
     assert cli(*args, "--save-profile", "p.json", "--save", "plan.json").code == 0
-    assert list(Profile.load(tmp_path / "p.json").names) == NAMES  # all of it: exclusions are of one plan
+    assert list(Profile.load(tmp_path / "p.json").names) == NAMES  # excluded devices are saved too
     assert Plan.load(tmp_path / "plan.json").devices == ("camera", "board-1", "board-2")
 
 
 @pytest.mark.parametrize("command", ["plan", "simulate", "pareto"])
-def test_what_does_not_go_together_is_refused_at_once(cli, net: str, bed: str, saved: str, command: str) -> None:
+def test_options_that_exclude_each_other_are_refused(cli, net: str, bed: str, saved: str, command: str) -> None:
     fails(cli(command, net, "--profile", bed, "--cluster", "c.yaml"), 2, "--profile", "--cluster")
     fails(cli(command, net, "--profile", saved, "--set", "source=far"), 2, "--set", "test bed", "--profile")
     fails(cli(command, net, "--profile", "nowhere.yaml"), 1, "nowhere.yaml", "cannot be read")
     fails(cli(command, net, "--profile", "nowhere.json"), 1, "cannot read the profile nowhere.json")
 
 
-# ---------------------------------------------------------------- --without, --keep-local
-
-
 @pytest.mark.parametrize("command", ["plan", "simulate", "pareto"])
 @pytest.mark.parametrize("where", ["bed.yaml", "bed.json", None])
-def test_who_is_left_out_must_be_there_and_not_be_the_source(cli, net: str, saved: str, command: str, where) -> None:
-    """Before a model is captured or Ray is started: there is no such model."""
+def test_excluded_devices_must_exist_and_not_be_the_source(cli, net: str, saved: str, command: str, where) -> None:
+    """They are checked before the model, which does not exist, is captured and before Ray starts."""
     args = [command, "no_such_model.onnx", *(["--profile", where] if where else [])]
     near, source = ("board-2", "camera") if where else ("board-3", "laptop")
     fails(
         cli(*args, "--without", f"{near}x"), 1, f"--without {near}x: there is no such device", f"Did you mean '{near}'?"
     )
-    fails(cli(*args, "--without", source), 1, f"{source} is the source", "cannot be left out", "source=")
+    fails(cli(*args, "--without", source), 1, f"{source} is the source", "cannot be excluded", "source=")
 
 
-def test_devices_that_are_left_out_are_not_in_the_plan(cli, net: str, bed: str) -> None:
+def test_excluded_devices_are_not_in_the_plan(cli, net: str, bed: str) -> None:
     args = ("plan", net, "--profile", bed, "--scheme", "equal", "--json")
     plan = read(cli(*args, "--without", "far", "--without", "board-1", "--without", "far"))
     assert plan["devices"] == plan["devices_used"] == ["camera", "board-2"]
@@ -117,7 +111,7 @@ def test_devices_that_are_left_out_are_not_in_the_plan(cli, net: str, bed: str) 
     assert alone["devices_used"] == ["camera"]
 
 
-def test_layers_that_are_to_stay_local_stay_on_the_source(cli, net: str, bed: str) -> None:
+def test_local_layers_stay_on_the_source(cli, net: str, bed: str) -> None:
     plan = read(cli("plan", net, "--profile", bed, "--keep-local", "3", "--json"))
     assert plan["feasible"]
     for stage in plan["stages"]:
@@ -126,10 +120,7 @@ def test_layers_that_are_to_stay_local_stay_on_the_source(cli, net: str, bed: st
     fails(cli("plan", net, "--profile", bed, "--keep-local", "-1"), 2, "--keep-local")
 
 
-# ---------------------------------------------------------------- plan
-
-
-def test_a_plan_for_people_says_what_is_beside_it(cli, net: str, bed: str) -> None:
+def test_a_plan_is_shown_with_its_bound_and_energy_source(cli, net: str, bed: str) -> None:
     shown = cli("plan", net, "--profile", bed, "--scheme", "equal")
     assert shown.code == 0
     assert "x the divisible-load bound" in shown.out and "frames/s in a stream" in shown.out
@@ -137,7 +128,7 @@ def test_a_plan_for_people_says_what_is_beside_it(cli, net: str, bed: str) -> No
 
 
 @pytest.mark.parametrize("goal", ["latency", "energy", "throughput"])
-def test_all_schemes_beside_auto(cli, net: str, bed: str, goal: str) -> None:
+def test_all_schemes_are_compared_with_auto(cli, net: str, bed: str, goal: str) -> None:
     rows = read(cli("plan", net, "--profile", bed, "--compare", "--goal", goal, "--json"))
     assert [row["scheme"] for row in rows] == [*SCHEMES, "auto"]
     for row in rows:
@@ -152,26 +143,26 @@ def test_all_schemes_beside_auto(cli, net: str, bed: str, goal: str) -> None:
     assert "divisible-load bound" in shown.out and "modelled, watts:" in shown.out
 
 
-def test_for_a_stream_the_mixture_is_named_beside_the_plan(cli, net: str, bed: str) -> None:
+def test_for_throughput_the_mixture_is_shown_with_the_plan(cli, net: str, bed: str) -> None:
     args = ("plan", net, "--profile", bed, "--goal", "throughput")
     found = read(cli(*args, "--json"))
     assert found["mixture"]["rate_fps"] > found["predicted"]["throughput_fps"]
-    assert sum(part["part"] for part in found["mixture"]["parts"]) == pytest.approx(1)
-    assert f"{found['mixture']['rate_fps']:.1f} frames/s: coedge simulate ... --mixture" in cli(*args).out
+    assert sum(one["weight"] for one in found["mixture"]["plans"]) == pytest.approx(1)
+    assert f"{found['mixture']['rate_fps']:.1f} frames/s; simulate it: coedge simulate ... --mixture" in cli(*args).out
     assert "mixture" not in read(cli(*args, "--scheme", "local", "--json"))
 
 
-def test_schemes_that_miss_the_deadline_say_so_below_the_table(cli, net: str, bed: str) -> None:
+def test_schemes_that_miss_the_deadline_are_named_below_the_table(cli, net: str, bed: str) -> None:
     rows = read(cli("plan", net, "--profile", bed, "--compare", "--json"))
     limit = rows[-1]["predicted"]["latency_seconds"] * 1e3 * 1.1
     shown = cli("plan", net, "--profile", bed, "--compare", "--deadline", f"{limit:.4f}ms").out
     late = [row["scheme"] for row in rows if row["predicted"]["latency_seconds"] * 1e3 > limit]
     assert late
-    # A scheme may do something else under a deadline: equal strips are what they are.
+    # Some schemes change their plan under a deadline; equal strips stay the same.
     assert "* equal is infeasible: predicted" in shown and "auto *" not in shown
 
 
-def test_the_explanation_names_what_binds_and_everybody_left_out(cli, net: str, bed: str) -> None:
+def test_an_explanation_names_the_bottleneck_and_all_unused_devices(cli, net: str, bed: str) -> None:
     args = ("plan", net, "--profile", bed, "--scheme", "local", "--without", "board-2", "--explain")
     shown = cli(*args)
     assert shown.code == 0
@@ -194,10 +185,7 @@ def test_compare_explain_and_save_exclude_each_other(cli, net: str, bed: str) ->
         fails(cli("plan", net, "--profile", bed, "--compare", *other), 2, "--compare", other[0])
 
 
-# ---------------------------------------------------------------- simulate
-
-
-def test_one_frame_takes_what_its_plan_says(cli, net: str, bed: str, tmp_path: Path) -> None:
+def test_one_frame_takes_the_predicted_time(cli, net: str, bed: str, tmp_path: Path) -> None:
     plan = read(cli("plan", net, "--profile", bed, "--scheme", "modnn", "--save", "plan.json", "--json"))
     for args in (["--scheme", "modnn"], ["--plan", "plan.json"]):
         found = read(cli("simulate", net, "--profile", bed, *args, "--trace", "trace.json", "--json"))
@@ -215,32 +203,32 @@ def test_one_frame_takes_what_its_plan_says(cli, net: str, bed: str, tmp_path: P
     assert trace.latency_seconds == pytest.approx(plan["predicted"]["latency_seconds"])
 
 
-def test_a_stream_has_as_many_frames_under_way_as_it_is_told(cli, net: str, bed: str) -> None:
+def test_a_stream_has_the_given_number_of_frames_in_flight(cli, net: str, bed: str) -> None:
     args = ("simulate", net, "--profile", bed, "--scheme", "local", "--frames", "30", "--json")
     one = read(cli(*args, "--in-flight", "1"))
     many = read(cli(*args))
     assert one["latency_seconds"]["max"] == pytest.approx(one["latency_seconds"]["p50"])
     assert many["in_flight"] == 2 * len(NAMES) + 2 and many["frames"] == 30
-    assert many["latency_seconds"]["p95"] > 2 * one["latency_seconds"]["p95"], "they queue"
-    assert many["throughput_fps"] == pytest.approx(one["throughput_fps"], rel=1e-6), "one device is as fast as it is"
+    assert many["latency_seconds"]["p95"] > 2 * one["latency_seconds"]["p95"], "frames queue"
+    assert many["throughput_fps"] == pytest.approx(one["throughput_fps"], rel=1e-6), "one device, one rate"
     assert many["busiest"]["name"] == "camera"
     assert many["busiest"]["seconds_per_frame"] == pytest.approx(1 / one["throughput_fps"])
     assert many["throughput_fps"] <= many["saturated_fps"] * (1 + 1e-9)
 
 
-def test_a_mixture_deals_frames_to_several_plans(cli, net: str, bed: str) -> None:
+def test_a_mixture_assigns_frames_to_several_plans(cli, net: str, bed: str) -> None:
     args = ("simulate", net, "--profile", bed, "--frames", "60", "--json")
     mixed, alone = read(cli(*args, "--mixture")), read(cli(*args, "--scheme", "local"))
-    assert len(mixed["plans"]) > 1 and sum(plan["part"] for plan in mixed["plans"]) == pytest.approx(1)
+    assert len(mixed["plans"]) > 1 and sum(plan["weight"] for plan in mixed["plans"]) == pytest.approx(1)
     assert mixed["throughput_fps"] > 1.3 * alone["throughput_fps"]
 
 
-def test_a_simulation_for_people(cli, net: str, bed: str) -> None:
+def test_a_simulation_is_shown_as_tables(cli, net: str, bed: str) -> None:
     shown = cli("simulate", net, "--profile", bed, "--scheme", "equal", "--frames", "3")
     assert shown.code == 0
     for words in (
-        "3 frames, 10 under way",
-        "a frame, modelled, watts:",
+        "3 frames, 10 in flight",
+        "per frame, modelled, watts:",
         "up-",
         "0-9 compute",
         "busiest: ",
@@ -270,7 +258,7 @@ def test_a_timeline_is_drawn(cli, net: str, bed: str, tmp_path: Path, name: str,
         (["--mixture", "--goal", "energy"], ["--mixture", "--goal"]),
     ],
 )
-def test_simulations_that_cannot_be(cli, bed: str, args: list[str], words: list[str]) -> None:
+def test_wrong_options_of_simulate_are_refused(cli, bed: str, args: list[str], words: list[str]) -> None:
     fails(cli("simulate", "no_such_model.onnx", "--profile", bed, *args), 2, *words)
 
 
@@ -278,14 +266,11 @@ def test_a_plan_for_other_devices_is_refused(cli, net: str, bed: str, tmp_path: 
     assert cli("plan", net, "--profile", bed, "--scheme", "equal", "--save", "plan.json").code == 0
     (tmp_path / "other.yaml").write_text(BED.replace("name: far", "name: near"))
     refused = cli("simulate", net, "--profile", "other.yaml", "--plan", "plan.json")
-    fails(refused, 1, "the plan needs far", "devices are camera, board-1, board-2, near", "--profile")
+    fails(refused, 1, "the plan needs far", "the devices are camera, board-1, board-2, near", "--profile")
     fails(cli("simulate", net, "--profile", bed, "--plan", "nowhere.json"), 1, "cannot read the plan nowhere.json")
 
 
-# ---------------------------------------------------------------- pareto
-
-
-def test_energy_against_latency(cli, net: str, bed: str, tmp_path: Path) -> None:
+def test_a_front_trades_energy_against_latency(cli, net: str, bed: str, tmp_path: Path) -> None:
     found = read(cli("pareto", net, "--profile", bed, "--points", "5", "--save-plans", "plans", "--json"))
     costs = [(p["predicted"]["latency_seconds"], p["predicted"]["energy_joules"]) for p in found["plans"]]
     assert 1 <= len(costs) <= 5 and costs == sorted(costs) and costs == sorted(costs, key=lambda c: -c[1])
@@ -300,7 +285,7 @@ def test_energy_against_latency(cli, net: str, bed: str, tmp_path: Path) -> None
         assert plan.predicted is not None and plan.predicted.latency_seconds == row["predicted"]["latency_seconds"]
 
 
-def test_a_frontier_for_people_with_the_schemes_on_it(cli, net: str, bed: str) -> None:
+def test_a_front_is_shown_with_the_named_schemes(cli, net: str, bed: str) -> None:
     shown = cli("pareto", net, "--profile", bed, "--without", "far", "--points", "4")
     assert shown.code == 0
     assert "energy against latency, predicted" in shown.out and "divisible-load bound" in shown.out
@@ -310,7 +295,7 @@ def test_a_frontier_for_people_with_the_schemes_on_it(cli, net: str, bed: str) -
 
 
 @pytest.mark.parametrize(("name", "begins"), [("p.png", b"\x89PNG"), ("p.svg", b"<?xml")])
-def test_a_frontier_is_drawn(cli, net: str, bed: str, tmp_path: Path, name: str, begins: bytes) -> None:
+def test_a_front_is_drawn(cli, net: str, bed: str, tmp_path: Path, name: str, begins: bytes) -> None:
     read(cli("pareto", net, "--profile", bed, "--points", "3", "--plot", name, "--json"))
     drawn = (tmp_path / name).read_bytes()
     assert drawn.startswith(begins)
@@ -331,5 +316,5 @@ def test_a_frontier_is_drawn(cli, net: str, bed: str, tmp_path: Path, name: str,
         (["--deadline", "soon"], ["--deadline", "'soon'"]),
     ],
 )
-def test_frontiers_that_cannot_be(cli, bed: str, args: list[str], words: list[str]) -> None:
+def test_wrong_options_of_pareto_are_refused(cli, bed: str, args: list[str], words: list[str]) -> None:
     fails(cli("pareto", "no_such_model.onnx", "--profile", bed, *args), 2, *words)

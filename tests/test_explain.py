@@ -49,9 +49,6 @@ def made(plan: Plan, model: Model, profile: Profile, objective: Objective | None
     return evaluator.plan(evaluator.evaluate(plan.stages, plan.scheme))
 
 
-# ---------------------------------------------------------------- what a frame consists of
-
-
 @given(case=cases())
 @examples(30)
 def test_the_path_adds_up_to_the_latency_and_names_who_takes_part(case: tuple[Plan, Profile]) -> None:
@@ -109,9 +106,6 @@ def test_the_busiest_resource_limits_a_stream(case: tuple[Plan, Profile]) -> Non
     timeline = run(plan, profile, halos())
     _, seconds = busiest_of(timeline, profile)
     assert 1 / seconds == pytest.approx(timeline.saturated_fps(profile))
-
-
-# ---------------------------------------------------------------- what changes are worth
 
 
 def test_one_percent_of_one_device_alone() -> None:
@@ -191,9 +185,6 @@ def test_changed_profiles_differ_in_what_they_say_alone(data: st.DataObject) -> 
     ]
 
 
-# ---------------------------------------------------------------- joules say where they come from
-
-
 def test_joules_add_up_and_name_their_source() -> None:
     model = two_layers(2)
     profile = cluster(
@@ -223,9 +214,6 @@ def test_joules_add_up_and_name_their_source() -> None:
 )  # fmt: skip
 def test_numbers_have_three_digits_and_no_exponent(words: str, expected: str) -> None:
     assert words == expected
-
-
-# ---------------------------------------------------------------- constraints
 
 
 @functools.cache
@@ -356,9 +344,6 @@ def test_the_multiplier_of_the_deadline_is_what_the_optimum_falls_by() -> None:
     assert price == pytest.approx((before - after) / step, rel=0.02) and price > 0
 
 
-# ---------------------------------------------------------------- devices left out
-
-
 def test_everybody_has_a_share_or_is_left_out_and_alike_ones_are_together() -> None:
     model = long_chain()
     profile = synthetic_profile(model, {"a": 1.0, "b": 0.01, "c": 0.01, "d": 0.02}, 1e5)
@@ -462,9 +447,6 @@ def test_the_work_of_a_frame_is_shared_out() -> None:
     model, profile = rack()
     plan = SCHEMES["modnn"](model, profile, Objective())
     assert sum(work_share(plan.stages, n, model, profile) for n in profile.names) == pytest.approx(1)
-
-
-# ---------------------------------------------------------------- what does not fit
 
 
 def test_plans_of_other_devices_and_models_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""The lab: what its commands are for a configuration, and, where this is root, that it does what they say."""
+"""Tests of the lab: the commands that make its network and, if run by root, a real lab."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ from coedge.core.errors import ClusterError, ConfigError
 from orchestrator.lab.lab import Lab
 from orchestrator.lab.namespace import check_possible, namespaces
 from orchestrator.lab.nodes import start_command
+from orchestrator.lab.rates import parse_rate, show_rate
 from orchestrator.lab.shaping import FRAME_NBYTES, add_host, burst_nbytes, network, put_on_medium, shape
-from orchestrator.lab.spec import LabDevice, LabMedium, LabSpec, overrides, parse_rate, show_rate, spec_of
+from orchestrator.lab.spec import LabDevice, LabMedium, LabSpec, overrides, spec_of
 from orchestrator.lab.state import LabState
 from workers.transport.transport import own_clock
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs" / "lab").glob("*.yaml"))
-NAME = "test"  # of the lab that tests make, beside one that may be up
+NAME = "test"  # the tests' own lab, so that another one may be up
 
 
 def impossible() -> str:
@@ -50,9 +51,6 @@ root = [
 ]
 
 
-# ---------------------------------------------------------------- rates
-
-
 @pytest.mark.parametrize(
     ("text", "bytes_per_second"),
     [
@@ -67,28 +65,25 @@ root = [
         ("none", None),
     ],
 )
-def test_a_rate_is_read(text: str, bytes_per_second: float | None) -> None:
+def test_rates_are_parsed(text: str, bytes_per_second: float | None) -> None:
     assert parse_rate(text) == bytes_per_second
 
 
 @pytest.mark.parametrize("text", ["", "500", "fast", "-1MB/s", "0MB/s", "1e3KB/s", "1MiB/s", "nanB/s", "1.2.3KB/s"])
-def test_what_is_no_rate_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"is no rate; give one such as 500KB/s"):
+def test_text_that_is_not_a_rate_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"is not a rate; give one such as 500KB/s"):
         parse_rate(text)
 
 
 @examples(50)
 @given(st.floats(1.0, 1e12))
-def test_a_rate_that_is_shown_is_read_again(bytes_per_second: float) -> None:
+def test_a_formatted_rate_is_parsed_again(bytes_per_second: float) -> None:
     assert parse_rate(show_rate(bytes_per_second)) == pytest.approx(bytes_per_second, rel=1e-3)
 
 
-# ---------------------------------------------------------------- what a configuration becomes
-
-
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_the_labs_that_come_along(path: Path) -> None:
-    """Their devices wait, most of the time, so that two cores are enough for all of them at once."""
+def test_the_configurations_in_the_repository_are_labs(path: Path) -> None:
+    """Their speeds add up to little more than one core, so that two cores are enough for all devices at once."""
     config = load_config(path, environment={})
     spec = spec_of(config)
     assert [device.name for device in spec.devices] == [device.name for device in config.devices]
@@ -99,7 +94,7 @@ def test_the_labs_that_come_along(path: Path) -> None:
     assert all(device.bytes_per_second for device in spec.devices)
 
 
-def test_there_are_labs() -> None:
+def test_the_repository_has_these_labs() -> None:
     names = {path.stem for path in CONFIGS}
     assert names == {"paper", "pi4-100mbps", "pi4-1gbps", "home-wifi", "device-edge"}
 
@@ -108,7 +103,7 @@ def two(**more: Any) -> dict[str, Any]:
     return {"devices": [{"name": "a.b", "link": {"mbps": 8, "latency_ms": 3}}, {"name": "c"}], "source": "c", **more}
 
 
-def test_in_the_lab_the_kernel_paces_and_every_worker_is_on_its_own_host() -> None:
+def test_in_a_lab_workers_do_not_pace_by_rate_and_each_has_its_own_host() -> None:
     config = two()
     spec = spec_of(load_config(config))
     assert (spec.head, [device.bytes_per_second for device in spec.devices]) == ("c", [1e6, None])
@@ -133,15 +128,15 @@ def test_in_the_lab_the_kernel_paces_and_every_worker_is_on_its_own_host() -> No
         ),
     ],
 )
-def test_what_can_be_no_lab_is_refused(config: dict[str, Any], words: str) -> None:
+def test_configurations_that_cannot_be_a_lab_are_refused(config: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         spec_of(load_config(config))
 
 
 @examples(50)
 @given(st.floats(1e3, 2e9))
-def test_a_bucket_lets_a_frame_through_and_little_more(bytes_per_second: float) -> None:
-    """Less than a frame would block; a millisecond's worth would let a message of 10 KB through unshaped."""
+def test_a_bucket_has_room_for_a_frame_and_little_more(bytes_per_second: float) -> None:
+    """A smaller bucket would block all frames; one of a millisecond would pass a message of 10 KB unshaped."""
     burst = burst_nbytes(bytes_per_second)
     assert FRAME_NBYTES <= burst <= FRAME_NBYTES + bytes_per_second * 1e-3
     if bytes_per_second <= 12.5e6:
@@ -161,7 +156,7 @@ def test_both_directions_of_every_link_are_shaped() -> None:
 
 
 def crossings(spec: LabSpec, commands: Sequence[Sequence[str]], sender: LabDevice, receiver: LabDevice) -> list[str]:
-    """The media that a packet passes, as the kernel applies the filters: by priority, the first that matches."""
+    """Return the media that a packet passes. The kernel applies the first filter that matches, by priority."""
     passed = []
     for port, side in ((sender.port, "ingress"), (receiver.port, "egress")):
         rules = [c[c.index("dev") + 1 :] for c in commands if "filter" in c]
@@ -177,7 +172,7 @@ def crossings(spec: LabSpec, commands: Sequence[Sequence[str]], sender: LabDevic
 
 @examples(50)
 @given(st.lists(st.sampled_from([None, "x", "y"]), min_size=2, max_size=6))
-def test_a_packet_passes_every_medium_of_its_ends_once(on: list[str | None]) -> None:
+def test_a_packet_passes_each_medium_of_its_two_ends_once(on: list[str | None]) -> None:
     devices = tuple(LabDevice(f"d{index}", index, 1e6, medium) for index, medium in enumerate(on))
     media = tuple(
         LabMedium(name, index, 1e6, tuple(d.name for d in devices if d.medium == name))
@@ -193,7 +188,7 @@ def test_a_packet_passes_every_medium_of_its_ends_once(on: list[str | None]) -> 
                 assert crossings(spec, commands, sender, receiver) == wanted
 
 
-def test_weights_have_links_of_their_own_if_wanted() -> None:
+def test_weights_have_separate_links_on_request() -> None:
     config = load_config(two())
     names = {"a.b": "ns-a", "c": "ns-c"}
     plain, fast = (network(spec_of(config, wanted), "switch", names) for wanted in (False, True))
@@ -206,15 +201,12 @@ def test_weights_have_links_of_their_own_if_wanted() -> None:
     assert {"--object-manager-port=8076", "--address=10.77.0.1:6379", "--node-ip-address=10.77.0.2"} <= set(start)
 
 
-def test_a_medium_takes_from_others_only_where_it_is_told_to() -> None:
-    """That check would see a packet that is counted twice."""
+def test_a_packet_would_be_counted_twice_without_the_filter_for_members() -> None:
+    """This shows that the test above can fail."""
     devices = (LabDevice("a", 0, None, "x"), LabDevice("b", 1, None, "x"))
     medium = LabMedium("x", 0, 1e6, ("a", "b"))
-    unaware = [c for device in devices for c in put_on_medium("switch", device, medium, [device])]
-    assert crossings(LabSpec(devices, (medium,), "a"), unaware, *devices) == ["m0", "m0"]
-
-
-# ---------------------------------------------------------------- where there can be none
+    unfiltered = [c for device in devices for c in put_on_medium("switch", device, medium, [device])]
+    assert crossings(LabSpec(devices, (medium,), "a"), unfiltered, *devices) == ["m0", "m0"]
 
 
 def test_without_root_one_line_says_so(cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +227,7 @@ def test_without_iproute2_one_line_says_so(
 
 
 @pytest.mark.parametrize("name", ["", "A", "a.b", "a@b", "a" * 17, "../x"])
-def test_a_name_that_would_not_do_is_refused(name: str) -> None:
+def test_a_wrong_name_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="a lab's name has"):
         Lab(name)
 
@@ -246,8 +238,6 @@ def test_every_command_has_an_example(cli: Callable[..., Result], command: str) 
     assert result.code == 0 and f"Example: coedge lab {command}" in result.out
 
 
-# ---------------------------------------------------------------- for real
-
 LAB = {
     "devices": [
         {"name": "one", "speed": 0.5, "link": {"mbps": 200}},
@@ -257,7 +247,7 @@ LAB = {
     "media": [{"name": "air", "devices": ["two", "three"], "mbps": 160}],
     "source": "one",
 }
-# Of a frame: Ethernet 14, IP 20, TCP 20 and its time stamps 12.
+# Headers of a frame: Ethernet 14, IP 20, TCP 20 and its time stamps 12.
 HEADER_NBYTES = 14 + 20 + 20 + 12
 
 
@@ -273,7 +263,7 @@ def run(*command: str, timeout: float = 90.0, code: int = 0) -> subprocess.Compl
 
 
 def traces(name: str = NAME) -> list[str]:
-    """What there is of a lab."""
+    """Return the namespaces and folders of a lab."""
     folder = Path("/run") / f"coedge-{name}"
     return [n for n in namespaces() if n.startswith((f"coedge-{name}.", f"coedge-{name}@"))] + [
         str(folder) for _ in [0] if folder.exists()
@@ -297,7 +287,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def lab(file: Path) -> Iterator[Lab]:
-    """Up, and at the end: down, with nothing left."""
+    """Start a lab; stop it at the end and check that nothing is left."""
     made = Lab(NAME)
     made.down()
     made.up(spec_of(load_config(file), fast_weights=True))
@@ -313,7 +303,7 @@ def lab(file: Path) -> Iterator[Lab]:
 class TestLab:
     pytestmark = root
 
-    def test_up_twice_is_as_once(self, lab: Lab, file: Path) -> None:
+    def test_up_is_idempotent(self, lab: Lab, file: Path) -> None:
         before = lab.status()
         assert rates(before) == AS_GIVEN
         assert before.head is not None and before.head.name == "one" and all(host.node for host in before.hosts)
@@ -337,15 +327,15 @@ class TestLab:
         with pytest.raises(ClusterError, match="there are one, two, three, air"):
             lab.rate("four", 1e6)
 
-    def test_what_devices_send_crosses_the_links_and_nothing_else_does(self, lab: Lab, file: Path) -> None:
-        """Bytes on every interface, without the headers of their packets, are those of the timelines within 2 %.
+    def test_links_carry_what_devices_send_and_little_else(self, lab: Lab, file: Path) -> None:
+        """Bytes on every interface without packet headers match those of the timelines within 2 %.
 
-        What comes on top: headers and encryption of messages, and what Ray says meanwhile.
+        The rest is headers and encryption of messages, and Ray's own messages.
         """
         driver = str(ROOT / "tests" / "lab_driver.py")
         told = json.loads(run("run", "--lab", NAME, "--", sys.executable, driver, NAME, str(file)).stdout)
         assert told["worst"] <= 1e-5
-        assert told["loading"][0] < 400_000, "a weight of 4 MB is not among what the link carried"
+        assert told["loading"][0] < 400_000, "the link did not carry the weight of 4 MB"
         hosts = {host.name: host.address for host in lab.status().hosts}
         assert {name: address.split("/")[2].rpartition(":")[0] for name, address in told["hosts"].items()} == hosts
         planned = {f"{name} {way}": 0 for name in hosts for way in ("sent", "received")} | {"air": 0}
@@ -357,10 +347,10 @@ class TestLab:
         payload = {name: nbytes - HEADER_NBYTES * packets for name, (nbytes, packets) in told["counted"].items()}
         assert payload == {name: pytest.approx(nbytes, rel=0.02) for name, nbytes in planned.items()}
         assert sum(host.dropped for host in lab.status().hosts) == 0
-        # Latency comes on top of the way, from the worker at its end.
+        # The receiving worker adds the emulated latency to that of the network.
         assert told["latencies"]["one>three"] >= 0.02 > told["latencies"]["one>two"]
 
-    def test_a_command_gets_its_arguments_and_its_exit_code_is_the_commands(self, lab: Lab) -> None:
+    def test_a_command_gets_its_arguments_and_returns_its_exit_code(self, lab: Lab) -> None:
         command = (
             "import sys; from workers.transport.transport import own_clock; "
             "print(sys.argv[1:], own_clock()); sys.exit(7)"
@@ -368,16 +358,16 @@ class TestLab:
         done = run("run", "--lab", NAME, "--", sys.executable, "-c", command, "--json", "-x", code=7)
         arguments, clock = done.stdout.strip().split("] ", 1)
         assert arguments == "['--json', '-x'"
-        # Emulated latency is not hidden in the time that messages are under way: as between hosts, it comes on top.
+        # Hosts of a lab have clocks of their own, as real hosts do, so emulated latency adds to that of the network.
         assert clock != own_clock()
 
-    def test_another_lab_is_not_put_in_its_place(self, lab: Lab) -> None:
+    def test_a_running_lab_is_not_replaced_by_another(self, lab: Lab) -> None:
         before = lab.status()
         done = run("up", str(CONFIGS[0]), "--lab", NAME, code=1)
-        assert f"end it first: coedge lab down --lab {NAME}" in done.stderr
+        assert f"stop it first: coedge lab down --lab {NAME}" in done.stderr
         assert {h.name: h.pids for h in lab.status().hosts} == {h.name: h.pids for h in before.hosts}
 
-    def test_a_node_that_ended_is_started_again(self, lab: Lab, file: Path) -> None:
+    def test_up_restarts_a_node_that_ended(self, lab: Lab, file: Path) -> None:
         before = {host.name: host for host in lab.status().hosts}
         for pid in before["two"].pids:
             os.kill(pid, signal.SIGKILL)
@@ -387,7 +377,7 @@ class TestLab:
         assert after["two"].node and after["one"].pids == before["one"].pids
 
     @pytest.mark.parametrize("until", ["a namespace", "a process"])
-    def test_a_crash_on_the_way_up_is_cleaned_up(self, file: Path, until: str) -> None:
+    def test_down_removes_what_a_crashed_up_left(self, file: Path, until: str) -> None:
         name = "test-crash"
         process = subprocess.Popen(coedge("up", str(file), "--lab", name), cwd=ROOT)
         try:

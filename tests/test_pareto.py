@@ -119,9 +119,6 @@ def test_the_profile_of_another_model_is_refused() -> None:
         pareto(halos(), rack()[1], Objective())
 
 
-# ---------------------------------------------------------------- which of them are shown
-
-
 def evaluated(seconds: float, joules: float, problems: tuple[str, ...] = ()) -> Evaluation:
     model, profile = rack()
     real = Evaluator(model, profile, Objective()).evaluate(one_stage(model, {"a": UNIT}, "a").stages)

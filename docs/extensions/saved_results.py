@@ -85,10 +85,10 @@ def comparison_text(folder: Path, address: str) -> str:
         parts.append("Values of each scheme over those of `auto`: geometric means over the networks.")
         parts.append(
             markdown_table(
-                ("scheme", "networks", "latency", "joules", "least", "on"),
+                ("scheme", "networks", "latency", "joules", "best", "on"),
                 [
                     (f"`{mean.scheme}`", str(mean.models), f"{mean.latency:.2f}", _number(mean.joules, 1, ".2f"),
-                     f"{mean.least:.2f}", mean.least_model)
+                     f"{mean.best:.2f}", mean.best_model)
                     for mean in means
                 ],
             )

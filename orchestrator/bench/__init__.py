@@ -1,1 +1,1 @@
-"""Schemes side by side on one cluster: turns, raw samples, and the rows that follow from them."""
+"""Comparison of schemes on one cluster: runs in turns, raw samples, and tables made from them."""

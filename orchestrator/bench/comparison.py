@@ -1,7 +1,7 @@
-"""A comparison: what was run, the raw samples, and the folder that keeps them.
+"""A comparison of schemes: its cases, its raw samples, and the folder that keeps them.
 
 FOLDER/comparison.json     environment, configuration, and a case per model and scheme
-FOLDER/samples.csv         a line per frame: all that tables and pictures are made from
+FOLDER/samples.csv         a line per frame; tables and pictures are made from it
 FOLDER/profiles/MODEL.json, FOLDER/plans/MODEL.SCHEME.json, FOLDER/timelines/MODEL.SCHEME.json.gz
 """
 
@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict
 
 from coedge.core.errors import CoEdgeError
 from coedge.core.json_file import load_json, save_json
+from coedge.plan.plan import Plan
+from coedge.profile.profile import Profile
+from coedge.simulation.timeline import Timeline
 
 COMPARISON, SAMPLES = "comparison.json", "samples.csv"
 _COLUMNS = ("model", "scheme", "frame", "seconds", "joules", "difference", "sent_nbytes")
@@ -24,14 +27,14 @@ _COLUMNS = ("model", "scheme", "frame", "seconds", "joules", "difference", "sent
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One frame.
+    """A measured frame.
 
     Attributes:
-        frame: of those of its model and scheme that count, from 0.
-        seconds: from asked to answered.
-        joules: modelled from measured times; None: not all devices told what they did.
+        frame: index among the frames of its model and scheme, from 0.
+        seconds: latency as the client sees it.
+        joules: modelled from measured times; None if a device did not report its steps.
         difference: largest |output - unsplit output| over the largest |unsplit output|.
-        sent_nbytes: packed, without headers, by "sender>receiver"; None as `joules`.
+        sent_nbytes: bytes after encoding, without headers, by "sender>receiver"; None as for `joules`.
     """
 
     model: str
@@ -47,12 +50,12 @@ class Case(BaseModel):
     """A scheme on a model, or the whole model on one device.
 
     Attributes:
-        devices: that take part.
-        predicted_seconds, predicted_joules, bound_seconds: of one frame; None: not known.
-        alone: the whole model on one device, which has the input: no link counts.
-        same_as: the scheme with the same plan that has the samples; "": it has its own.
-        problem: why there are no samples, or no more of them; "": all is well.
-        note: what somebody who reads the row must know.
+        devices: devices with work.
+        predicted_seconds, predicted_joules, bound_seconds: per frame; None if unknown.
+        alone: whether the whole model runs on one device that already has the input, so that no link counts.
+        same_as: scheme with the same plan whose samples are shared; empty if the case has its own samples.
+        problem: reason why samples are missing; empty if none are.
+        note: remark for readers of the row.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,13 +73,15 @@ class Case(BaseModel):
 
 
 class Comparison(BaseModel):
-    """What was run, where and how; the samples are beside it.
+    """A comparison without its samples.
 
     Attributes:
-        cluster: where its configuration came from, for people.
-        config: the configuration.
-        energy_source: whose watts the joules are modelled from.
-        begun: local time.
+        cluster: description of the cluster, such as the path of its configuration.
+        config: configuration of the cluster.
+        begun: local time of the start.
+        frames: measured frames per plan.
+        size: height and width of the images.
+        energy_source: description of where the joules come from.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -92,7 +97,7 @@ class Comparison(BaseModel):
 
 
 def save(comparison: Comparison, samples: Iterable[Sample], folder: Path) -> None:
-    """Writes both, over what was there."""
+    """Write a comparison and its samples to a folder, and replace those in it."""
     save_json(comparison, folder / COMPARISON)
     with (folder / SAMPLES).open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -103,15 +108,28 @@ def save(comparison: Comparison, samples: Iterable[Sample], folder: Path) -> Non
             writer.writerow((s.model, s.scheme, s.frame, f"{s.seconds:.6g}", joules, f"{s.difference:.3g}", sent))
 
 
+def save_artifacts(
+    folder: Path, model_name: str, profile: Profile, plans: Mapping[str, Plan], timelines: Mapping[str, Timeline]
+) -> None:
+    """Write the profile of a model, and the plan and timeline of every scheme, to the folder of a comparison."""
+    for kind in ("profiles", "plans", "timelines"):
+        (folder / kind).mkdir(exist_ok=True)
+    profile.save(folder / "profiles" / f"{model_name}.json")
+    for scheme, plan in plans.items():
+        plan.save(folder / "plans" / f"{model_name}.{scheme}.json")
+    for scheme, timeline in timelines.items():
+        timeline.save(folder / "timelines" / f"{model_name}.{scheme}.json.gz")
+
+
 def load(folder: Path) -> tuple[Comparison, list[Sample]]:
-    """What `save` wrote.
+    """Read a comparison and its samples from a folder.
 
     Raises:
-        CoEdgeError: the folder holds no comparison, or a broken one.
+        CoEdgeError: the folder has no comparison, or its files are broken.
     """
     if not (folder / COMPARISON).is_file():
         raise CoEdgeError(
-            f"{folder} holds no comparison (no {COMPARISON} there); coedge bench --out {folder} makes one"
+            f"{folder} holds no comparison (there is no {COMPARISON}); make one: coedge bench --out {folder}"
         )
     comparison = load_json(Comparison, folder / COMPARISON, "comparison")
     try:
@@ -122,15 +140,15 @@ def load(folder: Path) -> tuple[Comparison, list[Sample]]:
 
 
 def _links(sent: Mapping[str, int]) -> str:
-    # Names of devices have neither ">" nor "=" nor blanks. "-" is nothing sent, which is not the same as not known.
+    # Names of devices contain no ">", "=" or blank. "-" means that nothing was sent; an empty cell means unknown.
     return " ".join(f"{link}={nbytes}" for link, nbytes in sorted(sent.items())) or "-"
 
 
 def _sample(row: Mapping[str, str]) -> Sample:
     sent: dict[str, int] | None = None
     if row["sent_nbytes"]:
-        parts: Sequence[str] = [] if row["sent_nbytes"] == "-" else row["sent_nbytes"].split(" ")
-        sent = {link: int(nbytes) for link, _, nbytes in (part.partition("=") for part in parts)}
+        entries: Sequence[str] = [] if row["sent_nbytes"] == "-" else row["sent_nbytes"].split(" ")
+        sent = {link: int(nbytes) for link, _, nbytes in (entry.partition("=") for entry in entries)}
     return Sample(
         model=row["model"], scheme=row["scheme"], frame=int(row["frame"]), seconds=float(row["seconds"]),
         joules=float(row["joules"]) if row["joules"] else None, difference=float(row["difference"]),

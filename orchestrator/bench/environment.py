@@ -1,4 +1,4 @@
-"""Where numbers were measured."""
+"""The environment of a measurement."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from coedge.core.version import VERSION
 
 
 def environment() -> dict[str, Any]:
-    """Machine, versions, and how busy the machine was."""
+    """Return the machine, the versions of the libraries, and the load of the machine."""
     import numpy
     import onnxruntime
     import psutil

@@ -1,4 +1,4 @@
-"""A model by every scheme on one cluster: plans, turns, cases and samples."""
+"""Comparison of schemes on one model and cluster: plans, turns, cases and samples."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from coedge.plan.plan import Plan
 from coedge.profile.profile import Profile
 from coedge.simulation.timeline import Timeline
 from orchestrator.bench.comparison import Case, Sample
-from orchestrator.bench.contenders import OneSession, Planned, best_single
+from orchestrator.bench.contenders import PlanContender, UnsplitContender, best_single
 from orchestrator.bench.turns import Contender, Outcome, take_turns
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.control.worker_group import RemoteWorker
 from orchestrator.evaluation.divisible_load import bound_seconds
 
-ONE_SESSION = "onnxruntime"
-# Sums of float32 in another order.
+ONNXRUNTIME = "onnxruntime"
+# Relative difference of outputs that summing float32 values in another order explains.
 TOLERANCE = 1e-4
 
 
 @dataclass
 class ModelRun:
-    """What came of a model.
+    """The results of a model.
 
     Attributes:
-        plans, timelines: by scheme; timelines only of those that ran.
+        plans, timelines: by scheme; only schemes that ran have a timeline.
     """
 
     profile: Profile
@@ -43,8 +43,8 @@ class ModelRun:
 
 
 @dataclass(frozen=True)
-class Guest:
-    """A contender that is no plan, and the case that it is; what it is not able to do is the problem of the case."""
+class Baseline:
+    """A contender that is not a plan, and its case. Without a contender, the case has the problem."""
 
     case: Case
     contender: Contender | None
@@ -57,76 +57,91 @@ def side_by_side(
     schemes: Sequence[str],
     frames: int,
     difference: Callable[[Any], float],
-    one_session: bool = False,
-    guests: Callable[[Profile], Sequence[Guest]] | None = None,
+    onnxruntime: bool = False,
+    baselines: Callable[[Profile], Sequence[Baseline]] | None = None,
 ) -> ModelRun:
-    """Plans by every scheme, and measures the distinct plans in turns.
+    """Plan a model by every scheme, and measure the distinct plans in turns.
 
     Args:
-        frames: that count, of each plan.
-        difference: of an output to the right one, relative.
-        one_session: whether the network in one ONNX Runtime session on the best single device takes part.
-        guests: others that take part, given the profile.
+        frames: measured frames per plan.
+        difference: returns the relative difference of an output from the unsplit one.
+        onnxruntime: whether to measure one ONNX Runtime session on the best single device as well.
+        baselines: returns further contenders for a profile.
 
     Raises:
         DeviceLost: the source is gone.
     """
     profile = cluster.profile(model)
-    ran = ModelRun(profile)
-    with progress(f"planning {model.name}", len(schemes)) as planned:
-        for scheme in schemes:
-            ran.plans[scheme] = cluster.plan(model, scheme=scheme)
-            planned()
+    result = ModelRun(profile, plans=_plans(cluster, model, schemes))
     bound = bound_seconds(model, profile)
-    runners = _runners(ran.plans)
-    cases = {scheme: _case(plan, scheme, bound, runners.get(plan.digest, "")) for scheme, plan in ran.plans.items()}
+    runners = _runners(result.plans)
+    cases = {scheme: _case(plan, scheme, bound, runners.get(plan.digest, "")) for scheme, plan in result.plans.items()}
     contenders: dict[str, Contender] = {
-        scheme: Planned(cluster, model, arrays, ran.plans[scheme], profile) for scheme in runners.values()
+        scheme: PlanContender(cluster, model, arrays, result.plans[scheme], profile) for scheme in runners.values()
     }
     with ExitStack() as closing:
-        if one_session:
-            device, seconds = best_single(model, profile)
-            worker = cluster.worker(device)
-            case = alone_case(model, profile, ONE_SESSION, worker, seconds, bound)
-            try:
-                session = OneSession(worker, model, arrays, profile)
-                closing.callback(session.close)
-                contenders[ONE_SESSION] = session
-            except CoEdgeError as error:
-                case = case.model_copy(update={"problem": str(error)})
-            cases[ONE_SESSION] = case
-        for guest in guests(profile) if guests else ():
-            cases[guest.case.scheme] = guest.case.model_copy(update={"bound_seconds": bound})
-            if guest.contender is not None:
-                contenders[guest.case.scheme] = guest.contender
+        others = [_onnxruntime(cluster, model, arrays, profile, bound, closing)] if onnxruntime else []
+        for other in [*others, *(baselines(profile) if baselines else ())]:
+            cases[other.case.scheme] = other.case.model_copy(update={"bound_seconds": bound})
+            if other.contender is not None:
+                contenders[other.case.scheme] = other.contender
         tolerance = None if cluster.config.objective.lossy else TOLERANCE
-        with progress(f"running {model.name}, in turns", frames * len(contenders)) as done:
+        with progress(f"running {model.name} in turns", frames * len(contenders)) as done:
             outcomes = take_turns(contenders, frames, difference, tolerance, done)
-    ran.cases = [_ended(case, outcomes) for case in cases.values()]
+    result.cases = [_with_problem(case, outcomes) for case in cases.values()]
     for scheme, outcome in outcomes.items():
-        ran.samples += _samples(model.name, scheme, outcome)
+        result.samples += _samples(model.name, scheme, outcome)
         if outcome.timeline is not None:
-            ran.timelines[scheme] = outcome.timeline
-    return ran
+            result.timelines[scheme] = outcome.timeline
+    return result
 
 
-def alone_case(
+def single_device_case(
     model: Model, profile: Profile, name: str, worker: RemoteWorker, seconds: float | None, bound: float
 ) -> Case:
-    """The whole network on one device, which has the input."""
+    """Return the case of the whole network on one device, which has the input."""
     device, speed = worker.name, worker.config.speed
     power = profile.by_name[device].power
     watts = power.compute_watts + (power.idle_watts if profile.joules == "total" else 0.0)
     return Case(
         model=model.name, scheme=name, devices=(device,), predicted_seconds=seconds,
         predicted_joules=None if seconds is None else watts * seconds, bound_seconds=bound, alone=True,
-        note=f"all of it in one piece on {device}, the fastest, where the input is already"
+        note=f"the whole network on {device}, the fastest device, which already has the input"
         + ("" if speed is None else f"; emulated, x {speed:g} of the real speed, as for plans"),
     )  # fmt: skip
 
 
+def _plans(cluster: Cluster, model: Model, schemes: Sequence[str]) -> dict[str, Plan]:
+    plans = {}
+    with progress(f"planning {model.name}", len(schemes)) as done:
+        for scheme in schemes:
+            plans[scheme] = cluster.plan(model, scheme=scheme)
+            done()
+    return plans
+
+
+def _onnxruntime(
+    cluster: Cluster,
+    model: Model,
+    arrays: Sequence[NDArray[Any]],
+    profile: Profile,
+    bound: float,
+    closing: ExitStack,
+) -> Baseline:
+    """Prepare one ONNX Runtime session on the best single device; `closing` unloads it."""
+    device, seconds = best_single(model, profile)
+    worker = cluster.worker(device)
+    case = single_device_case(model, profile, ONNXRUNTIME, worker, seconds, bound)
+    try:
+        contender = UnsplitContender(worker, model, arrays, profile)
+    except CoEdgeError as error:
+        return Baseline(case.model_copy(update={"problem": str(error)}), None)
+    closing.callback(contender.close)
+    return Baseline(case, contender)
+
+
 def _runners(plans: Mapping[str, Plan]) -> dict[str, str]:
-    """By digest, the first scheme with a plan that can be run."""
+    """Return the first scheme with each distinct feasible plan, by digest."""
     runners: dict[str, str] = {}
     for scheme, plan in plans.items():
         if plan.feasible:
@@ -146,7 +161,8 @@ def _case(plan: Plan, scheme: str, bound: float, runner: str) -> Case:
     )  # fmt: skip
 
 
-def _ended(case: Case, outcomes: Mapping[str, Outcome]) -> Case:
+def _with_problem(case: Case, outcomes: Mapping[str, Outcome]) -> Case:
+    """Add the problem of the contender that ran the case, if any."""
     outcome = outcomes.get(case.same_as or case.scheme)
     if case.problem or outcome is None or not outcome.problem:
         return case
@@ -155,6 +171,6 @@ def _ended(case: Case, outcomes: Mapping[str, Outcome]) -> Case:
 
 def _samples(model: str, scheme: str, outcome: Outcome) -> list[Sample]:
     return [
-        Sample(model, scheme, frame, ran.seconds, ran.joules, ran.difference, ran.sent_nbytes)
-        for frame, ran in enumerate(outcome.ran)
+        Sample(model, scheme, frame, run.seconds, run.joules, run.difference, run.sent_nbytes)
+        for frame, run in enumerate(outcome.runs)
     ]

@@ -1,7 +1,7 @@
-"""Contenders take turns, so that whatever else the machine does meets all of them alike.
+"""Contenders run in turns, so that changes of the machine's load affect all of them alike.
 
-A turn is a few frames one behind the other. Caches hold another contender's weights when it begins, so its first frame
-does not count.
+A turn is a few consecutive frames. At its start caches hold the weights of another contender, so the first frame of a
+turn does not count.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ COUNTED = 3
 
 @dataclass(frozen=True, slots=True)
 class FrameRun:
-    """One frame of a contender.
+    """A frame of a contender.
 
     Attributes:
-        seconds: from asked to answered.
-        joules, sent_nbytes: as of a `Sample`.
+        seconds: latency as the client sees it.
+        joules, sent_nbytes, difference: as in `Sample`.
     """
 
     seconds: float
@@ -35,31 +35,31 @@ class FrameRun:
 
 
 class Contender(Protocol):
-    """Something that answers frames."""
+    """A way to compute the output of a model, which is measured."""
 
     def run(self) -> Any:
-        """Answers one frame; its output. It does not count."""
+        """Run a frame that does not count, and return its output."""
 
     def measure(self) -> FrameRun:
-        """Answers one frame that counts."""
+        """Run and measure a frame."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a contender.
+    """The measurements of a contender.
 
     Attributes:
-        ran: its frames that count, without their outputs.
-        timeline: of the frame with the median latency.
-        problem: why it gave up; "": it did not.
+        runs: measured frames, without their outputs.
+        problem: reason why frames are missing; empty if none are.
     """
 
-    ran: list[FrameRun] = field(default_factory=list)
+    runs: list[FrameRun] = field(default_factory=list)
     problem: str = ""
 
     @property
     def timeline(self) -> Timeline | None:
-        traced = sorted((ran for ran in self.ran if ran.timeline is not None), key=lambda ran: ran.seconds)
+        """Timeline of the frame with the median latency."""
+        traced = sorted((run for run in self.runs if run.timeline is not None), key=lambda run: run.seconds)
         return traced[(len(traced) - 1) // 2].timeline if traced else None
 
 
@@ -70,40 +70,40 @@ def take_turns(
     tolerance: float | None,
     done: Callable[[], None] = lambda: None,
 ) -> dict[str, Outcome]:
-    """So many frames that count of each contender, or the reason why it could not go on.
+    """Measure frames of every contender in turns. A contender that fails stops, and the others go on.
 
     Args:
-        difference: of an output to the right one, relative.
-        tolerance: an output that differs by more ends its contender's part: speed of wrong answers is worth
-            nothing. None: differences are wanted, and only noted.
-        done: called once per frame that counts, or that will not come.
+        frames: measured frames per contender.
+        difference: returns the relative difference of an output from the unsplit one.
+        tolerance: a contender whose output differs by more fails. None records differences only, for lossy plans.
+        done: called once per measured or missing frame.
     """
     outcomes = {name: Outcome() for name in contenders}
-    racing = dict(contenders)
-    while racing:
-        for name, contender in list(racing.items()):
+    active = dict(contenders)
+    while active:
+        for name, contender in list(active.items()):
             outcome = outcomes[name]
-            count = min(COUNTED, frames - len(outcome.ran))
+            count = min(COUNTED, frames - len(outcome.runs))
             try:
                 _check(difference(contender.run()), tolerance)
                 for _ in range(count):
-                    ran = contender.measure()
-                    apart = difference(ran.output)
-                    _check(apart, tolerance)
-                    outcome.ran.append(replace(ran, output=None, difference=apart))
+                    run = contender.measure()
+                    run_difference = difference(run.output)
+                    _check(run_difference, tolerance)
+                    outcome.runs.append(replace(run, output=None, difference=run_difference))
                     done()
             except CoEdgeError as error:
                 outcome.problem = str(error)
-                for _ in range(frames - len(outcome.ran)):
+                for _ in range(frames - len(outcome.runs)):
                     done()
-            if outcome.problem or len(outcome.ran) >= frames:
-                del racing[name]
+            if outcome.problem or len(outcome.runs) >= frames:
+                del active[name]
     return outcomes
 
 
 def _check(difference: float, tolerance: float | None) -> None:
-    if tolerance is not None and not difference <= tolerance:  # nor is one that is no number
+    if tolerance is not None and not difference <= tolerance:  # true for NaN as well
         raise CoEdgeError(
-            f"its output differs from the unsplit one by {difference:.1e} of the largest value ({tolerance:.0e} is "
-            "allowed), so its times do not count"
+            f"its output differs from the unsplit one by {difference:.1e} of the largest value; {tolerance:.0e} is "
+            "allowed"
         )

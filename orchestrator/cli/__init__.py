@@ -1,4 +1,4 @@
-"""The command line: `coedge demo | devices | plan | simulate | pareto | run | bench | lab`."""
+"""The command line: `coedge demo | devices | plan | simulate | pareto | run | bench | lab | version`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import sys
 
 
 def main() -> None:
+    """Run the command line and exit with its code. `coedge` and `python -m coedge` start here."""
     try:
         from orchestrator.cli.app import run_app
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich", "click"):
             raise
         print(
-            f"the command line needs {error.name}, which is not installed here: pip install 'coedge[full]'",
+            f"the command line needs {error.name}, which is not installed; run: pip install 'coedge[full]'",
             file=sys.stderr,
         )
         sys.exit(1)

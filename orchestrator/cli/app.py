@@ -1,4 +1,4 @@
-"""The commands, and how their errors come out."""
+"""The application: all commands, and exit codes for errors."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from orchestrator.cli.bench import bench
 from orchestrator.cli.demo import demo
 from orchestrator.cli.devices import devices
 from orchestrator.cli.lab import lab
+from orchestrator.cli.options import Json
 from orchestrator.cli.pareto import pareto
 from orchestrator.cli.plan import plan
 from orchestrator.cli.run import run
@@ -27,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-# Typer stands on click, which newer versions carry inside: the base of its errors is found from Typer's own.
+# Newer versions of Typer contain their own copy of click, so the base class of its errors is found from Typer.
 ClickError: Any = typer.BadParameter.__bases__[0].__bases__[0]
 
 for command in (demo, devices, plan, simulate, pareto, run, bench):
@@ -36,8 +37,8 @@ app.add_typer(lab, name="lab")
 
 
 @app.command()
-def version(as_json: bool = typer.Option(False, "--json", help="Machine-readable output.")) -> None:
-    """The version of this installation.
+def version(as_json: Json = False) -> None:
+    """Show the installed version.
 
     Example: coedge version
     """
@@ -45,28 +46,33 @@ def version(as_json: bool = typer.Option(False, "--json", help="Machine-readable
 
 
 def run_app() -> int:
-    """Exit codes: 0 done, 1 an error (its reason on stderr; with --json on stdout too), 2 wrong usage."""
+    """Run the command of `sys.argv` and return its exit code.
+
+    The codes are 0 for success, 1 for an error, 2 for wrong usage and 130 for an interruption. The reason of an error
+    goes to stderr and, with --json, also to stdout as a JSON object.
+    """
     try:
         code = app(standalone_mode=False)
         return int(code or 0)
     except ClickError as error:
-        _say_as_json(error, error.format_message())
+        _print_json(error, error.format_message())
         error.show()
         return int(error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return 130
     except CoEdgeError as error:
-        _say_as_json(error, str(error))
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _fail(error, str(error))
     except OSError as error:
-        text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        _say_as_json(error, text)
-        print(f"error: {text}", file=sys.stderr)
-        return 1
+        return _fail(error, f"{error.filename}: {error.strerror}" if error.filename else str(error))
 
 
-def _say_as_json(error: Exception, message: str) -> None:
+def _fail(error: Exception, message: str) -> int:
+    _print_json(error, message)
+    print(f"error: {message}", file=sys.stderr)
+    return 1
+
+
+def _print_json(error: Exception, message: str) -> None:
     if "--json" in sys.argv:
         print(json.dumps({"error": type(error).__name__, "message": message}))

@@ -1,14 +1,12 @@
-"""`coedge bench`: every scheme on the same cluster, in turns; tables and pictures from what was kept."""
+"""`coedge bench`: compare schemes on the same cluster, and show the results of a comparison."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
@@ -16,60 +14,58 @@ import typer
 from coedge.core.progress import progress
 from coedge.graph.model import Model
 from coedge.profile.profile import Profile
+from orchestrator.cli import options
 from orchestrator.cli.defaults import demo_config
-from orchestrator.cli.eager import TORCH, eager_guest
+from orchestrator.cli.eager import TORCH, eager_baseline
 from orchestrator.cli.models import difference, load_image, load_model, photograph, unsplit
-from orchestrator.cli.options import Budget, Cluster, Deadline, Goal, Json, Set, Size, objective, with_budget
 
 if TYPE_CHECKING:
     from orchestrator.bench.comparison import Comparison, Sample
-    from orchestrator.bench.side_by_side import Guest
-    from orchestrator.bench.table import Row
-    from orchestrator.cluster.cluster import Cluster as Joined
+    from orchestrator.bench.side_by_side import Baseline
+    from orchestrator.cluster.cluster import Cluster
 
 
 def bench(
-    cluster: Cluster = None,
+    cluster: options.Cluster = None,
     models: Annotated[
-        str, typer.Option(help="With commas between: zoo names, .onnx or .pt2 files, package.module:factory.")
+        str, typer.Option(help="Comma-separated zoo names, .onnx or .pt2 files, or package.module:factory.")
     ] = "mobilenet_v2,resnet18",
-    schemes: Annotated[str | None, typer.Option(help="With commas between. Default: all of them, and auto.")] = None,
-    frames: Annotated[int, typer.Option(min=1, help="Frames of each plan that count.")] = 10,
+    schemes: Annotated[str | None, typer.Option(help="Comma-separated schemes. Default: all schemes and auto.")] = None,
+    frames: Annotated[int, typer.Option(min=1, help="Measured frames per plan.")] = 10,
     against: Annotated[
         str | None,
-        typer.Option(help="onnxruntime, torch, or both: also the whole network on the best single device."),
+        typer.Option(help="Baselines on the best single device: onnxruntime, torch, or both."),
     ] = None,
-    goal: Goal = None,
-    deadline: Deadline = None,
-    out: Annotated[str | None, typer.Option(help="Folder for all that was measured. Default: bench-DATE-TIME.")] = None,
-    show: Annotated[
-        str | None, typer.Option(help="Measure nothing: tables and pictures again, from such a folder.")
-    ] = None,
-    links: Annotated[bool, typer.Option("--links", help="Also the bytes on every link.")] = False,
-    size: Size = 224,
-    budget: Budget = None,
-    set_: Set = None,
-    as_json: Json = False,
+    goal: options.Goal = None,
+    deadline: options.Deadline = None,
+    out: Annotated[str | None, typer.Option(help="Folder for the results. Default: bench-DATE-TIME.")] = None,
+    show: Annotated[str | None, typer.Option(help="Show the results in a folder instead of measuring.")] = None,
+    links: Annotated[bool, typer.Option("--links", help="Show the bytes on every link as well.")] = False,
+    size: options.Size = 224,
+    budget: options.Budget = None,
+    set_: options.Set = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Plans models by every scheme, runs the plans in turns on the same devices, and compares.
+    """Plan models by every scheme, run the plans in turns on the same devices, and compare them.
 
-    Every output is compared with the unsplit one. Raw samples, plans, profiles and a timeline of each plan are kept
-    in a folder, with tables and pictures made from them.
+    Every output is compared with the unsplit one. A folder keeps raw samples, plans, profiles, a timeline of each plan,
+    and the pictures made from them.
 
     Example: coedge bench --cluster configs/demo.yaml --models resnet18,unet --against onnxruntime --out results
     """
     from orchestrator.bench.comparison import load
+    from orchestrator.cli.bench_report import present
 
     if show is not None:
         comparison, samples = load(Path(show))
-        _present(comparison, samples, Path(show), links, as_json)
+        present(comparison, samples, Path(show), links, as_json)
         return
     folder = _new_folder(out)
     comparison, samples = _measure(
         cluster, _listed(models, "--models"), _schemes(schemes), frames, _against(against),
-        (goal, deadline), folder, size, with_budget(set_, budget),
+        (goal, deadline), folder, size, options.with_budget(set_, budget),
     )  # fmt: skip
-    _present(comparison, samples, folder, links, as_json)
+    present(comparison, samples, folder, links, as_json)
 
 
 def _measure(
@@ -78,135 +74,68 @@ def _measure(
     schemes: Sequence[str],
     frames: int,
     against: Sequence[str],
-    wanted: tuple[str | None, str | None],
+    goal_and_deadline: tuple[str | None, str | None],
     folder: Path,
     size: int,
     overrides: Sequence[str],
 ) -> tuple[Comparison, list[Sample]]:
-    """Model after model; each is saved as soon as it has run."""
+    """Compare the schemes on one model after the other, and save each model as soon as it is measured."""
     from coedge.config.loading import load_config
-    from orchestrator.bench.comparison import Comparison, save
+    from orchestrator.bench.comparison import Comparison, save, save_artifacts
     from orchestrator.bench.environment import environment
-    from orchestrator.bench.side_by_side import ONE_SESSION, side_by_side
+    from orchestrator.bench.side_by_side import ONNXRUNTIME, side_by_side
+    from orchestrator.cli.console import busy
     from orchestrator.cluster.cluster import connect
     from orchestrator.planner.explain.figures import energy_source
 
     config = load_config(cluster or demo_config(), overrides)
-    config = config.model_copy(update={"objective": objective(config.objective, *wanted)})
-    with progress("capturing models", len(specs)) as captured:
+    config = config.model_copy(update={"objective": options.objective(config.objective, *goal_and_deadline)})
+    with progress("exporting models to ONNX", len(specs)) as done:
         loaded = []
         for spec in specs:
             model = load_model(spec, size)
             loaded.append((spec, model, load_image(photograph(), model)))
-            captured()
+            done()
     folder.mkdir(parents=True, exist_ok=True)
     comparison = Comparison(
         cluster=cluster or "four emulated devices", config=config.model_dump(mode="json"), environment=environment(),
         begun=time.strftime("%Y-%m-%d %H:%M:%S"), frames=frames, size=size,
     )  # fmt: skip
     samples: list[Sample] = []
-    with connect(config) as joined:
+    with busy("starting the cluster"):
+        connected = connect(config)
+    with connected:
         for spec, model, array in loaded:
-            ran = side_by_side(
-                joined, model, [array], schemes, frames, partial(difference, expected=unsplit(model, array)),
-                ONE_SESSION in against,
-                partial(_guests, joined, spec, size, model, array) if TORCH in against else None,
+            run = side_by_side(
+                connected, model, [array], schemes, frames, partial(difference, expected=unsplit(model, array)),
+                ONNXRUNTIME in against,
+                partial(_baselines, connected, spec, size, model, array) if TORCH in against else None,
             )  # fmt: skip
-            samples += ran.samples
-            comparison = comparison.model_copy(
-                update={
-                    "cases": (*comparison.cases, *ran.cases),
-                    "energy_source": energy_source(ran.profile, ran.profile.names),
-                }
-            )
+            samples += run.samples
+            source = energy_source(run.profile, run.profile.names)
+            cases = (*comparison.cases, *run.cases)
+            comparison = comparison.model_copy(update={"cases": cases, "energy_source": source})
             save(comparison, samples, folder)
-            for kind in ("profiles", "plans", "timelines"):
-                (folder / kind).mkdir(exist_ok=True)
-            ran.profile.save(folder / "profiles" / f"{model.name}.json")
-            for scheme, plan in ran.plans.items():
-                plan.save(folder / "plans" / f"{model.name}.{scheme}.json")
-            for scheme, timeline in ran.timelines.items():
-                timeline.save(folder / "timelines" / f"{model.name}.{scheme}.json.gz")
+            save_artifacts(folder, model.name, run.profile, run.plans, run.timelines)
     return comparison, samples
 
 
-def _guests(joined: Joined, spec: str, size: int, model: Model, array: np.ndarray, profile: Profile) -> list[Guest]:
-    return [eager_guest(joined, spec, size, model, array, profile)]
-
-
-def _present(comparison: Comparison, samples: list[Sample], folder: Path, links: bool, as_json: bool) -> None:
-    from orchestrator.bench.table import losses_of, mean_to_bound, means_of, rows_of
-
-    rows = rows_of(comparison.cases, samples)
-    pictures = _draw(rows, comparison, folder)
-    means, bound, losses = means_of(rows), mean_to_bound(rows), losses_of(rows)
-    if as_json:
-        shown = {
-            "folder": str(folder),
-            "rows": [_as_row(row) for row in rows],
-            "means": [asdict(mean) for mean in means],
-            "auto_to_bound": bound,
-            "losses": [{"model": row.case.model, "scheme": row.case.scheme, "to_auto": row.to_auto} for row in losses],
-            "pictures": pictures,
-        }
-        print(json.dumps(shown))
-        return
-    from orchestrator.cli.bench_table import links_table, losses_line, means_table, model_table
-    from orchestrator.cli.render import console, say
-
-    for model in dict.fromkeys(row.case.model for row in rows):
-        of_model = [row for row in rows if row.case.model == model]
-        console.print(model_table(of_model, comparison))
-        for row in of_model:
-            if row.case.problem:
-                say(f"* {row.case.scheme}: {row.case.problem}")
-        for row in of_model:
-            if row.case.same_as:
-                say(f"  {row.case.scheme}: the plan of {row.case.same_as}, so its frames")
-            if row.case.note and not row.case.problem:
-                say(f"  {row.case.scheme}: {row.case.note}")
-        if links:
-            console.print(links_table(of_model))
-    if means:
-        console.print(means_table(means, bound))
-        alone = list(dict.fromkeys(row.case.scheme for row in rows if row.case.alone))
-        if alone:
-            say(f"{', '.join(alone)}: on the fastest device, as if the input were there; no link counts")
-        say(losses_line(losses))
-    say(f"in {folder}: samples, plans, profiles, timelines (they open in Perfetto){_and(pictures)}")
-
-
-def _draw(rows: Sequence[Row], comparison: Comparison, folder: Path) -> list[str]:
-    """Names of the pictures, made anew; there are none where nothing was measured."""
-    from orchestrator.cli.bench_plot import draw
-
-    return [path.name for path in draw(rows, comparison, folder)]
-
-
-def _as_row(row: Row) -> dict[str, Any]:
-    found = asdict(row)
-    return {
-        **row.case.model_dump(mode="json"),
-        **{key: value for key, value in found.items() if key != "case"},
-        "error": row.error,
-        "to_bound": row.to_bound,
-    }
-
-
-def _and(pictures: Sequence[str]) -> str:
-    return "".join(f", {name}" for name in pictures)
+def _baselines(
+    cluster: Cluster, spec: str, size: int, model: Model, array: np.ndarray, profile: Profile
+) -> list[Baseline]:
+    return [eager_baseline(cluster, spec, size, model, array, profile)]
 
 
 def _listed(text: str, option: str) -> list[str]:
-    """What stands between the commas, each once.
+    """Split a comma-separated list and drop repeated names.
 
     Raises:
-        BadParameter: nothing does.
+        BadParameter: the list is empty.
     """
-    found = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    if not found:
-        raise typer.BadParameter(f"{option} names nothing; give one or more, with commas between")
-    return found
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise typer.BadParameter(f"{option} is empty; give one or more names, separated by commas")
+    return names
 
 
 def _schemes(text: str | None) -> list[str]:
@@ -214,28 +143,32 @@ def _schemes(text: str | None) -> list[str]:
 
     if text is None:
         return [*SCHEMES, AUTO]
-    found = _listed(text, "--schemes")
-    for scheme in found:
+    schemes = _listed(text, "--schemes")
+    for scheme in schemes:
         check_scheme(scheme)
-    return found
+    return schemes
 
 
 def _against(text: str | None) -> list[str]:
-    from orchestrator.bench.side_by_side import ONE_SESSION
+    from orchestrator.bench.side_by_side import ONNXRUNTIME
 
-    found = [] if text is None else _listed(text, "--against")
-    for name in found:
-        if name not in (ONE_SESSION, TORCH):
-            raise typer.BadParameter(f"--against is {ONE_SESSION}, {TORCH}, or both, not {name!r}")
-    return found
+    names = [] if text is None else _listed(text, "--against")
+    for name in names:
+        if name not in (ONNXRUNTIME, TORCH):
+            raise typer.BadParameter(f"--against is {ONNXRUNTIME}, {TORCH}, or both, not {name!r}")
+    return names
 
 
 def _new_folder(out: str | None) -> Path:
-    """Raises BadParameter where something would be lost, or where no folder can be."""
-    folder = Path(out or time.strftime("bench-%Y%m%d-%H%M%S"))
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        what = "has files in it, which stay" if folder.is_dir() else "is a file"
-        raise typer.BadParameter(f"--out {folder} {what}; name another folder (--show makes tables from an old one)")
-    if not folder.parent.is_dir():
-        raise typer.BadParameter(f"--out {folder} cannot be made: no folder {folder.parent}")
+    """Return the folder for the results.
+
+    Raises:
+        BadParameter: the folder has files, which would be overwritten, or cannot be made.
+    """
+    folder = options.check_folder(out or time.strftime("bench-%Y%m%d-%H%M%S"), "--out")
+    assert folder is not None
+    if folder.exists() and any(folder.iterdir()):
+        raise typer.BadParameter(
+            f"--out {folder} is not empty; name another folder (to show the results in this one, use --show)"
+        )
     return folder

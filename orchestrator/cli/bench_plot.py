@@ -1,4 +1,4 @@
-"""Comparisons as pictures, made from saved samples."""
+"""Pictures of a comparison, made from saved samples."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from orchestrator.bench.table import Row
 
 _BAR, _AUTO, _DOT = "#8DB4D2", "#0072B2", "#D55E00"
-# Panels beside each other; where the largest is so many times the smallest, an axis is logarithmic.
-_WIDE, _SPREAD = 4, 20.0
+# Maximum number of panels per row, and the ratio of the largest to the smallest value of a logarithmic axis.
+_MAX_COLUMNS, _LOG_RATIO = 4, 20.0
 
 
 def draw(rows: Sequence[Row], comparison: Comparison, folder: Path) -> list[Path]:
-    """Writes `latency.svg`, `energy.svg` and `prediction.svg` into the folder; what was not measured is left out.
+    """Draw `latency.svg`, `energy.svg` and `prediction.svg` into the folder, as far as values were measured.
 
     Returns:
-        The files.
+        The paths of the pictures.
     """
     measured = [row for row in rows if row.median_seconds is not None]
     if not measured:
@@ -34,12 +34,12 @@ def draw(rows: Sequence[Row], comparison: Comparison, folder: Path) -> list[Path
         raise CoEdgeError("pictures need matplotlib: pip install 'coedge[full]'") from error
     where = f"{comparison.cluster}, {comparison.frames} frames"
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "coedge"}):
-        made = [_save(_latency(measured, where), folder / "latency.svg")]
+        paths = [_save(_latency(measured, where), folder / "latency.svg")]
         if any(row.median_joules for row in measured):
-            made.append(_save(_energy(measured, where, comparison.energy_source), folder / "energy.svg"))
+            paths.append(_save(_energy(measured, where, comparison.energy_source), folder / "energy.svg"))
         if any(row.case.predicted_seconds for row in measured):
-            made.append(_save(_prediction(measured, where), folder / "prediction.svg"))
-    return made
+            paths.append(_save(_prediction(measured, where), folder / "prediction.svg"))
+    return paths
 
 
 def _save(figure: Any, path: Path) -> Path:
@@ -57,14 +57,14 @@ def _latency(rows: Sequence[Row], where: str) -> Any:
             axes.axvline(bound * 1e3, color=INK, linewidth=0.9, linestyle=(0, (2, 3)))
 
     return _panels(
-        rows, f"latency of a frame, ms ({where}): bar median, line to p95, dot predicted, dotted the bound",
+        rows, f"latency of a frame, ms ({where}); bar: median, line: to p95, dot: predicted, dotted: bound",
         lambda row: _scaled(row.median_seconds), lambda row: _scaled(row.case.predicted_seconds), mark,
     )  # fmt: skip
 
 
 def _energy(rows: Sequence[Row], where: str, source: str) -> Any:
     return _panels(
-        [row for row in rows if row.median_joules], f"energy of a frame, J ({where}), {source}; dot predicted",
+        [row for row in rows if row.median_joules], f"energy of a frame, J ({where}), {source}; dot: predicted",
         lambda row: row.median_joules, lambda row: row.case.predicted_joules, lambda axes, here, places: None,
     )  # fmt: skip
 
@@ -76,14 +76,14 @@ def _panels(
     predicted: Callable[[Row], float | None],
     mark: Callable[[Any, Sequence[Row], Sequence[int]], None],
 ) -> Any:
-    """A panel per model, a bar per scheme."""
+    """Draw a panel per model with a bar per scheme."""
     from matplotlib.figure import Figure
 
     models = list(dict.fromkeys(row.case.model for row in rows))
-    wide = min(_WIDE, len(models))
+    wide = min(_MAX_COLUMNS, len(models))
     high = math.ceil(len(models) / wide)
     most = max(sum(row.case.model == model for row in rows) for model in models)
-    # Of fewer panels, the title needs some width.
+    # The title needs some width even if there are few panels.
     figure = Figure(figsize=(max(3.4 * wide, 7.0), (0.6 + 0.24 * most) * high + 0.4), dpi=120, layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=9, color=INK)
     for index, model in enumerate(models):
@@ -103,7 +103,7 @@ def _panels(
 
 
 def _prediction(rows: Sequence[Row], where: str) -> Any:
-    """Predicted against measured latency; schemes with the same plan are one dot."""
+    """Draw predicted against measured latency; schemes with the same plan are one dot."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.8), dpi=120, layout="constrained")
@@ -118,8 +118,8 @@ def _prediction(rows: Sequence[Row], where: str) -> Any:
         places += dots
         axes.plot([x for x, _ in dots], [y for _, y in dots], "o", markersize=4.5, alpha=0.8, label=model)
     ends = [min(_flat(places)), max(_flat(places))]
-    axes.plot(ends, ends, color=INK, linewidth=0.8, linestyle=(0, (2, 3)), label="as measured")
-    if ends[1] > _SPREAD * ends[0] > 0:
+    axes.plot(ends, ends, color=INK, linewidth=0.8, linestyle=(0, (2, 3)), label="predicted = measured")
+    if ends[1] > _LOG_RATIO * ends[0] > 0:
         for which in "xy":
             logarithmic(axes, which)
     axes.set_xlabel("measured, ms (median)", color=INK)

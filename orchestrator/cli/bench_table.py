@@ -1,4 +1,4 @@
-"""Comparisons as tables for people."""
+"""Tables of a comparison."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def model_table(rows: Sequence[Row], comparison: Comparison) -> Table:
-    """One model: a row per scheme."""
+    """Return the table of a model, with a row per scheme."""
     bound = rows[0].case.bound_seconds
-    apart = max((row.difference for row in rows if row.difference is not None), default=None)
+    difference = max((row.difference for row in rows if row.difference is not None), default=None)
     captions = [f"divisible-load bound {bound * 1e3:.1f} ms"] if bound else []
     captions.append(f"J {escape(comparison.energy_source)}")
-    if apart is not None:
-        captions.append(f"largest difference to the unsplit output {apart:.1e}")
+    if difference is not None:
+        captions.append(f"largest difference from the unsplit output {difference:.1e}")
     table = Table(
         title=f"{rows[0].case.model} on {escape(comparison.cluster)}, {comparison.frames} frames each, in turns",
         caption="; ".join(captions), title_justify="left", caption_justify="left", header_style="bold",
@@ -48,10 +48,10 @@ def model_table(rows: Sequence[Row], comparison: Comparison) -> Table:
 
 
 def links_table(rows: Sequence[Row]) -> Table:
-    """One model: KB of a frame on each link, by scheme."""
+    """Return the table of the KB per frame on each link of a model, with a column per scheme."""
     shown = [row for row in rows if row.sent_nbytes]
     table = Table(
-        title=f"{rows[0].case.model}: KB of a frame on each link", title_justify="left", header_style="bold",
+        title=f"{rows[0].case.model}: KB per frame on each link", title_justify="left", header_style="bold",
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
     )  # fmt: skip
     table.add_column("link", no_wrap=True)
@@ -63,33 +63,34 @@ def links_table(rows: Sequence[Row]) -> Table:
 
 
 def means_table(means: Sequence[Mean], to_bound: float | None) -> Table:
-    """A row per scheme, over all models."""
+    """Return the table of the means over all models, with a row per scheme."""
     table = Table(
-        title="what each takes, over what auto takes: geometric means over the models", title_justify="left",
-        caption="" if to_bound is None else f"auto over the divisible-load bound: {to_bound:.2f}",
+        title="latency and energy over those of auto: geometric means over the models", title_justify="left",
+        caption="" if to_bound is None else f"latency of auto over the divisible-load bound: {to_bound:.2f}",
         caption_justify="left", header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
     )  # fmt: skip
     table.add_column("scheme", no_wrap=True)
-    for column in ("models", "latency", "joules", "least"):
+    for column in ("models", "latency", "energy", "best"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("on")
     for mean in means:
         table.add_row(
             mean.scheme, str(mean.models), f"{mean.latency:.2f}", _number(mean.joules, 1, "{:.2f}"),
-            f"{mean.least:.2f}", mean.least_model,
+            f"{mean.best:.2f}", mean.best_model,
         )  # fmt: skip
     return table
 
 
 def losses_line(losses: Sequence[Row]) -> str:
+    """Describe where `auto` is slower than another scheme."""
     if not losses:
-        return "auto is nowhere slower than another scheme by more than 3 %"
+        return "auto is never slower than another scheme by more than 3 %"
     words = ", ".join(f"{row.case.scheme} on {row.case.model} ({1 / (row.to_auto or 1) - 1:.1%})" for row in losses)
     return f"auto is slower than {words}"
 
 
 def _short(value: float | None, factor: float = 1.0) -> str:
-    """Three digits, or all before the point."""
+    """Format a number with three significant digits, or without decimals from 100 on."""
     if value is None:
         return "-"
     return f"{value * factor:.0f}" if value * factor >= 100 else f"{value * factor:.3g}"

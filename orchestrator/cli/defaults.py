@@ -1,4 +1,4 @@
-"""The cluster that commands use where none is named."""
+"""The default cluster of commands."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from typing import Any
 
 
 def demo_config() -> dict[str, Any]:
-    """Four unequal emulated devices on this machine, those of `configs/demo.yaml`; the watts are illustrative."""
+    """Return the configuration of four unequal emulated devices on this machine, as in `configs/demo.yaml`.
+
+    The watts are illustrative.
+    """
 
     def device(name: str, speed: float, mbps: float, idle: float, compute: float, transmit: float) -> dict[str, Any]:
         return {

@@ -1,4 +1,4 @@
-"""`coedge devices`: who is there, and how fast."""
+"""`coedge devices`: the devices and links of a cluster, measured."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from orchestrator.cli.options import Cluster, Json, Set
 
 
 def devices(cluster: Cluster = None, set_: Set = None, as_json: Json = False) -> None:
-    """Joins the cluster, measures its devices and links, and shows them.
+    """Measure the devices and links of a cluster and show them.
 
     Example: coedge devices --cluster configs/demo.yaml
     """
-    from orchestrator.cli.render import console, devices_table
+    from orchestrator.cli.console import busy, console
+    from orchestrator.cli.device_tables import devices_table
     from orchestrator.cluster.cluster import connect
 
-    with connect(cluster or demo_config(), set_ or ()) as joined:
-        infos = joined.devices()
-        on = {device.name: [str(p) for p in device.session_providers] for device in joined.config.devices}
-    # Where the configuration names no devices, every node is one, with a CPU.
-    providers = {info.name: on.get(info.name, [str(p) for p in ON_CPU]) for info in infos}
+    with busy("starting and measuring the cluster"):
+        connected = connect(cluster or demo_config(), set_ or ())
+    with connected:
+        infos = connected.devices()
+        configured = {d.name: [str(provider) for provider in d.session_providers] for d in connected.config.devices}
+    # A configuration without devices uses every node, on its CPU.
+    providers = {info.name: configured.get(info.name, [str(provider) for provider in ON_CPU]) for info in infos}
     if as_json:
         rows = []
         for info in infos:

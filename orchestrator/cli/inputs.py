@@ -1,6 +1,6 @@
-"""What commands plan on: a saved profile, a test bed or a cluster, less the devices that the user excludes.
+"""The input of planning commands: a saved profile, a test bed or a cluster, less the excluded devices.
 
-Everything is read and checked before a model is captured or a device is measured.
+Files are read and checked before a model is captured or a device is measured.
 """
 
 from __future__ import annotations
@@ -24,82 +24,89 @@ TESTBED_SUFFIXES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
-class Given:
-    """One of the three, and who is left out of it.
+class PlanningInput:
+    """Devices and links to plan on.
 
     Attributes:
-        objective, scheme: of the configuration; the defaults for the others.
+        devices: a saved profile, a test bed or the configuration of a cluster.
+        without: names of excluded devices.
+        objective, scheme: those of the configuration; the defaults for a profile or a test bed.
     """
 
-    given: Profile | Testbed | ClusterConfig
+    devices: Profile | Testbed | ClusterConfig
     without: tuple[str, ...]
     objective: Objective
     scheme: str
 
     def profiles(self, model: Model) -> tuple[Profile, Profile]:
-        """The profile of a model to plan on, and the same with the excluded devices. A cluster is measured.
+        """Return the profile of a model without and with the excluded devices. A cluster is measured.
 
         Raises:
             PlanError: the profile is of another model, or has no such device.
         """
-        everybody = self._profile(model)
-        everybody.check(model)
-        check_without(self.without, everybody.names, everybody.source)
-        return everybody.without(self.without), everybody
+        full = self._profile(model)
+        full.check(model)
+        check_without(self.without, full.names, full.source)
+        return full.without(self.without), full
 
     def _profile(self, model: Model) -> Profile:
-        if isinstance(self.given, Profile):
-            return self.given
-        if isinstance(self.given, Testbed):
-            return profile_of(self.given, model)
+        if isinstance(self.devices, Profile):
+            return self.devices
+        if isinstance(self.devices, Testbed):
+            return profile_of(self.devices, model)
+        from orchestrator.cli.console import busy
         from orchestrator.cluster.cluster import connect
 
-        with connect(self.given) as joined:
-            return joined.profile(model)
+        with busy("starting the cluster"):
+            cluster = connect(self.devices)
+        with cluster:
+            return cluster.profile(model)
 
 
-def read_given(
+def read_input(
     profile: str | None, cluster: str | None, overrides: Sequence[str] | None, without: Sequence[str] | None
-) -> Given:
-    """What the command line names.
+) -> PlanningInput:
+    """Read the devices that the command line names.
 
     Args:
         profile: path of a saved profile (JSON) or of a test bed (YAML).
-        cluster: path of a cluster configuration; by default the demo's four emulated devices.
-        overrides: of the configuration or the test bed.
-        without: devices to leave out.
+        cluster: path of a cluster configuration; the four emulated devices of the demo by default.
+        overrides: overrides of the configuration or the test bed, as `key=value`.
+        without: names of devices to exclude.
 
     Raises:
-        BadParameter: options that do not go together.
-        PlanError: no such device, or the source is excluded.
-        ConfigError: as `load_config` and `load_testbed`.
+        BadParameter: options exclude each other.
+        PlanError: an excluded device does not exist, or is the source.
+        ConfigError: see `load_config` and `load_testbed`.
     """
     excluded = tuple(dict.fromkeys(without or ()))
     if profile is None:
         config = load_config(cluster or demo_config(), overrides or ())
         names = tuple(device.name for device in config.devices)
-        if names:  # otherwise every node of Ray is a device, and who is there is not yet known
+        if names:  # without names every node of Ray is a device, and they are not known yet
             check_without(excluded, names, config.source)
-        return Given(config, excluded, config.objective, config.scheme)
+        return PlanningInput(config, excluded, config.objective, config.scheme)
     if cluster:
-        raise typer.BadParameter("--profile stands for a cluster: no --cluster with it")
+        raise typer.BadParameter("--profile and --cluster exclude each other")
     if profile.lower().endswith(TESTBED_SUFFIXES):
         testbed = load_testbed(profile, overrides or ())
         names = tuple(device.name for device in testbed.devices)
         check_without(excluded, names, testbed.source or names[0])
-        return Given(testbed, excluded, Objective(), "auto")
+        return PlanningInput(testbed, excluded, Objective(), "auto")
     if overrides:
-        raise typer.BadParameter("--set changes a configuration or a test bed (YAML); a saved --profile has no keys")
+        raise typer.BadParameter(
+            "--set overrides a configuration or a test bed (YAML); it has no effect on a saved --profile (JSON)"
+        )
     saved = Profile.load(profile)
     check_without(excluded, saved.names, saved.source)
-    return Given(saved, excluded, Objective(), "auto")
+    return PlanningInput(saved, excluded, Objective(), "auto")
 
 
 def check_without(excluded: Sequence[str], names: Sequence[str], source: str | None) -> None:
-    """Refuses to leave out who is not there, or who has the input.
+    """Check that the excluded devices exist and do not include the source.
 
     Raises:
-        PlanError: with a near match, or what to do.
+        PlanError: with a similar name, or with the options to use instead.
     """
     for name in excluded:
         if name not in names:
@@ -108,12 +115,16 @@ def check_without(excluded: Sequence[str], names: Sequence[str], source: str | N
             raise PlanError(f"--without {name}: there is no such device; devices are {', '.join(names)}.{hint}")
         if name == source:
             raise PlanError(
-                f"--without {name}: {name} is the source, where the input is and the answer goes, so it cannot be left "
-                "out. Name another source (--set source=...), or leave out others"
+                f"--without {name}: {name} is the source, which has the input and receives the result, so it cannot be "
+                "excluded. Name another source (--set source=...), or exclude other devices"
             )
 
 
 def check_keep_local(count: int, model: Model) -> None:
-    """Raises PlanError where there are fewer layers than are to stay on the source."""
+    """Check that the model has as many layers as are to stay on the source.
+
+    Raises:
+        PlanError: it has fewer.
+    """
     if count > len(model.layers):
-        raise PlanError(f"--keep-local {count}: {model.name} has {len(model.layers)} layers; give at most so many")
+        raise PlanError(f"--keep-local {count}: {model.name} has only {len(model.layers)} layers")

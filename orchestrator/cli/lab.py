@@ -1,4 +1,4 @@
-"""`coedge lab`: a host of its own for every device, on this machine, with shaped links between them."""
+"""`coedge lab`: every device as a host of its own on this machine, with shaped links between them."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ if TYPE_CHECKING:
     from orchestrator.lab.state import LabState
 
 lab = typer.Typer(
-    help="Hosts of their own for the devices of a cluster, on this machine: namespaces, shaped links, Ray inside.",
+    help="Run every device of a cluster as a host of its own on this machine: network namespaces, shaped links, Ray.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-Name = Annotated[str, typer.Option("--lab", help="Name of the lab, where there are several on this machine.")]
+Name = Annotated[str, typer.Option("--lab", help="Name of the lab, if there are several on this machine.")]
 
 
 @lab.command()
 def up(
-    file: Annotated[str, typer.Argument(help="Cluster configuration (YAML), such as those in configs/lab.")],
+    file: Annotated[str, typer.Argument(help="Cluster configuration (YAML); see configs/lab.")],
     name: Name = "lab",
     fast_weights: Annotated[
         bool,
-        typer.Option("--fast-weights", help="Weights go to the devices by links of their own, which are not shaped."),
+        typer.Option("--fast-weights", help="Send weights over separate links that are not shaped."),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Starts the lab of a cluster configuration, or completes it. Twice is the same as once.
+    """Start the lab of a cluster configuration, or bring a running one to the state of the configuration.
 
     Example: coedge lab up configs/lab/pi4-100mbps.yaml
     """
     from coedge.config.loading import load_config
-    from orchestrator.cli.render import busy
+    from orchestrator.cli.console import busy
     from orchestrator.lab.lab import Lab
     from orchestrator.lab.spec import spec_of
 
-    # As the file says, with nothing of the environment: what it changes for one command is not the lab's.
+    # The lab follows the file alone: overrides in the environment are meant for a single command.
     spec = spec_of(load_config(file, environment={}), fast_weights)
-    made = Lab(name)
+    started = Lab(name)
     with busy(f"starting {len(spec.devices)} hosts"):
-        state = made.up(spec)
+        state = started.up(spec)
     _show(state, as_json)
 
 
 @lab.command()
 def status(name: Name = "lab", as_json: Json = False) -> None:
-    """Shows the hosts of the lab, their rates, what runs there, and what they sent and received.
+    """Show the hosts of the lab, their rates, whether Ray runs there, and the bytes they sent and received.
 
     Example: coedge lab status --json
     """
@@ -64,12 +64,13 @@ def status(name: Name = "lab", as_json: Json = False) -> None:
 
 @lab.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def run(
-    command: Annotated[list[str], typer.Argument(help="The command and its arguments, behind `--`.")],
+    command: Annotated[list[str], typer.Argument(help="Command and its arguments, after `--`.")],
     name: Name = "lab",
 ) -> None:
-    """Runs a command on the source's host. A cluster that it connects to from the lab's file is the lab.
+    """Run a command on the host of the source.
 
-    Ends as the command does, with its exit code.
+    A command that connects to a cluster with the lab's configuration uses the hosts of the lab. The output and the exit
+    code are those of the command.
 
     Example: coedge lab run -- coedge run resnet18 --cluster configs/lab/pi4-100mbps.yaml
     """
@@ -86,19 +87,19 @@ def run(
 
 @lab.command()
 def rate(
-    device: Annotated[str, typer.Argument(help="A device of the lab, or a medium.")],
-    rate: Annotated[str, typer.Argument(help="Such as 500KB/s or 8Mbit/s, or none.")],
-    only_up: Annotated[bool, typer.Option("--up", help="Only what the device sends.")] = False,
-    only_down: Annotated[bool, typer.Option("--down", help="Only what it receives.")] = False,
+    device: Annotated[str, typer.Argument(help="Device or shared medium of the lab.")],
+    rate: Annotated[str, typer.Argument(help="Rate such as 500KB/s or 8Mbit/s; none removes the limit.")],
+    only_up: Annotated[bool, typer.Option("--up", help="Change only what the device sends.")] = False,
+    only_down: Annotated[bool, typer.Option("--down", help="Change only what the device receives.")] = False,
     name: Name = "lab",
     as_json: Json = False,
 ) -> None:
-    """Changes the rate of a device's link while the lab is up, also under a running command.
+    """Change the rate of a device's link while the lab is up, even while a command runs.
 
     Example: coedge lab rate pi-2 500KB/s --up
     """
     from orchestrator.lab.lab import Lab
-    from orchestrator.lab.spec import parse_rate
+    from orchestrator.lab.rates import parse_rate
 
     both = only_up == only_down
     changed = Lab(name)
@@ -108,13 +109,15 @@ def rate(
 
 @lab.command()
 def down(name: Name = "lab", as_json: Json = False) -> None:
-    """Ends everything in the lab, and leaves nothing of it.
+    """Stop all processes in the lab and remove its hosts and links.
 
     Example: coedge lab down
     """
+    from orchestrator.cli.console import busy
     from orchestrator.lab.lab import Lab
 
-    ended = Lab(name).down()
+    with busy("stopping the lab"):
+        ended = Lab(name).down()
     print(json.dumps({"ended_processes": ended}) if as_json else f"the lab is down ({ended} processes ended)")
 
 
@@ -122,8 +125,8 @@ def _show(state: LabState, as_json: bool) -> None:
     if as_json:
         print(json.dumps(_as_json(state)))
         return
-    from orchestrator.cli.render import console, say
-    from orchestrator.cli.render_lab import lab_table, medium_line
+    from orchestrator.cli.console import console, say
+    from orchestrator.cli.lab_tables import lab_table, medium_line
 
     if not state.hosts:
         say("no lab is up")

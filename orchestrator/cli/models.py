@@ -1,4 +1,4 @@
-"""What MODEL and IMAGE on the command line mean."""
+"""The MODEL and IMAGE arguments: loading them, and the unsplit output to compare with."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from coedge.core.errors import CaptureError, DynamicShape, InputError
 from coedge.core.package_data import PHOTOGRAPH
 from coedge.graph.capture import capture
 from coedge.graph.model import Model
+from orchestrator.cli.inputs import check_keep_local
 
-# Of ImageNet, channel by channel, for images scaled to 0..1.
+# Mean and standard deviation of ImageNet per channel, for pixels scaled to 0..1.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 FILES = (".onnx", ".pt2")
-MODEL_HELP = "A zoo name (such as resnet18), a .onnx or .pt2 file, or package.module:factory."
 
 
 def photograph() -> Path:
-    """The photograph that comes with the package."""
+    """Return the path of the photograph in the package."""
     return PHOTOGRAPH
 
 
 def load_model(spec: str, size: int = 224) -> Model:
-    """The model that the user means, captured for one image.
+    """Load a model and capture it for one image.
 
-    A module (from the zoo or a factory) gets normalisation in front, so that it takes uint8 pixels.
+    Normalisation is put in front of a module (from the zoo or a factory), so that it takes uint8 pixels.
 
     Raises:
-        CaptureError: there is no such model, or it does not export.
+        CaptureError: there is no such model, or it cannot be exported.
     """
     if spec.endswith(FILES):
         return _load_file(spec, size)
@@ -48,7 +48,7 @@ def load_model(spec: str, size: int = 224) -> Model:
 
 
 def load_module(spec: str, size: int = 224) -> Any:
-    """The torch module that the user means, with normalisation in front.
+    """Load a torch module and put normalisation in front of it.
 
     Raises:
         CaptureError: there is no such module.
@@ -63,8 +63,8 @@ def load_module(spec: str, size: int = 224) -> Any:
             raise CaptureError(f"{spec}: {error}; give a larger --size") from None
     elif Path(spec).suffix in (".pt", ".pth", ".ckpt", ".safetensors"):
         raise CaptureError(
-            f"{spec}: {Path(spec).suffix} files hold weights, or code of one version of torch. Give "
-            "package.module:factory that builds the module and loads them, or export it to .pt2 or .onnx"
+            f"{spec}: {Path(spec).suffix} files hold weights, or code for one version of torch. Give a "
+            "package.module:factory that builds the module and loads them, or export the module to .pt2 or .onnx"
         )
     else:
         try:
@@ -78,6 +78,7 @@ def load_module(spec: str, size: int = 224) -> Any:
 
 
 def _load_file(spec: str, size: int) -> Model:
+    """Capture a file; if it has open dimensions, with an image of the given size."""
     try:
         return capture(spec)
     except DynamicShape:
@@ -93,6 +94,7 @@ def _load_file(spec: str, size: int) -> Model:
 
 
 def _from_factory(spec: str) -> Any:
+    """Import `package.module:factory` and return the module that the factory makes."""
     module_name, _, attribute = spec.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
         raise CaptureError(f"{spec!r} is not package.module:factory, such as my_nets:small for small() in my_nets.py")
@@ -107,23 +109,26 @@ def _from_factory(spec: str) -> Any:
         near = difflib.get_close_matches(attribute, dir(imported), n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise CaptureError(f"{module_name} has no {attribute!r}; {hint}MODEL is package.module:factory")
-    found = getattr(imported, attribute)
+    factory = getattr(imported, attribute)
     import torch
 
     try:
-        made = found() if callable(found) and not isinstance(found, torch.nn.Module) else found
+        module = factory() if callable(factory) and not isinstance(factory, torch.nn.Module) else factory
     except Exception as error:
         raise CaptureError(f"{spec} raised {type(error).__name__}: {error}; it is called without arguments") from error
-    if not isinstance(made, torch.nn.Module):
-        raise CaptureError(f"{spec} made a {type(made).__name__}, not a torch.nn.Module")
-    return made
+    if not isinstance(module, torch.nn.Module):
+        raise CaptureError(f"{spec} made a {type(module).__name__}, not a torch.nn.Module")
+    return module
 
 
 def load_image(path: str | Path, model: Model) -> np.ndarray:
-    """The image, resized to the model's input: uint8 pixels, or normalised float32 for a model of those.
+    """Load an image and resize it to the model's input.
+
+    Returns:
+        uint8 pixels, or normalised float32 if the model's input is float32.
 
     Raises:
-        InputError: not an image, or the model takes something else than one RGB image.
+        InputError: the file is not an image, or the model does not take one image of 1 or 3 channels.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -150,8 +155,23 @@ def load_image(path: str | Path, model: Model) -> np.ndarray:
     return np.ascontiguousarray(pixels[None]).astype(tensor.dtype, copy=False)
 
 
+def capture_model(spec: str, size: int, keep_local: int = 0) -> Model:
+    """Load a model with a spinner, and check that it has as many layers as are to stay on the source.
+
+    Raises:
+        CaptureError: see `load_model`.
+        PlanError: it has fewer layers.
+    """
+    from orchestrator.cli.console import busy
+
+    with busy(f"exporting {spec} to ONNX"):
+        model = load_model(spec, size)
+    check_keep_local(keep_local, model)
+    return model
+
+
 def unsplit(model: Model, array: np.ndarray) -> list[np.ndarray]:
-    """The outputs of the network before any rewrite, in one piece on this machine."""
+    """Run the network as exported, unsplit, on this machine and return its outputs."""
     from workers.runtime.kernels import unsplit_session
 
     outputs: list[np.ndarray] = unsplit_session(model, 1).run(None, {model.inputs[0].name: array})
@@ -159,13 +179,12 @@ def unsplit(model: Model, array: np.ndarray) -> list[np.ndarray]:
 
 
 def difference(got: Any, expected: list[np.ndarray]) -> float:
-    """Largest |split - unsplit| over the largest |unsplit|, over all outputs."""
-    flat = _leaves(got)
-    worst = 0.0
-    for a, b in zip(flat, expected, strict=True):
+    """Return the largest |split - unsplit| / max |unsplit| of all outputs."""
+    largest = 0.0
+    for a, b in zip(_leaves(got), expected, strict=True):
         scale = float(np.abs(b).max(initial=0)) or 1.0
-        worst = max(worst, float(np.abs(np.asarray(a, np.float64) - b.astype(np.float64)).max(initial=0)) / scale)
-    return worst
+        largest = max(largest, float(np.abs(np.asarray(a, np.float64) - b.astype(np.float64)).max(initial=0)) / scale)
+    return largest
 
 
 def _leaves(value: Any) -> list[Any]:

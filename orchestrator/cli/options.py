@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands share, and their values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from coedge.core.objective import Objective
 
 GOALS = ("latency", "energy", "throughput")
 PICTURES = (".png", ".svg")
+MODEL_HELP = "Network: a zoo name (such as resnet18), a .onnx or .pt2 file, or package.module:factory."
 
+ModelName = Annotated[str, typer.Argument(help=MODEL_HELP)]
 Cluster = Annotated[
     str | None,
     typer.Option("--cluster", "-c", help="Cluster configuration (YAML). Default: four emulated devices."),
@@ -23,8 +25,8 @@ PlannedCluster = Annotated[
     typer.Option(
         "--cluster",
         "-c",
-        help="Cluster configuration (YAML), to be started and measured. Default: four emulated devices. "
-        "A test bed (--profile) is quicker: nothing starts.",
+        help="Cluster configuration (YAML); the cluster is started and measured. Default: four emulated devices. "
+        "With --profile nothing is started.",
     ),
 ]
 PlannedOn = Annotated[
@@ -32,40 +34,44 @@ PlannedOn = Annotated[
     typer.Option(
         "--profile",
         "-p",
-        help="Instead of a cluster: a saved profile (JSON), or a test bed (YAML) such as those in configs/testbeds.",
+        help="Plan on a saved profile (JSON) or a test bed (YAML, see configs/testbeds) instead of a cluster.",
     ),
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Override of the configuration, such as devices.0.speed=0.5; may be repeated."),
+    typer.Option("--set", help="Override a key of the configuration, such as devices.0.speed=0.5. Repeatable."),
 ]
-Without = Annotated[list[str] | None, typer.Option("--without", help="Leave this device out; may be repeated.")]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Without = Annotated[list[str] | None, typer.Option("--without", help="Exclude a device. Repeatable.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Scheme = Annotated[
     str | None,
     typer.Option(
         "--scheme",
         "-s",
-        help="local, offload, equal, musical_chair, modnn, coedge, aofl, neurosurgeon, "
-        "or auto: a search through all that they can do and more.",
+        help="Planning scheme: local, offload, equal, musical_chair, modnn, coedge, aofl, neurosurgeon, "
+        "or auto, a search of the whole plan space.",
     ),
 ]
-Goal = Annotated[str | None, typer.Option("--goal", help="latency, energy or throughput.")]
-Deadline = Annotated[str | None, typer.Option("--deadline", help="Such as 100ms or 0.1s.")]
+Goal = Annotated[str | None, typer.Option("--goal", help="Optimise latency, energy or throughput.")]
+Deadline = Annotated[str | None, typer.Option("--deadline", help="Latency limit per frame, such as 100ms or 0.1s.")]
 Budget = Annotated[
     str | None,
-    typer.Option("--budget", help="What measuring the model on one kind of device may take, about: such as 20s."),
+    typer.Option("--budget", help="Approximate time for measuring the model on each kind of device, such as 20s."),
 ]
 KeepLocal = Annotated[
-    int | None, typer.Option("--keep-local", min=0, help="So many layers, and the raw input, stay on the source.")
+    int | None, typer.Option("--keep-local", min=0, help="Keep the input and this many layers on the source.")
 ]
 Size = Annotated[
-    int, typer.Option("--size", min=1, help="Height and width of the input, where the model leaves it open.")
+    int, typer.Option("--size", min=1, help="Height and width of the input, if the model does not fix them.")
 ]
 
 
 def seconds(text: str, option: str = "--deadline", unit: str = "ms") -> float:
-    """A duration such as `100ms`, `0.1s` or `100` (of the unit), in seconds."""
+    """Parse a duration such as `100ms`, `0.1s` or `100` (of the unit), in seconds.
+
+    Raises:
+        BadParameter: the text is not a positive duration.
+    """
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(ms|s)?\s*", text.lower())
     if not match or float(match[1]) <= 0:
         raise typer.BadParameter(f"{option}: {text!r} is not a duration such as 100ms or 0.1s")
@@ -73,16 +79,24 @@ def seconds(text: str, option: str = "--deadline", unit: str = "ms") -> float:
 
 
 def with_budget(overrides: Sequence[str] | None, budget: str | None, profile: str | None = None) -> list[str]:
-    """The overrides of a cluster's configuration, with the time that measuring may take."""
+    """Add the time for measuring to the overrides of a cluster's configuration.
+
+    Raises:
+        BadParameter: `budget` is not a duration, or there is a `profile`, so that nothing is measured.
+    """
     if budget is None:
         return list(overrides or ())
     if profile is not None:
-        raise typer.BadParameter("--budget is for measuring a cluster; with --profile nothing is measured")
+        raise typer.BadParameter("--budget limits the measuring of a cluster; it has no effect with --profile")
     return [*(overrides or ()), f"profile_budget_seconds={seconds(budget, '--budget', 's'):g}"]
 
 
 def objective(base: Objective, goal: str | None, deadline: str | None, keep_local: int | None = None) -> Objective:
-    """The configuration's objective with what the command line says."""
+    """Override the objective of the configuration with the options of the command line.
+
+    Raises:
+        BadParameter: there is no such goal, or the deadline is not a duration.
+    """
     changed: dict[str, object] = {}
     if goal is not None:
         if goal not in GOALS:
@@ -95,24 +109,40 @@ def objective(base: Objective, goal: str | None, deadline: str | None, keep_loca
     return Objective.model_validate({**base.model_dump(), **changed})
 
 
-def writable(*paths: str | None) -> None:
-    """Before anything takes long: files can only be written to folders that there are.
+def check_writable(*paths: str | None) -> None:
+    """Check that files can be written, before a command starts to work.
 
     Raises:
-        BadParameter: there is no such folder, or a folder has the file's name.
+        BadParameter: a file's folder does not exist, or the path is a folder.
     """
     for path in paths:
         if path is not None and (Path(path).is_dir() or not Path(path).parent.is_dir()):
-            what = "is a folder" if Path(path).is_dir() else f"cannot be written: no folder {Path(path).parent}"
-            raise typer.BadParameter(f"{path} {what}")
+            problem = "is a folder" if Path(path).is_dir() else f"cannot be written: no folder {Path(path).parent}"
+            raise typer.BadParameter(f"{path} {problem}")
 
 
-def picture(path: str | None) -> None:
-    """The same for pictures, whose names say which kind.
+def check_picture(path: str | None) -> None:
+    """Check that a picture can be written.
 
     Raises:
-        BadParameter: as `writable`, or another ending.
+        BadParameter: as `check_writable`, or the extension is not that of a picture.
     """
-    writable(path)
+    check_writable(path)
     if path is not None and Path(path).suffix.lower() not in PICTURES:
         raise typer.BadParameter(f"{path}: the name of a picture ends in {' or '.join(PICTURES)}")
+
+
+def check_folder(path: str | None, option: str) -> Path | None:
+    """Check that a folder exists or can be made.
+
+    Raises:
+        BadParameter: the path is a file, or its parent does not exist.
+    """
+    if path is None:
+        return None
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise typer.BadParameter(f"{option} {path} is a file; name a folder")
+    if not folder.parent.is_dir():
+        raise typer.BadParameter(f"{option} {path} cannot be made: no folder {folder.parent}")
+    return folder

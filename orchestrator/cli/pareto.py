@@ -1,76 +1,53 @@
-"""`coedge pareto`: what a joule costs in milliseconds."""
+"""`coedge pareto`: the Pareto front of energy against latency."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from coedge.core.objective import Objective
 from coedge.core.progress import progress
+from coedge.graph.model import Model
 from coedge.plan.plan import Plan
-from orchestrator.cli.inputs import check_keep_local, read_given
-from orchestrator.cli.models import MODEL_HELP, load_model
-from orchestrator.cli.options import (
-    Budget,
-    Deadline,
-    Json,
-    KeepLocal,
-    PlannedCluster,
-    PlannedOn,
-    Set,
-    Size,
-    Without,
-    objective,
-    picture,
-    with_budget,
-)
+from coedge.profile.profile import Profile
+from orchestrator.cli import options
+from orchestrator.cli.inputs import read_input
+from orchestrator.cli.models import capture_model
 
 
 def pareto(
-    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    profile: PlannedOn = None,
-    cluster: PlannedCluster = None,
-    points: Annotated[int, typer.Option(min=2, max=200, help="Most plans to show.")] = 12,
-    deadline: Deadline = None,
-    without: Without = None,
-    keep_local: KeepLocal = None,
-    plot: Annotated[str | None, typer.Option(help="Draw them: a file ending in .png or .svg.")] = None,
-    save_plans: Annotated[str | None, typer.Option(help="Write every plan to this folder, as JSON.")] = None,
-    size: Size = 224,
-    budget: Budget = None,
-    set_: Set = None,
-    as_json: Json = False,
+    model: options.ModelName,
+    profile: options.PlannedOn = None,
+    cluster: options.PlannedCluster = None,
+    points: Annotated[int, typer.Option(min=2, max=200, help="Maximum number of plans.")] = 12,
+    deadline: options.Deadline = None,
+    without: options.Without = None,
+    keep_local: options.KeepLocal = None,
+    plot: Annotated[str | None, typer.Option(help="Plot the front to a .png or .svg file.")] = None,
+    save_plans: Annotated[str | None, typer.Option(help="Save every plan to this folder (JSON).")] = None,
+    size: options.Size = 224,
+    budget: options.Budget = None,
+    set_: options.Set = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Energy against latency: the plans of which none is both slower and hungrier than another.
+    """Find the Pareto front of energy against latency, and compare it with the named schemes.
 
     Example: coedge pareto mobilenet_v2 --profile configs/testbeds/home-wifi.yaml --plot pareto.png
     """
     from orchestrator.cli.plan import as_row
     from orchestrator.planner.explain.figures import energy_source
-    from orchestrator.planner.pareto import pareto as best_plans
-    from orchestrator.planner.pareto import progress_steps
-    from orchestrator.planner.planner import SCHEMES, make_plan
 
-    picture(plot)
-    folder = _folder(save_plans)
-    given = read_given(profile, cluster, with_budget(set_, budget, profile), without)
-    wanted = objective(given.objective, None, deadline, keep_local)
-    from orchestrator.cli.render import busy
-
-    with busy(f"building {model} and exporting it once to ONNX"):
-        captured = load_model(model, size)
-    check_keep_local(wanted.keep_local, captured)
-    measured, _ = given.profiles(captured)
-    with progress("looking for plans", progress_steps(points) + len(SCHEMES)) as done:
-        plans = best_plans(captured, measured, wanted, points, done)
-        schemes = []
-        for name in SCHEMES:
-            schemes.append(make_plan(captured, measured, wanted, name))
-            done()
+    options.check_picture(plot)
+    folder = options.check_folder(save_plans, "--save-plans")
+    planning_input = read_input(profile, cluster, options.with_budget(set_, budget, profile), without)
+    objective = options.objective(planning_input.objective, None, deadline, keep_local)
+    captured = capture_model(model, size, objective.keep_local)
+    measured, _ = planning_input.profiles(captured)
+    plans, schemes = _plans(captured, measured, objective, points)
     if folder is not None:
         folder.mkdir(exist_ok=True)
         for index, plan in enumerate(plans):
@@ -82,35 +59,39 @@ def pareto(
         draw(plans, schemes, source, plot)
     if as_json:
         rows = [as_row(plan, measured) for plan in plans]
-        beside = [as_row(plan, measured) for plan in schemes]
-        print(json.dumps({"model": captured.name, "plans": rows, "schemes": beside}))
+        scheme_rows = [as_row(plan, measured) for plan in schemes]
+        print(json.dumps({"model": captured.name, "plans": rows, "schemes": scheme_rows}))
         return
     _show(plans, schemes, source)
 
 
-def _folder(path: str | None) -> Path | None:
-    """Raises BadParameter where a folder of this name cannot be made."""
-    if path is None:
-        return None
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise typer.BadParameter(f"--save-plans {path} is a file; name a folder")
-    if not folder.parent.is_dir():
-        raise typer.BadParameter(f"--save-plans {path} cannot be made: no folder {folder.parent}")
-    return folder
+def _plans(model: Model, profile: Profile, objective: Objective, points: int) -> tuple[list[Plan], list[Plan]]:
+    """Return the plans of the front and those of the named schemes."""
+    from orchestrator.planner.pareto import pareto as pareto_front
+    from orchestrator.planner.pareto import progress_steps
+    from orchestrator.planner.planner import SCHEMES, make_plan
+
+    with progress("searching", progress_steps(points) + len(SCHEMES)) as done:
+        plans = pareto_front(model, profile, objective, points, done)
+        schemes = []
+        for name in SCHEMES:
+            schemes.append(make_plan(model, profile, objective, name))
+            done()
+    return plans, schemes
 
 
 def _show(plans: Sequence[Plan], schemes: Sequence[Plan], source: str) -> None:
-    from orchestrator.cli.render import console, pareto_table, say
+    from orchestrator.cli.console import console, say
+    from orchestrator.cli.plan_tables import pareto_table
 
     if not plans[0].feasible:
-        say(f"infeasible: {plans[0].reason}; the nearest plan that was found:")
+        say(f"infeasible: {plans[0].reason}; the nearest plan found:")
     console.print(pareto_table(plans, schemes, source))
     if len(plans) == 1 and plans[0].feasible:
-        say("one plan is the fastest and takes the least joules: there is nothing to trade")
+        say("one plan has both the least latency and the least energy, so there is nothing to trade")
     elif len(plans) > 1:
         middle = len(plans) // 2
         predicted = plans[middle].predicted
         assert predicted is not None
         limit = math.ceil(predicted.latency_seconds * 1e3)
-        say(f"any of them again, such as number {middle + 1}: coedge plan ... --goal energy --deadline {limit}ms")
+        say(f"to make plan {middle + 1} again: coedge plan ... --goal energy --deadline {limit}ms")

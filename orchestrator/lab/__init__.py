@@ -1,1 +1,1 @@
-"""The lab: a host of its own for every device of a configuration, on one machine, with shaped links between them."""
+"""The lab: every device of a configuration as a host of its own on one machine, with shaped links between them."""

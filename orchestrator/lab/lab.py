@@ -1,4 +1,4 @@
-"""A lab on this machine: up, status, rates, a command inside of it, down."""
+"""A lab on this machine: start, status, rates, running a command in it, stop."""
 
 from __future__ import annotations
 
@@ -14,67 +14,75 @@ from pathlib import Path
 from coedge.core.errors import ClusterError, ConfigError
 from orchestrator.lab import nodes
 from orchestrator.lab.namespace import call, check_possible, delete, end_processes
-from orchestrator.lab.shaping import SLOWEST, network, shape
+from orchestrator.lab.shaping import MIN_RATE, network, shape
 from orchestrator.lab.spec import LabSpec, overrides
-from orchestrator.lab.state import HostState, LabState, read_state
+from orchestrator.lab.state import LabState, read_state
 
 LOCK_SECONDS = 5.0
 
 
 class Lab:
-    """Its name tells it from others on the same machine; all that there is of it begins with that.
+    """A lab, identified by its name: the names of all its namespaces, folders and locks begin with it.
 
     Raises:
-        ClusterError: there can be no lab here: see `check_possible`.
+        ConfigError: the name has other characters than a-z, 0-9 and -.
+        ClusterError: a lab is not possible on this machine; see `check_possible`.
     """
 
     def __init__(self, name: str = "lab") -> None:
         if not re.fullmatch(r"[a-z0-9-]{1,16}", name):
-            raise ConfigError(f"a lab's name has 1 to 16 of the characters a-z 0-9 -, not {name!r}")
+            raise ConfigError(f"a lab's name has 1 to 16 of the characters a-z, 0-9 and -, not {name!r}")
         check_possible()
         self.name = name
-        # A device's name has no "@", so the switch is none.
+        # The name of a device has no "@", so this name is never that of a host.
         self._prefix, self._switch = f"coedge-{name}.", f"coedge-{name}@switch"
         self._folder = Path("/run") / f"coedge-{name}"
 
     def up(self, spec: LabSpec) -> LabState:
-        """Makes the lab, or completes it: rates are set as the spec says, nodes that ended are started again.
+        """Start the lab, or bring a running one to the state of the spec: set its rates and restart ended nodes.
 
-        What a crash left half made is made anew.
+        A lab that a crash left unfinished is removed and started again.
 
         Raises:
-            ClusterError: a lab of other devices is up, or something fails; what was made anew is then gone.
+            ClusterError: a lab with other devices is up, or a step fails. A lab that was not up before is then removed.
         """
-        with self._alone():
+        with self._locked():
             state = self.status()
             if state.head is not None and not state.is_of(spec):
                 names = ", ".join(host.name for host in state.hosts)
-                way = ", with links for weights" if state.fast_weights else ""
-                raise ClusterError(f"another lab is up, of {names}{way}; end it first: {self._command('down')}")
+                links = " and links for weights" if state.fast_weights else ""
+                raise ClusterError(
+                    f"another lab is up, with {names}{links}; stop it first: {self._command_line('down')}"
+                )
             if state.head is not None:
                 self._complete(spec, state)
                 return self.status()
             self._down(state.namespaces)
             try:
-                self._make(spec)
+                self._start(spec)
                 return self.status()
             except BaseException:
                 self._down(self.status().namespaces)
                 raise
 
     def status(self) -> LabState:
+        """Read the state of the lab from the system."""
         return read_state(self._prefix, self._switch)
 
     def rate(self, name: str, bytes_per_second: float | None, up: bool = True, down: bool = True) -> None:
-        """Sets the rate of a device's link, of one direction or both, or that of a medium.
+        """Set the rate of a device's link, in one or both directions, or the rate of a medium.
+
+        Args:
+            bytes_per_second: None for no limit.
+            up, down: directions to change, seen from the device.
 
         Raises:
-            ConfigError: too slow.
+            ConfigError: the rate is too low.
             ClusterError: there is no such device or medium.
         """
-        if bytes_per_second is not None and bytes_per_second < SLOWEST:
-            raise ConfigError(f"a link of {bytes_per_second:g} B/s is too slow; give at least {SLOWEST:g} B/s")
-        with self._alone():
+        if bytes_per_second is not None and bytes_per_second < MIN_RATE:
+            raise ConfigError(f"a link of {bytes_per_second:g} B/s is too slow; give at least {MIN_RATE:g} B/s")
+        with self._locked():
             state = self.status()
             host = next((host for host in state.hosts if host.name == name and host.port), None)
             medium = next((medium for medium in state.media if medium.name == name), None)
@@ -86,42 +94,42 @@ class Lab:
             elif medium is not None:
                 self._shape(self._switch, medium.interface, medium.bytes_per_second, bytes_per_second)
             elif not state.hosts:
-                raise ClusterError(f"no lab is up; start one: {self._command('up FILE')}")
+                raise ClusterError(f"no lab is up; start one: {self._command_line('up FILE')}")
             else:
                 known = ", ".join([h.name for h in state.hosts] + [m.name for m in state.media])
                 raise ClusterError(f"there is no {name!r} in the lab; there are {known}")
 
     def command(self, command: Sequence[str], environment: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-        """What runs a command on the head's host, and the environment by which it joins the cluster there.
+        """Return the command line that runs a command on the head's host, and its environment.
 
-        Overrides of the environment's own come last: they win.
+        The environment makes the command join the cluster in the lab. Overrides that it already has take precedence.
 
         Raises:
-            ClusterError: no lab is up, or its Ray has ended.
+            ClusterError: no lab is up, or Ray has ended on a host.
         """
         state = self.status()
         if state.head is None:
-            what = "Ray's head has ended in the lab" if state.hosts else "no lab is up"
-            raise ClusterError(f"{what}; start it: {self._command('up FILE')}")
+            problem = "Ray's head has ended in the lab" if state.hosts else "no lab is up"
+            raise ClusterError(f"{problem}; start it: {self._command_line('up FILE')}")
         ended = [host.name for host in state.hosts if not host.node]
         if ended:
-            raise ClusterError(f"Ray has ended on {', '.join(ended)}; start it again: {self._command('up FILE')}")
+            raise ClusterError(f"Ray has ended on {', '.join(ended)}; start it again: {self._command_line('up FILE')}")
         addresses = [(host.name, host.address) for host in state.hosts]
         changes = [*overrides(addresses, state.head.address), environment.get("COEDGE_SET", "")]
         inside = {**environment, **nodes.ENVIRONMENT, "COEDGE_SET": ";".join(filter(None, changes))}
-        inside.pop("RAY_ADDRESS", None)  # of another Ray than that of the lab
+        inside.pop("RAY_ADDRESS", None)  # it would lead to another Ray
         return ["ip", "netns", "exec", state.head.namespace, *command], inside
 
     def down(self) -> int:
-        """Ends all that runs in the lab, and leaves nothing of it; the number of processes that ended.
+        """Stop all processes in the lab, remove the lab, and return the number of stopped processes.
 
         Raises:
-            ClusterError: some process does not end.
+            ClusterError: a process does not stop.
         """
-        with self._alone():
+        with self._locked():
             return self._down(self.status().namespaces)
 
-    def _make(self, spec: LabSpec) -> None:
+    def _start(self, spec: LabSpec) -> None:
         namespaces = {device.name: self._prefix + device.name for device in spec.devices}
         for command in network(spec, self._switch, namespaces):
             call(command)
@@ -145,9 +153,9 @@ class Lab:
             namespaces = {host.name: host.namespace for host in state.hosts}
             nodes.start(ended, spec.device(spec.head), namespaces, self._folder)
 
-    def _shape(self, namespace: str, interface: str, now: float | None, wanted: float | None) -> None:
-        if now is not None or wanted is not None:
-            call(shape(namespace, interface, wanted))
+    def _shape(self, namespace: str, interface: str, current: float | None, rate: float | None) -> None:
+        if current is not None or rate is not None:
+            call(shape(namespace, interface, rate))
 
     def _down(self, namespaces: Sequence[str]) -> int:
         ended = end_processes(namespaces, nodes.is_node)
@@ -156,12 +164,18 @@ class Lab:
         shutil.rmtree(self._folder, ignore_errors=True)
         return ended
 
-    def _command(self, action: str) -> str:
+    def _command_line(self, action: str) -> str:
         return f"coedge lab {action}" + ("" if self.name == "lab" else f" --lab {self.name}")
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One at a time changes a lab. The lock is a name that goes with the process that holds it."""
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock that keeps other processes from changing the lab.
+
+        The lock is an abstract socket name, so it is released when the process ends, however it ends.
+
+        Raises:
+            ClusterError: another process holds the lock for too long.
+        """
         deadline = time.monotonic() + LOCK_SECONDS
         with socket.socket(socket.AF_UNIX) as lock:
             while True:
@@ -170,12 +184,9 @@ class Lab:
                     break
                 except OSError:
                     if time.monotonic() > deadline:
-                        what = f"another `coedge lab` is at work on this lab (I am process {os.getpid()})"
-                        raise ClusterError(f"{what}; wait for its end, then try again") from None
+                        raise ClusterError(
+                            f"another process is changing lab {self.name!r} (this is process {os.getpid()}); wait "
+                            "until it has finished, then try again"
+                        ) from None
                     time.sleep(0.1)
             yield
-
-
-def describe(host: HostState) -> str:
-    """Of Ray on a host, in a word."""
-    return "head" if host.head and host.node else "node" if host.node else "ended"

@@ -1,4 +1,4 @@
-"""Network namespaces: which there are, what runs in them, and the end of both."""
+"""Network namespaces: list and delete them, and list and stop the processes in them."""
 
 from __future__ import annotations
 
@@ -21,38 +21,42 @@ _CAPABILITIES = {12: "CAP_NET_ADMIN", 21: "CAP_SYS_ADMIN"}
 
 
 def check_possible() -> None:
-    """Raises ClusterError, one line, where there can be no lab."""
-    lacking = [f"{tool} is not installed" for tool in ("ip", "tc") if shutil.which(tool) is None]
+    """Check that this machine and user can have a lab.
+
+    Raises:
+        ClusterError: a tool or a permission is missing; the message has one line.
+    """
+    missing = [f"{tool} is not installed" for tool in ("ip", "tc") if shutil.which(tool) is None]
     if not sys.platform.startswith("linux"):
-        lacking = [f"this is {sys.platform}, not Linux"]
+        missing = [f"this is {sys.platform}, not Linux"]
     elif os.geteuid() != 0 or not _capable():
-        lacking.append("this user is not root" if os.geteuid() else "this root may not change the network")
-    if lacking:
+        missing.append("this user is not root" if os.geteuid() else "this root user may not change the network")
+    if missing:
         raise ClusterError(
-            f"a lab needs root and iproute2: {', '.join(lacking)}; without it the same file plays its devices in "
-            "ordinary processes: coedge run MODEL --cluster FILE"
+            f"a lab needs root and iproute2: {', '.join(missing)}. To emulate the devices in ordinary processes "
+            "instead, use the same file without a lab: coedge run MODEL --cluster FILE"
         )
 
 
 def _capable() -> bool:
-    """Whether root is root here: in a container it need not be."""
+    """Return whether root has the capabilities that a lab needs; in a container it may not."""
     status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     effective = next((int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:")), 0)
     return all(effective >> bit & 1 for bit in _CAPABILITIES)
 
 
 def call(command: Sequence[str], timeout_seconds: float = COMMAND_SECONDS) -> str:
-    """What a command prints.
+    """Run a command and return its output.
 
     Raises:
-        ClusterError: it failed, or took too long.
+        ClusterError: the command failed or took too long.
     """
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_seconds, check=False
         )
     except subprocess.TimeoutExpired:
-        raise ClusterError(f"no end of `{' '.join(command)}` within {timeout_seconds:.0f} s") from None
+        raise ClusterError(f"`{' '.join(command)}` did not end within {timeout_seconds:.0f} s") from None
     except OSError as error:
         raise ClusterError(f"cannot run `{' '.join(command)}`: {error.strerror}") from None
     if done.returncode:
@@ -62,18 +66,17 @@ def call(command: Sequence[str], timeout_seconds: float = COMMAND_SECONDS) -> st
 
 
 def call_json(command: Sequence[str]) -> list[dict[str, Any]]:
-    """What `ip -j` or `tc -j` prints."""
-    found = json.loads(call(command) or "[]")
-    return [item for item in found if item]
+    """Run `ip -j` or `tc -j` and return its items."""
+    return [item for item in json.loads(call(command) or "[]") if item]
 
 
 def namespaces() -> list[str]:
-    """Those that have a name."""
+    """Return the names of all named network namespaces."""
     return sorted(line.split()[0] for line in call(["ip", "netns", "list"]).splitlines() if line.strip())
 
 
 def processes(namespace: str) -> list[psutil.Process]:
-    """All that run in a namespace, but for this one."""
+    """Return the processes in a namespace except this one."""
     found = []
     for pid in map(int, call(["ip", "netns", "pids", namespace]).split()):
         if pid != os.getpid():
@@ -85,17 +88,17 @@ def processes(namespace: str) -> list[psutil.Process]:
 
 
 def end_processes(names: Sequence[str], at_once: Callable[[psutil.Process], bool]) -> int:
-    """Ends all that runs in the namespaces; the number of processes that were asked to.
+    """Stop all processes in the namespaces and return how many were asked to terminate.
 
     Args:
-        at_once: processes that are given no time to end by themselves.
+        at_once: returns whether a process is killed without time to end by itself.
 
     Raises:
-        ClusterError: some do not end.
+        ClusterError: processes do not end.
     """
     asked = _signal(names, lambda process: process.terminate())
     psutil.wait_procs([process for process in asked if not at_once(process)], timeout=TERMINATE_SECONDS)
-    for _ in range(3):  # what was started in the meantime
+    for _ in range(3):  # again for processes that were started meanwhile
         left = _signal(names, lambda process: process.kill())
         if not left:
             return len(asked)
@@ -103,7 +106,7 @@ def end_processes(names: Sequence[str], at_once: Callable[[psutil.Process], bool
     left = [process for name in names for process in processes(name)]
     if left:
         pids = ", ".join(f"{process.pid}" for process in left)
-        raise ClusterError(f"processes {pids} in the lab do not end; end them, then run `coedge lab down` again")
+        raise ClusterError(f"processes {pids} in the lab do not end; stop them, then run `coedge lab down` again")
     return len(asked)
 
 
@@ -118,5 +121,5 @@ def _signal(names: Sequence[str], send: Callable[[psutil.Process], None]) -> lis
 
 
 def delete(name: str) -> None:
-    """Its interfaces go with it."""
+    """Delete a namespace and its interfaces."""
     call(["ip", "netns", "delete", name])

@@ -1,12 +1,12 @@
-"""The commands that shape a link: a token bucket per direction, and one for all that is on a shared medium. Pure.
+"""Commands that make a lab's network: a token bucket per direction of a link, and one per shared medium. Pure.
 
     device a                     switch                          device b
     eth0 ==up==> p0 -> [medium's queue] -> bridge -> p1 ==down==> eth0
 
-A bucket (`tc` tbf) has room for one frame, and for what passes while a timer is late: a message of 10 KB finds tokens
-for a few of its frames only, and waits for the rest as on a wire. It differs from a wire by that: the first frame
-waits for nothing. Its queue holds a second of the rate: a switch with deep buffers. What is dropped would be
-sent again, and counted twice; what waits in line is what planning counts with.
+A bucket (`tc` tbf) has room for one frame and for the bytes that pass while a timer is late. A message of 10 KB thus
+finds tokens for only a few of its frames and waits for the rest, as on a wire. Unlike on a wire, the first frame does
+not wait. The queue holds one second of the rate, like a switch with deep buffers. Dropped packets would be sent again
+and counted twice, whereas the planner's cost model assumes that messages queue.
 """
 
 from __future__ import annotations
@@ -15,30 +15,35 @@ from collections.abc import Sequence
 
 from orchestrator.lab.spec import OBJECT_PORT, SUBNET, LabDevice, LabMedium, LabSpec
 
-FRAME_NBYTES = 1514  # Ethernet, as the kernel counts: without checksum, preamble and gap
+FRAME_NBYTES = 1514  # an Ethernet frame as the kernel counts it: without checksum, preamble and gap
 TIMER_SECONDS = 100e-6
-QUEUE_SECONDS, LEAST_QUEUE_NBYTES = 1.0, 4_000_000
-SLOWEST = 1_000.0  # bytes per second: below, one frame takes more than a second
+QUEUE_SECONDS, MIN_QUEUE_NBYTES = 1.0, 4_000_000
+MIN_RATE = 1_000.0  # bytes per second; at lower rates a frame takes longer than a second
 
 Command = list[str]
 
 
 def burst_nbytes(bytes_per_second: float) -> int:
+    """Return the size of a token bucket."""
     return FRAME_NBYTES + round(bytes_per_second * TIMER_SECONDS)
 
 
 def shape(namespace: str, interface: str, bytes_per_second: float | None) -> Command:
-    """Sets the rate of what leaves an interface, also while it is in use. None: not shaped (fails if it was not)."""
+    """Return the command that sets the rate of outgoing traffic of an interface, even while it is in use.
+
+    Args:
+        bytes_per_second: None removes the limit; the command fails if there is none.
+    """
     where = ["tc", "-n", namespace, "qdisc"]
     if bytes_per_second is None:
         return [*where, "del", "dev", interface, "root"]
-    queue = max(LEAST_QUEUE_NBYTES, round(bytes_per_second * QUEUE_SECONDS))
+    queue = max(MIN_QUEUE_NBYTES, round(bytes_per_second * QUEUE_SECONDS))
     bucket = ["rate", f"{round(bytes_per_second * 8)}bit", "burst", f"{burst_nbytes(bytes_per_second)}b"]
     return [*where, "replace", "dev", interface, "root", "handle", "1:", "tbf", *bucket, "limit", f"{queue}b"]
 
 
 def add_medium(switch: str, medium: LabMedium) -> list[Command]:
-    """The interface that all traffic of a medium passes."""
+    """Return the commands that make the interface of a medium, which all its traffic passes."""
     return [
         ["ip", "-n", switch, "link", "add", medium.interface, "type", "ifb"],
         ["ip", "-n", switch, "link", "set", medium.interface, "alias", medium.name, "addrgenmode", "none", "up"],
@@ -47,9 +52,13 @@ def add_medium(switch: str, medium: LabMedium) -> list[Command]:
 
 
 def put_on_medium(switch: str, device: LabDevice, medium: LabMedium, members: Sequence[LabDevice]) -> list[Command]:
-    """Leads what a device sends over the medium, and what it receives from devices that are not on it.
+    """Return the commands that redirect a device's traffic over the medium.
 
-    What comes from other members has passed already: it is counted once.
+    They redirect what it sends, and what it receives from devices that are not on the medium. Packets from other
+    devices on the medium have passed it already, so each packet is counted once.
+
+    Args:
+        members: all devices on the medium.
     """
 
     def rule(side: str, priority: int, *match: str) -> Command:
@@ -71,7 +80,10 @@ def put_on_medium(switch: str, device: LabDevice, medium: LabMedium, members: Se
 
 
 def add_switch(switch: str, bridges: Sequence[str] = ("br0",)) -> list[Command]:
-    """The bridge in a namespace of its own. No interface makes noise of its own: no IPv6 addresses, no multicast."""
+    """Return the commands that make the switch: a namespace with bridges.
+
+    No interface sends traffic by itself: IPv6 addresses and multicast are off.
+    """
     commands = [["ip", "netns", "add", switch], ["ip", "-n", switch, "link", "set", "lo", "up"]]
     for name in bridges:
         commands += [
@@ -82,8 +94,8 @@ def add_switch(switch: str, bridges: Sequence[str] = ("br0",)) -> list[Command]:
 
 
 def add_host(switch: str, namespace: str, device: LabDevice) -> list[Command]:
-    """A device's namespace, and its link to the switch."""
-    alias = " ".join(filter(None, (device.name, device.medium)))  # by which the lab's state is read
+    """Return the commands that make a device's namespace and its link to the switch."""
+    alias = " ".join(filter(None, (device.name, device.medium)))  # `read_state` reads it
     port = ["ip", "-n", switch, "link", "set", device.port, "alias", alias]
     commands = [
         ["ip", "netns", "add", namespace],
@@ -102,24 +114,27 @@ def add_host(switch: str, namespace: str, device: LabDevice) -> list[Command]:
 
 
 def add_fast_link(switch: str, namespace: str, device: LabDevice) -> list[Command]:
-    """A second link, over a second bridge, not shaped. To the same addresses, for the port of Ray's objects only."""
+    """Return the commands that make a second link over a second bridge, which is not shaped.
+
+    It leads to the same addresses and carries only packets of the object stores' port.
+    """
     table = "77"
-    of_objects = [["dport", str(OBJECT_PORT)], ["sport", str(OBJECT_PORT)]]
+    matches = [["dport", str(OBJECT_PORT)], ["sport", str(OBJECT_PORT)]]
     port, peer = device.fast_port, ["type", "veth", "peer", "name", "eth1", "netns", namespace]
     return [
         ["ip", "-n", switch, "link", "add", port, *peer],
         ["ip", "-n", switch, "link", "set", port, "addrgenmode", "none", "master", "br1", "up"],
         ["ip", "-n", namespace, "link", "set", "eth1", "addrgenmode", "none", "up"],
         ["ip", "-n", namespace, "route", "add", f"{SUBNET}.0/24", "dev", "eth1", "src", device.address, "table", table],
-        *(["ip", "-n", namespace, "rule", "add", "ipproto", "tcp", *match, "table", table] for match in of_objects),
+        *(["ip", "-n", namespace, "rule", "add", "ipproto", "tcp", *match, "table", table] for match in matches),
     ]
 
 
 def network(spec: LabSpec, switch: str, namespaces: dict[str, str]) -> list[Command]:
-    """All of it, in order.
+    """Return the commands that make the whole network, in order.
 
     Args:
-        namespaces: of the devices, by name.
+        namespaces: namespace of every device, by name.
     """
     commands = add_switch(switch, ("br0", "br1") if spec.fast_weights else ("br0",))
     for medium in spec.media:

@@ -1,8 +1,7 @@
-"""What a lab is made of, as a cluster configuration says: hosts, addresses, rates, shared media. Pure."""
+"""The lab of a cluster configuration: hosts, addresses, rates and shared media. Pure values and functions."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,18 +11,19 @@ from coedge.core.errors import ConfigError
 from coedge.core.units import bytes_per_second_of
 
 SUBNET = "10.77.0"
-RAY_PORT, OBJECT_PORT = 6379, 8076  # of Ray's head; of every node, for large objects
-MOST_DEVICES = 250
+# Ports of Ray's head, and of the object store of every node.
+RAY_PORT, OBJECT_PORT = 6379, 8076
+MAX_DEVICES = 250
 
 
 @dataclass(frozen=True, slots=True)
 class LabDevice:
-    """A host.
+    """The host of a device.
 
     Attributes:
-        index: from 0; its address and its port on the switch follow from it.
-        bytes_per_second: of its link, each direction, in Ethernet frames. None: not shaped.
-        medium: that its link is on, if any.
+        index: position in the configuration, from 0; it determines the address and the port on the switch.
+        bytes_per_second: rate of its link per direction, counting whole Ethernet frames; None if it is not shaped.
+        medium: shared medium of its link, if any.
     """
 
     name: str
@@ -37,18 +37,18 @@ class LabDevice:
 
     @property
     def port(self) -> str:
-        """The interface of the switch that leads to it."""
+        """Interface of the switch that leads to the host."""
         return f"p{self.index}"
 
     @property
     def fast_port(self) -> str:
-        """The same of its second link, for weights, where the lab has such."""
+        """Interface of the switch for the second link, which carries weights."""
         return f"w{self.index}"
 
 
 @dataclass(frozen=True, slots=True)
 class LabMedium:
-    """A capacity that links share: what their devices send or receive passes its interface once."""
+    """A capacity shared by links. A packet that a device on it sends or receives passes its interface once."""
 
     name: str
     index: int
@@ -57,17 +57,17 @@ class LabMedium:
 
     @property
     def interface(self) -> str:
-        """Of the switch, where all that is on it passes one queue."""
+        """Interface of the switch with the queue of the medium."""
         return f"m{self.index}"
 
 
 @dataclass(frozen=True, slots=True)
 class LabSpec:
-    """All hosts of a lab, in the order of the configuration.
+    """The hosts and media of a lab, in the order of the configuration.
 
     Attributes:
-        head: the device that Ray's head runs on: the source.
-        fast_weights: what Ray moves between its object stores has links of its own, which are not shaped.
+        head: device that runs Ray's head: the source.
+        fast_weights: whether traffic between Ray's object stores has separate links that are not shaped.
     """
 
     devices: tuple[LabDevice, ...]
@@ -83,29 +83,30 @@ class LabSpec:
 
 
 def spec_of(config: ClusterConfig, fast_weights: bool = False) -> LabSpec:
-    """The lab of a configuration.
+    """Return the lab of a configuration.
 
     Raises:
-        ConfigError: it names no devices, or hosts that are there already, or a device is on two media.
+        ConfigError: the configuration names no devices, existing hosts or an existing Ray, or puts a device on two
+            media.
     """
     if not config.devices:
         raise ConfigError("a lab has a host for each device, but the configuration names none; list them in `devices`")
-    if len(config.devices) > MOST_DEVICES:
-        raise ConfigError(f"a lab has at most {MOST_DEVICES} devices, this configuration has {len(config.devices)}")
+    if len(config.devices) > MAX_DEVICES:
+        raise ConfigError(f"a lab has at most {MAX_DEVICES} devices, this configuration has {len(config.devices)}")
     if config.ray.address is not None:
-        raise ConfigError(f"a lab starts a Ray of its own; remove `ray.address` ({config.ray.address})")
+        raise ConfigError(f"a lab starts its own Ray; remove `ray.address` ({config.ray.address})")
     for device in config.devices:
         if device.node is not None:
-            raise ConfigError(f"a lab makes the hosts itself; remove `devices.{device.name}.node` ({device.node})")
-    on: dict[str, str] = {}
+            raise ConfigError(f"a lab makes its own hosts; remove `devices.{device.name}.node` ({device.node})")
+    medium_of: dict[str, str] = {}
     for medium in config.media:
         for name in medium.devices:
-            if on.setdefault(name, medium.name) != medium.name:
-                both = f"{on[name]} and {medium.name}"
-                raise ConfigError(f"device {name} is on {both}, but in a lab a link is on one medium; take one away")
+            if medium_of.setdefault(name, medium.name) != medium.name:
+                both = f"{medium_of[name]} and {medium.name}"
+                raise ConfigError(f"device {name} is on {both}, but in a lab a link is on one medium; remove one")
     return LabSpec(
         devices=tuple(
-            LabDevice(device.name, index, _rate(device), on.get(device.name))
+            LabDevice(device.name, index, _rate(device), medium_of.get(device.name))
             for index, device in enumerate(config.devices)
         ),
         media=tuple(
@@ -122,9 +123,9 @@ def _rate(device: DeviceConfig) -> float | None:
 
 
 def overrides(addresses: Iterable[tuple[str, str]], head_address: str) -> list[str]:
-    """What turns the configuration of a lab into that of the cluster that runs in it.
+    """Return the overrides that turn the configuration of a lab into that of the cluster in it.
 
-    Rates are the kernel's there, so no worker paces a second time. Latencies stay with the workers.
+    The kernel limits the rates, so workers do not pace by rate as well. Workers still emulate latencies.
 
     Args:
         addresses: (name, address) of every device.
@@ -133,35 +134,3 @@ def overrides(addresses: Iterable[tuple[str, str]], head_address: str) -> list[s
     for name, address in addresses:
         changes += [f"devices.{name}.node={address}", f"devices.{name}.link.mbps=null"]
     return changes
-
-
-_UNITS = {
-    f"{prefix}{unit}": factor * per
-    for unit, per in (("b/s", 1.0), ("bit/s", 1 / 8), ("bps", 1 / 8))
-    for prefix, factor in (("", 1.0), ("k", 1e3), ("m", 1e6), ("g", 1e9))
-}
-
-
-def parse_rate(text: str) -> float | None:
-    """Bytes per second of `500KB/s`, `8Mbit/s`, `8mbps`, `1 GB/s`; None for `none`. Decimal prefixes; b is a byte
-    in `b/s`, whatever its case.
-
-    Raises:
-        ConfigError: it is no rate.
-    """
-    if text.strip().lower() == "none":
-        return None
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)([a-z/]+)", text.strip().lower().replace(" ", ""))
-    if not match or match[2] not in _UNITS or float(match[1]) <= 0:
-        raise ConfigError(f"{text!r} is no rate; give one such as 500KB/s, 8Mbit/s or 1GB/s, or none")
-    return float(match[1]) * _UNITS[match[2]]
-
-
-def show_rate(bytes_per_second: float | None) -> str:
-    """As `parse_rate` reads it, with at most four digits."""
-    if bytes_per_second is None:
-        return "none"
-    for prefix, factor in (("G", 1e9), ("M", 1e6), ("K", 1e3)):
-        if bytes_per_second >= factor:
-            return f"{bytes_per_second / factor:.4g}{prefix}B/s"
-    return f"{bytes_per_second:.4g}B/s"

@@ -1,4 +1,4 @@
-"""What there is of a lab, as the system tells: nothing is remembered in files, which could be wrong."""
+"""The state of a lab, read from the system. Nothing is kept in files, which could be out of date."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orchestrator.lab.spec import LabSpec
 
 @dataclass(frozen=True, slots=True)
 class InterfaceTraffic:
-    """What passed an interface, in whole Ethernet frames, since it was made."""
+    """Traffic of an interface since it was made, in whole Ethernet frames."""
 
     nbytes: int
     packets: int
@@ -21,14 +21,15 @@ class InterfaceTraffic:
 
 @dataclass(frozen=True, slots=True)
 class HostState:
-    """A device's host.
+    """The state of a device's host.
 
     Attributes:
-        address: empty: it was not finished.
-        port: of the switch; empty: not connected.
-        up_bytes_per_second, down_bytes_per_second: None: not shaped.
-        sent, received: on its link.
-        dropped: frames that found a queue full, in either direction.
+        address: its address; empty if the host is unfinished.
+        port: its interface of the switch; empty if it is not connected.
+        up_bytes_per_second, down_bytes_per_second: rates of its link; None if not shaped.
+        sent, received: traffic of its link.
+        dropped: frames dropped because a queue was full, in both directions.
+        head, node: whether Ray's head and a Ray node run on it.
     """
 
     name: str
@@ -48,6 +49,14 @@ class HostState:
 
 @dataclass(frozen=True, slots=True)
 class MediumState:
+    """The state of a shared medium.
+
+    Attributes:
+        bytes_per_second: its rate; None if not shaped.
+        carried: traffic of all its devices.
+        dropped: frames dropped because the queue was full.
+    """
+
     name: str
     interface: str
     devices: tuple[str, ...]
@@ -58,9 +67,11 @@ class MediumState:
 
 @dataclass(frozen=True, slots=True)
 class LabState:
-    """Attributes:
-    namespaces: all of this lab, finished or not.
-    fast_weights: whether weights have links of their own.
+    """The state of a lab.
+
+    Attributes:
+        namespaces: all namespaces of the lab, finished or not.
+        fast_weights: whether weights have separate links.
     """
 
     hosts: tuple[HostState, ...]
@@ -70,20 +81,20 @@ class LabState:
 
     @property
     def head(self) -> HostState | None:
-        """The host of Ray's head, where it runs."""
+        """Host of Ray's head, or None if it does not run."""
         return next((host for host in self.hosts if host.head), None)
 
     def is_of(self, spec: LabSpec) -> bool:
-        """Whether it is the finished network of this spec, and Ray's head runs where it should."""
+        """Return whether the lab is complete and matches a spec, with Ray's head on the right host."""
         wanted = {(device.name, device.address, device.port, device.medium) for device in spec.devices}
-        there = {(host.name, host.address, host.port, host.medium) for host in self.hosts}
+        actual = {(host.name, host.address, host.port, host.medium) for host in self.hosts}
         media = {medium.name for medium in spec.media} == {medium.name for medium in self.media}
         head = self.head is not None and self.head.name == spec.head
-        return wanted == there and media and head and self.fast_weights == spec.fast_weights
+        return wanted == actual and media and head and self.fast_weights == spec.fast_weights
 
 
 def read_state(prefix: str, switch: str) -> LabState:
-    """Of the lab whose namespaces begin with the prefix, or are the switch."""
+    """Read the state of the lab whose hosts have namespaces with the prefix, and whose switch has the given one."""
     known = [name for name in namespaces() if name.startswith(prefix) or name == switch]
     links = _links(switch) if switch in known else {}
     ports = {link["ifalias"].split()[0]: link for name, link in links.items() if name[0] == "p" and link["ifalias"]}
@@ -94,14 +105,14 @@ def read_state(prefix: str, switch: str) -> LabState:
     for interface, link in links.items():
         if interface[0] == "m" and link["ifalias"]:
             name, bucket = link["ifalias"], buckets.get(interface, {})
-            on = tuple(host.name for host in hosts if host.medium == name)
+            devices = tuple(host.name for host in hosts if host.medium == name)
             carried = InterfaceTraffic(bucket.get("bytes", 0), bucket.get("packets", 0))
-            media.append(MediumState(name, interface, on, _rate(bucket), carried, bucket.get("drops", 0)))
+            media.append(MediumState(name, interface, devices, _rate(bucket), carried, bucket.get("drops", 0)))
     return LabState(tuple(hosts), tuple(media), tuple(known), "br1" in links)
 
 
 def _host(namespace: str, name: str, ports: Mapping[str, Any], buckets: Mapping[str, Any]) -> HostState:
-    found = processes(namespace)
+    running = processes(namespace)
     links = call_json(["ip", "-n", namespace, "-j", "-s", "address", "show"])
     eth0 = next((link for link in links if link["ifname"] == "eth0"), {})
     addresses = [address["local"] for address in eth0.get("addr_info", ()) if address["family"] == "inet"]
@@ -119,9 +130,9 @@ def _host(namespace: str, name: str, ports: Mapping[str, Any], buckets: Mapping[
         sent=_traffic(eth0, "tx"),
         received=_traffic(eth0, "rx"),
         dropped=up.get("drops", 0) + down.get("drops", 0),
-        pids=tuple(process.pid for process in found),
-        head=nodes.has_head(found),
-        node=nodes.has_node(found),
+        pids=tuple(process.pid for process in running),
+        head=nodes.has_head(running),
+        node=nodes.has_node(running),
     )
 
 
@@ -131,9 +142,9 @@ def _links(switch: str) -> dict[str, dict[str, Any]]:
 
 
 def _buckets(namespace: str) -> dict[str, dict[str, Any]]:
-    """The token buckets of a namespace, by interface."""
-    found = call_json(["tc", "-n", namespace, "-s", "-j", "qdisc", "show"])
-    return {qdisc["dev"]: qdisc for qdisc in found if qdisc["kind"] == "tbf"}
+    """Return the token buckets of a namespace, by interface."""
+    qdiscs = call_json(["tc", "-n", namespace, "-s", "-j", "qdisc", "show"])
+    return {qdisc["dev"]: qdisc for qdisc in qdiscs if qdisc["kind"] == "tbf"}
 
 
 def _rate(bucket: Mapping[str, Any]) -> float | None:
@@ -141,5 +152,5 @@ def _rate(bucket: Mapping[str, Any]) -> float | None:
 
 
 def _traffic(link: Mapping[str, Any], direction: str) -> InterfaceTraffic:
-    counted = link.get("stats64", {}).get(direction, {})
-    return InterfaceTraffic(counted.get("bytes", 0), counted.get("packets", 0))
+    counters = link.get("stats64", {}).get(direction, {})
+    return InterfaceTraffic(counters.get("bytes", 0), counters.get("packets", 0))

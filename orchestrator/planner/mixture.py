@@ -173,7 +173,7 @@ class _ColumnPool:
 
 
 @dataclass(frozen=True)
-class _Solution:
+class _MixtureSolution:
     """A solution of the linear programme.
 
     Attributes:
@@ -195,7 +195,7 @@ class _Solution:
         return [column for column, weight in zip(self.columns, self.weights) if weight > 0]
 
 
-def _solve(columns: list[_Column], objective: Objective) -> _Solution:
+def _solve(columns: list[_Column], objective: Objective) -> _MixtureSolution:
     """Solve the linear programme over the columns."""
     import cvxpy
 
@@ -212,10 +212,10 @@ def _solve(columns: list[_Column], objective: Objective) -> _Solution:
     weights = weights / weights.sum()
     busiest = float((matrix @ weights).max())
     prices = {name: float(value) for name, value in zip(resources, limits.dual_value) if value > 1e-6}
-    return _Solution(columns, weights, busiest, float(problem.value) * unit, prices)
+    return _MixtureSolution(columns, weights, busiest, float(problem.value) * unit, prices)
 
 
-def _within_limits(columns: list[_Column], model: Model, profile: Profile, objective: Objective) -> _Solution:
+def _within_limits(columns: list[_Column], model: Model, profile: Profile, objective: Objective) -> _MixtureSolution:
     """Solve with plans that fit into the memory of every device together and are not too slow for in-order answers.
 
     Plans are removed one at a time, each time the one whose removal costs least. Every plan fits by itself, so the
@@ -256,7 +256,7 @@ def usage(timeline: Timeline, profile: Profile) -> dict[Resource, float]:
     }
 
 
-def _prices(solution: _Solution, costs: StageCosts, objective: Objective) -> list[Prices]:
+def _prices(solution: _MixtureSolution, costs: StageCosts, objective: Objective) -> list[Prices]:
     """Return the prices for the next shortest paths, from the shadow prices of a solution."""
     profile, names, shadow = costs.profile, costs.names, solution.shadow_prices
     busy = np.array([shadow.get(("device", name), 0.0) for name in names])
@@ -277,7 +277,7 @@ def _prices(solution: _Solution, costs: StageCosts, objective: Objective) -> lis
     ]
 
 
-def _mixture(evaluator: Evaluator, solution: _Solution, rounds: int) -> Mixture:
+def _mixture(evaluator: Evaluator, solution: _MixtureSolution, rounds: int) -> Mixture:
     used = [
         (column.evaluated, float(weight)) for column, weight in zip(solution.columns, solution.weights) if weight > 0
     ]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 
 from coedge.core.objective import Objective
+from coedge.core.units import mbps_of
 from orchestrator.planner.explain.figures import Figures
 
 # Savings below this share of the total are not mentioned. Longer lists are cut.
@@ -24,7 +25,7 @@ def joules(amount: float) -> str:
 
 def mbps(bytes_per_second: float) -> str:
     """Format a rate in Mbit/s."""
-    rate = _significant(bytes_per_second * 8e-6)
+    rate = _significant(mbps_of(bytes_per_second))
     return f"{rate.rstrip('0').rstrip('.') if '.' in rate else rate} Mbit/s"
 
 

@@ -1,4 +1,4 @@
-"""The lab, for people."""
+"""Tables of a lab."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ if TYPE_CHECKING:
 
 
 def lab_table(hosts: Iterable[HostState]) -> Table:
-    """One row per host."""
-    from orchestrator.lab.lab import describe
-    from orchestrator.lab.spec import show_rate
+    """Return a table with a row per host: what runs there, its rates, and the bytes it sent and received."""
+    from orchestrator.lab.rates import show_rate
 
     table = Table(box=box.SIMPLE_HEAD, header_style="bold")
     for title in ("device", "address", "Ray", "medium"):
         table.add_column(title, no_wrap=True)
-    for title in ("up", "down", "sent MB", "got MB"):
+    for title in ("up", "down", "sent MB", "received MB"):
         table.add_column(title, justify="right", no_wrap=True)
     for host in hosts:
         table.add_row(
             escape(host.name),
             host.address or "-",
-            describe(host),
+            _ray_state(host),
             escape(host.medium or "-"),
             show_rate(host.up_bytes_per_second),
             show_rate(host.down_bytes_per_second),
@@ -38,9 +37,14 @@ def lab_table(hosts: Iterable[HostState]) -> Table:
 
 
 def medium_line(medium: MediumState) -> str:
-    from orchestrator.lab.spec import show_rate
+    """Describe a shared medium: its devices, its rate, and what it carried."""
+    from orchestrator.lab.rates import show_rate
 
     return (
         f"medium {medium.name} ({', '.join(medium.devices)}): {show_rate(medium.bytes_per_second)}, "
         f"{medium.carried.nbytes / 1e6:.2f} MB carried, {medium.dropped} frames dropped"
     )
+
+
+def _ray_state(host: HostState) -> str:
+    return "head" if host.head and host.node else "node" if host.node else "ended"
