@@ -224,6 +224,12 @@ def rack() -> tuple[Model, Profile]:
     return model, synthetic_profile(model, {"a": 1.0, "b": 0.4, "c": 0.4}, 1e7, 1e-5, watts)
 
 
+@functools.cache
+def rack_plan(objective: Objective) -> Plan:
+    """Return the planner's plan for the rack; several tests begin with the same one."""
+    return make_plan(*rack(), objective)
+
+
 def constraint(objective: Objective, model: Model, profile: Profile, everybody: Profile | None = None):
     plan = make_plan(model, profile, objective)
     assert plan.predicted is not None
@@ -233,8 +239,8 @@ def constraint(objective: Objective, model: Model, profile: Profile, everybody: 
 
 def test_a_deadline_that_binds_says_what_more_time_would_bring() -> None:
     model, profile = rack()
-    free = make_plan(model, profile, Objective(goal="energy"))
-    least = make_plan(model, profile)
+    free = rack_plan(Objective(goal="energy"))
+    least = rack_plan(Objective())
     assert free.predicted and least.predicted
     between = (free.predicted.latency_seconds + least.predicted.latency_seconds) / 2 * 1e3
     plan, found = constraint(Objective(goal="energy", deadline_ms=between), model, profile)
@@ -276,7 +282,7 @@ def test_keeping_layers_on_the_source_costs_what_planning_without_says() -> None
     assert plan.predicted and fewer.predicted
     saved = plan.predicted.energy_joules - fewer.predicted.energy_joules
     assert kept.sensitivity.saves.energy_joules == pytest.approx(saved)
-    assert goal_words(_figures(make_plan(model, profile, Objective(goal="energy"))), objective) in kept.text
+    assert goal_words(_figures(rack_plan(Objective(goal="energy"))), objective) in kept.text
 
 
 def test_a_device_that_is_excluded_is_missed_or_not() -> None:
@@ -292,7 +298,7 @@ def test_a_device_that_is_excluded_is_missed_or_not() -> None:
 
 def test_memory_that_is_short_is_said_with_what_more_is_worth() -> None:
     model, profile = rack()
-    plan = make_plan(model, profile, Objective(goal="energy"))
+    plan = rack_plan(Objective(goal="energy"))
     everything = made(one_stage(model, {"b": UNIT}, "a"), model, profile)
     assert plan.predicted and everything.predicted
     from coedge.plan.memory import program_nbytes

@@ -1,6 +1,6 @@
 """Test beds: the files in `configs/testbeds`, and the layer times of devices that do not exist.
 
-Capturing takes seconds, so a few networks are tried on every test bed; TEST_EFFORT=2 tries the whole zoo.
+Capturing takes seconds, so a few networks are tried on every test bed; the deep suite tries the whole zoo.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nets import EFFORT, Net, examples, kept, zoo_model
+from nets import Net, deep_after, examples, kept, zoo_model
 
 from coedge import zoo
 from coedge.config.key_reference import describe_keys
@@ -45,7 +45,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "configs" / "testbeds").glob("*.yaml"))
 PAPER = ROOT / "configs" / "testbeds" / "paper.yaml"
 PAPERS_NETWORKS = ("alexnet", "vgg_f", "googlenet", "mobilenet_v1")
-NETWORKS = zoo.NAMES if EFFORT > 1 else ("alexnet", "googlenet", "mobilenet_v1", "squeezenet")
+NETWORKS = deep_after(zoo.NAMES, ("alexnet", "mobilenet_v1", "squeezenet"))
 
 ONE = """\
 devices:
@@ -132,7 +132,7 @@ def alone(name: str, device: str) -> Prediction:
     return plan.predicted
 
 
-@pytest.mark.parametrize("name", PAPERS_NETWORKS if EFFORT > 1 else ("alexnet", "googlenet", "mobilenet_v1"))
+@pytest.mark.parametrize("name", deep_after(PAPERS_NETWORKS, ("alexnet", "mobilenet_v1")))
 @pytest.mark.parametrize(("device", "column"), [("pi-1", 0), ("pi-4", 0), ("tx2", 1), ("pc", 2)])
 def test_devices_of_the_paper_take_as_long_as_in_the_paper(name: str, device: str, column: int) -> None:
     printed = {
@@ -371,7 +371,7 @@ def test_a_network_of_the_zoo_finds_its_own_times(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", NETWORKS if EFFORT > 1 else ("mobilenet_v1", "squeezenet"))
+@pytest.mark.parametrize("name", deep_after(zoo.NAMES, ("squeezenet",)))
 def test_so_does_the_same_network_without_normalisation_and_under_another_name(name: str) -> None:
     assert plain(name).inputs[0].dtype == "float32"
     bare, usual = reference_times(plain(name)), reference_times(network(name))
