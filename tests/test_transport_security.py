@@ -170,7 +170,9 @@ class TestSocketFolder:
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
         monkeypatch.setenv("TMPDIR", str(tmp_path))
 
-    def test_the_folder_of_a_killed_process_is_removed_by_the_next(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("by", ["the start of the next", "the end of another"])
+    def test_the_folder_of_a_killed_process_is_removed_by(self, by: str, tmp_path: Path) -> None:
+        other = SocketFolder() if by == "the end of another" else None
         with subprocess.Popen(
             [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as process:
@@ -182,7 +184,12 @@ class TestSocketFolder:
             process.send_signal(signal.SIGKILL)
             process.wait(SOON)
             assert folder.exists(), "nothing could remove it"
-            SocketFolder().close()
+            if other is not None:
+                other.close()
+            else:
+                last = SocketFolder()
+                assert not folder.exists()
+                last.close()
         assert list(tmp_path.iterdir()) == []
 
     def test_the_folder_of_a_process_that_ends_without_closing_is_removed(self, tmp_path: Path) -> None:

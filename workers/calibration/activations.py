@@ -1,4 +1,4 @@
-"""Activations of the unsplit network: what codecs are measured on."""
+"""Activations of the unsplit network, on which codecs are measured."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from workers.runtime.kernels import Kernels
 
 Array = NDArray[Any]
 
-# About as much as travels in a message, so that what a codec costs beside its bytes is measured with them.
+# About the size of a message, so that the fixed time of a codec is included in the right proportion.
 SAMPLE_NBYTES = 256 * 1024
 
 
 def sample_activations(
     model: Model, arrays: Sequence[Array], threads: int, done: Callable[[], None] = lambda: None
 ) -> dict[str, Array]:
-    """Rows from the middle of every tensor that is alive at some cut.
+    """Return rows from the middle of every tensor that is alive at some cut.
 
-    Runs the network layer by layer with its weights, so it belongs where the model was captured. Only what is
-    alive at one cut is in memory at a time, with the sessions of one layer.
+    The network runs layer by layer with its weights, so the call needs the process that captured the model. Memory
+    holds only the tensors that are alive at one cut and the sessions of one layer.
 
     Args:
         arrays: the model's inputs.
         done: called after each layer.
 
     Returns:
-        About `SAMPLE_NBYTES` of each tensor, but at least a row; all of those that have no rows.
+        About `SAMPLE_NBYTES` of each tensor, at least one row. Tensors without rows are returned entirely.
 
     Raises:
         InputError: the input does not fit the model.
@@ -62,10 +62,10 @@ def _sample(tensor: Tensor, value: Array) -> Array:
 
 
 def natural_inputs(model: Model) -> list[Array]:
-    """Inputs such as cameras make, where nobody has given one: noise with the spectrum of photographs.
+    """Return inputs that resemble camera images: noise with the spectrum of photographs.
 
-    In images the amplitude falls with the frequency: neighbours are alike, and so are zeros after a ReLU. Whole
-    numbers have 256 values, as pixels have; others have mean 0 and deviation 1.
+    In images the amplitude falls with the frequency, so neighbouring pixels are similar, and zeros after a ReLU are
+    adjacent. Integers have 256 values, as pixels do. Floats have mean 0 and standard deviation 1.
     """
     generator = np.random.default_rng(0)
     return [_natural(tensor, generator) for tensor in model.inputs]

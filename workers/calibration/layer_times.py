@@ -1,5 +1,5 @@
-"""Measures what a model's layers take on this machine: each a stage of its own, at several shares of its rows, and in
-longer stages; see `coedge.profile.stage_fit` for what follows from it.
+"""Measurement of layer times on this machine: layers as stages of their own, and longer stages, at several shares of the
+rows. `coedge.profile.stage_fit` turns the times into a profile.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from coedge.profile.profile import LayerTime
 from coedge.profile.stage_fit import fit_fused, fit_layers
 from workers.calibration.calibration_run import DEVICE, CalibrationRun, StepTimings
 
-# Shares of the rows, and with each how many layers are in a stage, most needed first. Somebody else has the rows above
-# and below: a device puts its rows and theirs together, which takes a copy. (With all rows it does not.)
+# (share of the rows, layers per stage), most important first. Other devices have the rows above and below. The device
+# must copy their rows and its own into one array, as in most plans. (With all rows there is no copy.)
 ALONE = ((0.75, 1), (0.4, 1), (0.2, 1), (0.1, 1), (0.05, 1))
-# Of the features of a dense layer: every share is a session with weights of its own.
+# Shares of the features of a dense layer. Every share needs a session with its own weights.
 FEATURE_SHARES = (1.0, 0.25)
 TOGETHER = ((0.4, 3), (1.0, 1000), (0.2, 8), (0.1, 3), (0.2, 2), (0.5, 16))
 OTHERS = "others"
 LEAST_SWEEPS, MOST_SWEEPS = 2, 8
-# Of the messages, in which something else took the core.
+# Part of the messages that is ignored, because another process took the core meanwhile.
 OUTLIERS = 0.02
-# Of the time, what may go into making stages ready beyond those of one layer.
+# Part of the budget after which no more stages of several layers are prepared.
 PREPARATION = 0.3
 CONVOLUTION_FLOP = 2 * 64 * 64 * 9 * 56 * 56
 
 
 @dataclass(frozen=True, slots=True)
 class ModelTimes:
-    """What a model takes on one kind of machine, at full speed.
+    """Times of a model on one kind of machine, at full speed.
 
     Attributes:
-        layers, fused: of each layer, as in `DeviceProfile`.
-        send_seconds, receive_seconds: of the device's own code, per message.
+        layers, fused: per layer, as in `DeviceProfile`.
+        send_seconds, receive_seconds: of the worker's own code, per message.
     """
 
     layers: tuple[LayerTime, ...]
@@ -59,7 +59,7 @@ def measure_layers(
     budget_seconds: float = 20.0,
     memory_bytes: float | None = None,
 ) -> ModelTimes:
-    """The affine time of every layer at the end of its stage, and inside of one; see `LayerMeasurement`."""
+    """Measure the affine time of every layer, at the end of a stage and inside one; see `LayerMeasurement`."""
     run = LayerMeasurement(model, threads, speed, budget_seconds, memory_bytes)
     try:
         return model_times(model, run.sweeps(MOST_SWEEPS))
@@ -68,18 +68,18 @@ def measure_layers(
 
 
 class LayerMeasurement:
-    """Frames in which each layer, and longer stages, run at several shares of the rows. Weights are made up.
+    """Calibration runs of all layers and of longer stages, at several shares of the rows, with made-up weights.
 
-    Making it makes everything ready; close it after use.
+    The constructor builds all sessions. Close the object after use.
 
     Args:
-        speed: of an emulated device: CPU time counts (of one thread), with the rests that it takes. The times are
-            those of the machine's full speed all the same. None: wall time.
-        budget_seconds: about how long making it and all sweeps may take.
+        speed: of an emulated device: the CPU time of one thread counts, and the device rests after kernels. The times
+            are still those of the machine's full speed. None: wall time counts.
+        budget_seconds: approximate duration of the constructor and all sweeps.
         memory_bytes: of this device. A dense layer that needs more is measured on as many features as fit.
 
     Attributes:
-        done: how far it is, from 0 to 1.
+        done: progress, from 0 to 1.
     """
 
     def __init__(
@@ -113,45 +113,45 @@ class LayerMeasurement:
             self._ready.append(self._run.add(program))
 
     def sweeps(self, most: int) -> list[StepTimings]:
-        """Plays all of it, over and over, as long as the budget lasts; at least `LEAST_SWEEPS` times."""
-        played: list[StepTimings] = []
+        """Run all programs repeatedly until the budget is used, at least `LEAST_SWEEPS` and at most `most` times."""
+        timings: list[StepTimings] = []
         start = self._passed()
         for sweep in range(most):
             passed = self._passed()
             if sweep >= LEAST_SWEEPS and passed + (passed - start) / sweep > 1:
                 break
             for place, number in enumerate(self._ready):
-                played.append(self._run.run(number))
+                timings.append(self._run.run(number))
                 swept = (sweep + (place + 1) / len(self._ready)) / most
                 self.done = max(swept, min(self._passed(), 1.0))
-        return played
+        return timings
 
     def close(self) -> None:
         self._run.close()
 
     def _passed(self) -> float:
-        """The part of the budget that is gone."""
+        """Return the used part of the budget."""
         return (time.monotonic() - self._begun) / self._budget_seconds
 
 
-def model_times(model: Model, played: Sequence[StepTimings]) -> ModelTimes:
-    """What follows from frames that were played."""
-    stages = [stage for frame in played for stage in frame.stages]
+def model_times(model: Model, timings: Sequence[StepTimings]) -> ModelTimes:
+    """Return the times of a model that fit the timings of calibration runs."""
+    stages = [stage for frame in timings for stage in frame.stages]
     kinds = alike(model)
     layers = fit_layers(stages, kinds)
     border_nbytes_per_row = [border_nbytes(model, layer) / max(layer.rows, 1) for layer in model.layers]
     return ModelTimes(
         layers=layers,
         fused=fit_fused(stages, layers, border_nbytes_per_row, kinds),
-        send_seconds=usual(seconds for frame in played for seconds in frame.send_seconds),
-        receive_seconds=usual(seconds for frame in played for seconds in frame.receive_seconds),
+        send_seconds=usual(seconds for frame in timings for seconds in frame.send_seconds),
+        receive_seconds=usual(seconds for frame in timings for seconds in frame.receive_seconds),
     )
 
 
 def usual(seconds: Iterable[float]) -> float:
-    """Their mean without the longest: a frame has many messages, and their times add up as means do, not medians.
+    """Return the mean without the longest times; 0 if there are none.
 
-    Zero, where there are none.
+    A frame has many messages. Their times add up, so the mean is needed rather than the median.
     """
     known = sorted(seconds)
     kept = known[: max(1, int(len(known) * (1 - OUTLIERS)))]
@@ -159,22 +159,22 @@ def usual(seconds: Iterable[float]) -> float:
 
 
 def rows_program(model: Model, share: float, stage_layers: int) -> Program:
-    """What a device does that has a share of the rows, in the middle, of every layer that can be split."""
+    """Return the program of a device with a share of the rows, in the middle, of every layer that can be split."""
     regions = strips({"above": (1 - share) / 2, DEVICE: share, OTHERS: (1 - share) / 2})
     return _program(model, stages_of(model, regions, OTHERS, stage_layers, {OTHERS: UNIT}))
 
 
 def whole_program(model: Model) -> Program:
-    """What a device does that has all that cannot be split, and nothing else."""
+    """Return the program of a device that computes the layers that cannot be split, and no others."""
     return _program(model, stages_of(model, {OTHERS: UNIT}, DEVICE, 1, {OTHERS: UNIT}))
 
 
 def features_program(model: Model, share: float, memory_bytes: float | None) -> Program:
-    """What a device does that has a share of the features of dense layers, or of as many of them as fit."""
+    """Return the program of a device with a share of the features of dense layers, or of the features that fit."""
     stages = []
     dense = [layer for layer in model.layers if layer.by_features]
     weights = sum(model.weights[name].nbytes for d in dense for name in model.weight_names(d.first, d.stop))
-    # Twice: a session packs its weights into a copy. All shares of all dense layers are ready at once.
+    # A session packs its weights into a copy, hence 2. The sessions of all shares exist at the same time.
     needed = 2 * sum(FEATURE_SHARES) * weights
     fits = min(1.0, memory_bytes / needed) if memory_bytes is not None and needed else 1.0
     for layer in model.layers:
@@ -188,14 +188,14 @@ def features_program(model: Model, share: float, memory_bytes: float | None) -> 
 
 def _program(model: Model, stages: tuple[Stage, ...]) -> Program:
     plan = Plan(
-        scheme="rehearsal", model_name=model.name, model_hash=model.hash, devices=("above", DEVICE, OTHERS),
+        scheme="calibration", model_name=model.name, model_hash=model.hash, devices=("above", DEVICE, OTHERS),
         source=DEVICE, sink=DEVICE, stages=stages,
     )  # fmt: skip
     return lower(plan, model)[DEVICE]
 
 
 def alike(model: Model) -> list[int]:
-    """For each layer, the first one that does the same on tensors of the same shapes: itself, if there is none."""
+    """Return for each layer the first layer with the same operators, attributes and shapes; itself if there is none."""
     first: dict[object, int] = {}
     return [first.setdefault(_signature(model, layer), layer.index) for layer in model.layers]
 
@@ -224,7 +224,7 @@ def _signature(model: Model, layer: Layer) -> object:
 
 
 def border_nbytes(model: Model, layer: Layer) -> int:
-    """Bytes that a layer makes for later ones: what it writes where its stage ends with it."""
+    """Return the bytes of a layer's outputs that later layers read."""
     tensors, later = (
         model.graph.tensors,
         model.cuts[layer.index + 1].tensors if layer.index + 1 < len(model.cuts) else (),
@@ -234,7 +234,7 @@ def border_nbytes(model: Model, layer: Layer) -> int:
 
 
 def measure_gflops(threads: int, cpu_time: bool, providers: Sequence[Provider] = ON_CPU) -> float:
-    """10^9 multiply-adds per second x 2 of `convolution`: a figure for people."""
+    """Return the 10^9 floating-point operations per second of `convolution`, a figure for people."""
     run = convolution(threads, providers)
     clock = time.thread_time if cpu_time and threads == 1 else time.perf_counter
     samples = []
@@ -246,7 +246,7 @@ def measure_gflops(threads: int, cpu_time: bool, providers: Sequence[Provider] =
 
 
 def convolution(threads: int, providers: Sequence[Provider] = ON_CPU) -> Callable[[], object]:
-    """A typical piece of work: a 3x3 convolution, 64 channels at 56 x 56."""
+    """Return a function that runs a typical kernel: a 3x3 convolution, 64 channels at 56 x 56."""
     from onnx import TensorProto, helper
 
     from workers.runtime.kernels import session

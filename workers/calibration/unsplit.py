@@ -1,4 +1,4 @@
-"""The whole network in one session of one device: what somebody with that device alone would run."""
+"""The unsplit network in one session of one device, as a reference for plans."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 class UnsplitSession:
-    """A session of its own, beside those of plans.
+    """A session of the entire network, separate from those of plans.
 
     Args:
-        proto: the network as its author exported it, serialised ONNX.
+        proto: the network as it was exported, serialised ONNX.
         threads: of the session.
         speed: emulated fraction of the real speed, applied as to the kernels of a plan. None: not emulated.
     """
@@ -31,14 +31,14 @@ class UnsplitSession:
         self._threads, self._speed = threads, speed
 
     def run(self, arrays: Sequence[Array]) -> tuple[float, list[Array]]:
-        """Seconds from the input being there to the output being there, and the outputs."""
+        """Return the seconds from the input to the output, and the outputs."""
         given = dict(zip(self._names, arrays, strict=True))
         return timed(lambda: self._session.run(None, given), self._threads, self._speed)
 
 
 def timed(function: Callable[[], T], threads: int, speed: float | None) -> tuple[float, T]:
-    """What a device of this speed takes for a kernel that runs on this thread, wall seconds; and what it gives."""
+    """Run a function on this thread as a kernel of a device of this speed; return wall seconds and its result."""
     processor = EmulatedProcessor(speed, threads)
     start = time.monotonic()
-    found = processor.run(function)
-    return time.monotonic() - start, found
+    result = processor.run(function)
+    return time.monotonic() - start, result

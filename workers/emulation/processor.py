@@ -1,14 +1,14 @@
-"""A slower processor, emulated: what took c seconds of CPU here counts as c / speed.
+"""A slower processor, emulated: c seconds of CPU time on this machine count as c / speed.
 
     emulated    |==== kernel, c / speed ====|- own code -|    waits     |==== kernel ====|
     real        |= c =|~~~~~~ rest ~~~~~~~~~~~|-|           waits         |= c =|~ rest ~|
 
-The device has a time of its own. A rest ends when the real time has come up to it, so it never runs ahead for long,
-and not at all when others can see it. What it lags behind by, because a sleep ended late or a core was taken, it makes
-up in the next rests: n steps take n c / speed, not that plus n wake-ups.
+The device has its own time. A rest ends when the real time has reached the device's time. The device rests before it
+sends, so peers never see it ahead of the real time. If the device lags behind, because a sleep ended late or another
+process had the core, the next rests are shorter: n steps take n c / speed, without n times the wake-up of the thread.
 
-CPU time rather than wall time, so that devices which share the cores of one machine do not slow each other
-down as long as the sum of their speeds fits the machine.
+CPU time counts rather than wall time. Devices that share the cores of one machine therefore do not slow each other
+down, as long as the sum of their speeds fits the machine.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _SET_TIMER_SLACK = 29  # PR_SET_TIMERSLACK of Linux
 
 
 def sharpen_timers() -> None:
-    """Makes the waits of this thread end on time: Linux lets them end 50 us late, to save wake-ups."""
+    """Make the waits of this thread end on time. By default Linux may end them 50 us late, to save wake-ups."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_SET_TIMER_SLACK, 1, 0, 0, 0)
 
 
 class EmulatedProcessor:
-    """The time of a device, and work at its speed. For the one thread that works.
+    """The time of a device, and kernels at its speed. One thread uses it.
 
     Args:
-        speed: 0 < speed <= 1, a fraction of this machine's. None: not emulated, time is real.
-        threads: of a kernel. With one, a kernel counts the CPU time of this thread; with more, wall time.
-        clock, cpu, sleep: real seconds, seconds of CPU of this thread, and a pause of so many seconds.
+        speed: fraction of this machine's speed, 0 < speed <= 1. None: not emulated, the time is real.
+        threads: of a kernel. With one thread the CPU time of this thread counts, with more the wall time.
+        clock, cpu, sleep: real seconds, CPU seconds of this thread, and a function that sleeps for some seconds.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class EmulatedProcessor:
         self._counted: float | None = None  # CPU seconds that are in `_now`
 
     def now(self) -> float:
-        """The device's time, in seconds of the monotonic clock. What the thread did since counts."""
+        """Return the device's time, in seconds of the monotonic clock. Work since the last call is added to it."""
         if self.speed is None:
             return self._clock()
         cpu = self._cpu()
@@ -64,19 +64,19 @@ class EmulatedProcessor:
         return self._now
 
     def reach(self, seconds: float) -> None:
-        """The device waited, until this time if it is later than its own. What the waiting took does not count."""
+        """Set the device's time to `seconds` if that is later, after a wait. CPU time of the wait does not count."""
         if self.speed is not None:
             self._now = max(self._now, seconds)
             self._counted = self._cpu()
 
     def rest(self) -> None:
-        """Sleeps until the real time is no earlier than the device's."""
+        """Sleep until the real time is no earlier than the device's."""
         if self.speed is not None and (ahead := self.now() - self._clock()) > 0:
             self._sleep(ahead)
             self._counted = self._cpu()
 
     def run(self, function: Callable[[], T]) -> T:
-        """Runs a kernel, and rests."""
+        """Run a kernel, and rest."""
         if self.speed is None:
             return function()
         self.now()

@@ -1,10 +1,10 @@
-"""Energy meters: how many joules a device has drawn, and what that says of its power.
+"""Energy meters: the joules that a device has drawn, and its power.
 
     RAPL     class/powercap/intel-rapl:0/energy_uj           a counter in the processor, of packages and memory
     hwmon    class/hwmon/hwmon0/power1_input                 a sensor on the board (INA219, INA3221, ...): watts,
              class/hwmon/hwmon0/in1_input x curr1_input      or volts and amperes; summed up over time
 
-Both count the whole machine, whoever uses it. Where there is neither, energy is modelled from configured watts.
+Both count the whole machine with all of its processes. Without either, energy is modelled from configured watts.
 """
 
 from __future__ import annotations
@@ -17,29 +17,31 @@ from typing import Protocol
 
 SYSFS = Path("/sys")
 IDLE_STEP_SECONDS = 0.02
-# What whole boards call the supply that feeds everything else; further channels are parts of it.
+# Labels of the supply of a whole board. Other channels are parts of it.
 WHOLE_BOARD = ("VDD_IN", "POM_5V_IN", "VDD_TOTAL")
 
 
 class EnergyMeter(Protocol):
-    """Attributes:
-    source: what it reads, for people: every joule says where it came from.
+    """A meter of a machine's energy.
+
+    Attributes:
+        source: name of the sensor, shown beside every measured energy.
     """
 
     source: str
 
     def joules(self) -> float:
-        """Drawn since the meter was made. A meter that samples wants to be asked often."""
+        """Return the joules drawn since the meter was made. A meter that samples must be read often."""
 
 
 class CounterMeter:
-    """Adds up counters of microjoules that begin anew at zero when they are full (RAPL).
+    """A meter that adds up counters of microjoules, which wrap around to zero (RAPL).
 
     Args:
         zones: folders with `energy_uj`, `max_energy_range_uj` and `name`.
 
     Raises:
-        OSError, ValueError: one of them cannot be read.
+        OSError, ValueError: a counter cannot be read.
     """
 
     def __init__(self, zones: list[Path]) -> None:
@@ -59,7 +61,7 @@ class CounterMeter:
 
 
 class PowerMeter:
-    """Adds up what a sensor of power shows, over the time between two questions.
+    """A meter that integrates the readings of a power sensor over time.
 
     Args:
         watts: reads the sensor.
@@ -81,7 +83,7 @@ class PowerMeter:
 
 
 def find_meter(root: Path = SYSFS) -> EnergyMeter | None:
-    """The best meter of this machine that can be read; None: there is none.
+    """Return the best meter of this machine that can be read; None: there is none.
 
     Args:
         root: where sysfs is mounted.
@@ -89,13 +91,13 @@ def find_meter(root: Path = SYSFS) -> EnergyMeter | None:
     zones = [
         zone
         for zone in sorted((root / "class/powercap").glob("intel-rapl:*"))
-        # `psys` holds the packages once more, `core` and `uncore` are parts of one.
+        # `psys` includes the packages, `core` and `uncore` are parts of a package.
         if _text(zone / "name").startswith("package") or _text(zone / "name") == "dram"
     ]
     if zones:
         try:
             return CounterMeter(zones)
-        except (OSError, ValueError):  # the counters are the superuser's to read
+        except (OSError, ValueError):  # only the superuser may read the counters
             pass
     sensors = sorted(
         (sensor for chip in sorted((root / "class/hwmon").glob("hwmon*")) for sensor in _sensors(chip)),
@@ -116,10 +118,10 @@ def measure_power(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[float, float]:
-    """(watts of the idle machine, watts above that while it works), each over so many seconds.
+    """Return (watts of the idle machine, watts above that while it works), each measured for `seconds`.
 
     Args:
-        work: a piece of a kernel's work, short beside `seconds`.
+        work: a piece of a kernel's work that takes much less than `seconds`.
     """
     idle = _mean_watts(meter, lambda: sleep(IDLE_STEP_SECONDS), seconds, clock)
     busy = _mean_watts(meter, work, seconds, clock)
@@ -138,17 +140,17 @@ Sensor = tuple[tuple[int, str], str, Callable[[], float]]
 
 
 def _sensors(chip: Path) -> list[Sensor]:
-    """(rank, source, reader) of each channel that tells power; the least rank is nearest to the whole board."""
-    found = []
+    """Return (rank, source, reader) of each channel with power. The lowest rank covers most of the board."""
+    sensors = []
     for power in chip.glob("power*_input"):
         channel = power.name.removeprefix("power").removesuffix("_input")
-        found.append(_sensor(chip, f"power{channel}", channel, partial(_watts, power)))
+        sensors.append(_sensor(chip, f"power{channel}", channel, partial(_watts, power)))
     for current in chip.glob("curr*_input"):
         channel = current.name.removeprefix("curr").removesuffix("_input")
         volts = chip / f"in{channel}_input"
         if volts.exists() and not (chip / f"power{channel}_input").exists():
-            found.append(_sensor(chip, f"in{channel}", channel, partial(_watts_of, volts, current)))
-    return found
+            sensors.append(_sensor(chip, f"in{channel}", channel, partial(_watts_of, volts, current)))
+    return sensors
 
 
 def _sensor(chip: Path, file: str, channel: str, watts: Callable[[], float]) -> Sensor:

@@ -1,4 +1,4 @@
-"""All devices of a plan in this process: the same programs on in-memory channels, no Ray and no sockets."""
+"""All devices of a plan in this process: the same programs, without Ray and sockets."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Array = NDArray[Any]
 
 
 def run_in_process(model: Model, plan: Plan, x: Any, threads: int = 1) -> Any:
-    """Runs a plan on one input, all devices in turn, in this process.
+    """Run a plan on one input, with all devices in turn in this process.
 
     Args:
         x: the input (tensor or array), or a tuple of them.
 
     Returns:
-        What the module returns: tensors for tensors, arrays for arrays.
+        The outputs in the structure that the module returns: tensors for tensors, arrays for arrays.
 
     Raises:
         PlanError: the plan does not fit the model.
@@ -39,7 +39,7 @@ def run_in_process(model: Model, plan: Plan, x: Any, threads: int = 1) -> Any:
 
 
 class InProcess:
-    """Programs of all devices, with one set of kernels for all: runs frames one after another."""
+    """The programs of all devices with common kernels. It runs one frame after the other."""
 
     def __init__(self, model: Model, programs: Mapping[str, Program], kernels: Kernels) -> None:
         self.model, self.kernels = model, kernels
@@ -47,7 +47,11 @@ class InProcess:
         self._frame = 0
 
     def run(self, arrays: tuple[Array, ...]) -> list[Array]:
-        """The model's outputs for its inputs."""
+        """Return the model's outputs for its inputs.
+
+        Raises:
+            PlanError: a program waits for a message that no other program sends.
+        """
         self._frame += 1
         schedulers = {name: Scheduler() for name in self.programs}
         mail: list[tuple[str, int, list[Array]]] = []
@@ -73,15 +77,15 @@ class InProcess:
                     if task.step.kind == "send":
                         mail.append((task.step.peer, task.step.channel, made))
                     elif task.step.kind == "answer":
-                        # Not np.ascontiguousarray, which makes a vector of a scalar.
+                        # np.ascontiguousarray would make a scalar a vector.
                         answer = [np.asarray(array, order="C") for array in made]
                     if scheduler.done(task, made):
                         ended.add(name)
         stuck = [name for name, program in self.programs.items() if program.steps and name not in ended]
         if answer is None or stuck:
-            raise PlanError(f"the programs do not end: {', '.join(stuck)} wait for messages that nobody sends")
+            raise PlanError(f"the programs do not end: {', '.join(stuck)} wait for messages that no device sends")
         return answer
 
     def _perform(self, name: str, task: Task, values: Mapping[int, Array]) -> list[Array]:
-        """What a step of a device makes."""
+        """Return the arrays that a step of a device makes."""
         return self.kernels.perform(task.program.patches, task.step, values)

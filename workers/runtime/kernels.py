@@ -1,4 +1,4 @@
-"""Kernels: tiles as ONNX Runtime sessions, created once, fed with what the machine holds."""
+"""Kernels: the tiles of programs as ONNX Runtime sessions, created once per tile."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from workers.transport.message import MalformedMessage
 Array = NDArray[Any]
 
 LARGE_ELEMENTS = 1_000_000
-# Matrices from this size on are read where they lie: a session would have its own copy of each.
+# Matrices of at least this size are inputs of the session, which reads them in place. Otherwise it would copy them.
 FED_NBYTES = 4_000_000
 
 
 class _TileSession(NamedTuple):
-    """Of a tile.
+    """The session of a tile.
 
     Attributes:
-        fed: the weights that are inputs of it.
-        given: the others: it may read them in place.
+        fed: the weights that are inputs of the session.
+        given: the other weights. They must live as long as the session, which may read them in place.
     """
 
     session: onnxruntime.InferenceSession
@@ -49,7 +49,7 @@ class Kernels:
     """The sessions of one model on one device.
 
     Args:
-        threads: per session; one is fastest where devices are emulated side by side.
+        threads: per session. One is fastest if several devices are emulated on this machine.
         providers: of the sessions, in order of preference.
     """
 
@@ -58,64 +58,64 @@ class Kernels:
         self.threads = threads
         self.providers = tuple(providers)
         self._sessions: dict[Tile, _TileSession] = {}
-        # By the keys of the parts: as sessions read them, each in one run of memory; and as they came.
+        # By the keys of the parts: contiguous, as sessions read them; and as they were added.
         self._weights: dict[str, Array] = {}
         self._values: dict[str, Array] = {}
 
     @property
     def weight_nbytes(self) -> int:
-        """Bytes of the large constants that are here."""
+        """Bytes of the large constants that were added."""
         return sum(value.nbytes for value in list(self._values.values()))
 
     def add_weights(self, weights: Mapping[str, Array]) -> None:
-        """Makes large constants known that the model's skeleton left out, or parts of them, by key."""
+        """Add large constants that the model's skeleton left out, or parts of them, by key."""
         self._values.update(weights)
 
     def lacks(self, part: WeightSlice) -> bool:
-        """Whether a large constant, or a part of one, is not here: for it the skeleton has only zeros."""
+        """Return whether a large constant, or a part of one, is missing. (The skeleton has zeros in its place.)"""
         return part.key not in self._values and part.name not in self._values
 
     def missing_weights(self, program: Program) -> list[str]:
-        """Keys of the parts of large constants that the program reads and that are not here."""
+        """Return the keys of the parts of large constants that a program reads and that are missing."""
         parts = self.model.weight_slices(program.tiles())
         return sorted(k for k, part in parts.items() if part.name in self.model.weights and self.lacks(part))
 
     def prepare(self, tile: Tile) -> _TileSession:
-        """The session of a tile. A tile that was prepared before costs nothing."""
+        """Return the session of a tile. It is created in the first call."""
         session = self._sessions.get(tile)
         if session is None:
             session = self._sessions[tile] = self._create(tile)
         return session
 
     def keep(self, tiles: Iterable[Tile]) -> None:
-        """Lets go of all sessions but these, and of the weights that only those others read."""
+        """Drop all sessions but these, and the weights that only the dropped ones read."""
         kept = set(tiles)
         self._sessions = {tile: session for tile, session in self._sessions.items() if tile in kept}
         parts = self.model.weight_slices(kept)
-        # A constant that came whole serves the parts of it that did not come.
+        # An entire constant serves the parts of it that were not added.
         read = {key if key in self._values else part.name for key, part in parts.items()}
         self._weights = {key: value for key, value in self._weights.items() if key in parts}
         self._values = {key: value for key, value in self._values.items() if key in read}
 
     def warm_up(self, step: Compute) -> None:
-        """Creates the session of a step and runs it once on zeros: memory is laid out, weights are packed."""
+        """Create the session of a step and run it once on zeros, so that memory is allocated and weights are packed."""
         if step.tile in self._sessions:
             return
         self.prepare(step.tile)
         tensors = self.model.graph.tensors
         zeros = [np.zeros(tensors[r.tensor].region_shape(r.region), tensors[r.tensor].dtype) for r in step.inputs]
-        # Values that zeros are not may be what an operator insists on; then the first frame pays.
+        # Some operators refuse zeros. Then the first frame takes longer.
         with contextlib.suppress(Exception):
             self.run(step.tile, zeros)
 
     def run(self, tile: Tile, arrays: Sequence[Array]) -> list[Array]:
-        """Runs a tile on the arrays of `tile.inputs`; the arrays of `tile.outputs`."""
+        """Run a tile on the arrays of `tile.inputs`, and return those of `tile.outputs`."""
         session, fed, _ = self.prepare(tile)
         outputs: list[Array] = session.run(tile.outputs, dict(zip(tile.inputs, arrays)) | fed)
         return outputs
 
     def perform(self, patches: Sequence[Patch], step: Step, values: Mapping[int, Array]) -> list[Array]:
-        """The arrays that a step makes: patches for Compute, parts as they travel for Send, outputs for Answer."""
+        """Return the arrays that a step makes: patches (Compute), packed parts (Send) or outputs (Answer)."""
         tensors = self.model.graph.tensors
         if step.kind == "send":
             return [self._packed(step.codec, part, patches[part.patch], values[part.patch]) for part in step.parts]
@@ -123,7 +123,7 @@ class Kernels:
         return self.run(step.tile, arrays) if step.kind == "compute" else arrays
 
     def unpack(self, step: Receive, patches: Sequence[Patch], arrays: Sequence[Array]) -> list[Array]:
-        """The values of the patches that a message brings; see `received`."""
+        """Return the values of the patches in a message; see `received`."""
         return received(step, patches, self.model.graph.tensors, arrays)
 
     def _packed(self, codec: str, part: Part, patch: Patch, value: Array) -> Array:
@@ -131,7 +131,7 @@ class Kernels:
         return encode(tensor_codec(codec, tensor), take(part, tensor, patch.region, value))
 
     def _create(self, tile: Tile) -> _TileSession:
-        # Packing a matrix gains nothing where it is multiplied by one vector. Another processor's memory is not ours.
+        # Packing does not speed up a product with one vector. Other processors cannot read this memory in place.
         as_inputs = vector_matrices(self.model, tile, FED_NBYTES) if self.providers == ON_CPU else ()
         proto, weights = build_tile(self.model, tile, as_inputs)
         options, parts = session_options(self.threads), self.model.weight_slices([tile])
@@ -143,7 +143,12 @@ class Kernels:
         return _TileSession(session(proto.SerializeToString(), self.threads, options, self.providers), fed, given)
 
     def _weight(self, key: str, part: WeightSlice | None, value: Array) -> Array:
-        """`part` is None for a constant of the tile's own; `value` is what the model has."""
+        """Return a weight as a contiguous array.
+
+        Args:
+            part: None for a constant of the tile's own.
+            value: the model's value, zeros if the skeleton left it out.
+        """
         if part is None:
             return np.ascontiguousarray(value)
         if key not in self._weights:
@@ -161,14 +166,14 @@ def session(
     options: onnxruntime.SessionOptions | None = None,
     providers: Sequence[Provider] = ON_CPU,
 ) -> onnxruntime.InferenceSession:
-    """A session under the project's options. A provider that fails is an error: nothing falls back unseen."""
+    """Return a session with the project's options. A provider that fails raises: there is no silent fallback."""
     given = [(provider.name, dict(provider.options)) for provider in providers]
     options = options or session_options(threads)
     return onnxruntime.InferenceSession(proto, options, providers=given, enable_fallback=0)
 
 
 def unsplit_session(model: Model, threads: int) -> onnxruntime.InferenceSession:
-    """The network before any rewrite, in one piece on this machine: what split output is compared with.
+    """Return a session of the network before any rewrite, whose output is the reference for split output.
 
     Raises:
         CaptureError: the model was not captured in this process.
@@ -185,16 +190,16 @@ def unsplit_session(model: Model, threads: int) -> onnxruntime.InferenceSession:
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """Options under which every session of the project runs, and the unsplit model that it is compared with."""
+    """Return the options of every session of the project, of the unsplit reference too."""
     _share_arena()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Idle threads of one session must not take the cores from the next one, or from another device's worker.
+    # Idle threads of one session must not occupy cores that another session or another device's worker needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # On x86, int8 activations would be fused into integer kernels only where ONNX Runtime can first make them uint8,
-    # which it cannot at the border of a tile: whole and tile would be rounded differently.
+    # On x86, ONNX Runtime fuses int8 activations into integer kernels only if it can first convert them to uint8. It
+    # cannot at the border of a tile, so the unsplit network and the tile would be rounded differently.
     options.add_session_config_entry("session.qdqisint8allowed", "1")
     options.add_session_config_entry("session.use_env_allocators", "1")
     return options
@@ -202,8 +207,11 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
 
 @functools.cache
 def _share_arena() -> None:
-    """One arena for all sessions of the process: with one each, a plan of many stages would keep the activations of
-    every stage, and every stage would compute in memory that no cache holds."""
+    """Give all sessions of the process one arena.
+
+    With an arena per session, a plan of many stages keeps the activations of every stage, and every stage computes in
+    memory that is not in the caches.
+    """
     memory = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )
@@ -215,10 +223,10 @@ def _share_arena() -> None:
 def received(
     step: Receive, patches: Sequence[Patch], tensors: Mapping[str, Tensor], arrays: Sequence[Array]
 ) -> list[Array]:
-    """The values of the patches that a message brings, unpacked.
+    """Return the values of the patches in a message, unpacked.
 
     Raises:
-        MalformedMessage: it does not hold what is expected; it comes over the network.
+        MalformedMessage: number, shapes, dtypes or bytes of the arrays are not the expected ones.
     """
     if len(arrays) != len(step.writes):
         raise MalformedMessage(f"{step.peer} sent {len(arrays)} arrays, {len(step.writes)} are expected")
@@ -228,7 +236,7 @@ def received(
         codec, shape = tensor_codec(step.codec, tensor), tensor.region_shape(patch.region)
         rows = tensor.row_axis is not None or tensor.col_axis is not None or tensor.partial_extent
         if not rows and array.ndim == len(shape):
-            shape = array.shape  # of a NonZero, say, it depends on the image
+            shape = array.shape  # it depends on the image, as that of a NonZero
         try:
             values.append(decode(codec, array, shape, tensor.dtype))
         except MalformedMessage as error:
@@ -238,7 +246,7 @@ def received(
 
 
 def assemble(read: Read, tensor: Tensor, patches: Sequence[Patch], values: Mapping[int, Array]) -> Array:
-    """The array of a region, out of the patches that hold its parts. A view or the patch itself where possible."""
+    """Return the array of a region, assembled from patches: a view or the patch itself where possible."""
     if tensor.partial_extent:
         shares = [values[part.patch] for part in read.parts]
         return shares[0] if len(shares) == 1 else np.concatenate(shares, axis=0)
@@ -254,7 +262,7 @@ def assemble(read: Read, tensor: Tensor, patches: Sequence[Patch], values: Mappi
 
 
 def take(part: Part, tensor: Tensor, held: Region, value: Array) -> Array:
-    """A part of a patch, contiguous."""
+    """Return a part of a patch, contiguous."""
     if part.region == held or tensor.partial_extent:
         return value
     return np.ascontiguousarray(value[tensor.slices(held, part.region)])

@@ -1,4 +1,4 @@
-"""Whether the execution providers that a device is to use are there."""
+"""The check that a device can use its execution providers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from coedge.core.provider import CPU, Provider
 
 
 def problem_of(providers: Sequence[Provider]) -> str:
-    """Why sessions cannot be made with these providers, and what to do; empty: they can.
+    """Return why sessions cannot be made with these providers, and what to do; empty: they can.
 
-    A build of ONNX Runtime has a provider, and yet may lack the library or the driver that it needs: only a session
-    tells.
+    A build of ONNX Runtime may have a provider and lack the library or driver that the provider needs. Only making a
+    session shows that.
     """
     from workers.runtime.kernels import session
 

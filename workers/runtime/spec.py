@@ -1,4 +1,4 @@
-"""What a worker is told about itself, and what it tells."""
+"""Values that a worker exchanges with the control plane: its specification, facts, status and measurements."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from workers.transport.transport import Endpoint
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """One device, as its worker is to play it.
+    """The settings of a worker.
 
     Attributes:
+        index: of the device in messages.
         host: address of the interface that peers reach.
         speed: emulated fraction of the real speed. None: not emulated.
         link: emulated network interface. None: not emulated.
         threads: per kernel. None: 1 if emulated, else all physical cores.
-        providers: of its sessions, best first.
+        providers: of the sessions, best first.
     """
 
     index: int
@@ -33,12 +34,12 @@ class WorkerSpec:
 
 @dataclass(frozen=True, slots=True)
 class WorkerFacts:
-    """Who answered.
+    """The facts that a worker tells when a cluster starts.
 
     Attributes:
-        fingerprint: names the hardware and software that kernel times depend on.
-        clock_seconds: the worker's monotonic clock, when it answered.
-        provider_problem: why it cannot run with its providers; empty: it can.
+        fingerprint: name of the hardware and software that kernel times depend on.
+        clock_seconds: the worker's monotonic clock at the time of the answer.
+        provider_problem: why the worker cannot use its providers; empty: it can.
     """
 
     endpoint: Endpoint
@@ -53,12 +54,12 @@ class WorkerFacts:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """What a worker is doing.
+    """The present state of a worker.
 
     Attributes:
-        running: (epoch, frame, index of the step, seconds so far), or None.
+        running: (epoch, frame, index of the step, seconds so far) of the running step, or None.
         waiting: per (epoch, frame), the channels whose messages have not come.
-        weight_nbytes: of the large weights, and parts of such, that it holds for all of its programs.
+        weight_nbytes: bytes of the large weights, and of parts of large weights, of all programs.
     """
 
     running: tuple[int, int, int, float] | None
@@ -68,13 +69,13 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True)
 class ProbeTimes:
-    """What became of messages that were sent to a peer one behind the other.
+    """Times of messages that were sent to a peer one behind the other.
 
     Attributes:
-        send_seconds: of the sender's time, for handing one of them to the network.
-        flight_seconds: of the last one, from when it was handed over until its echo was back, without the time from
-            when it came until the peer began to send the echo.
-        came_seconds: when each of them came, by the peer's clock.
+        send_seconds: the sender's time to hand one message to the network.
+        flight_seconds: from the hand-over of the last message until its echo was back, without the time between its
+            arrival and the sending of the echo.
+        came_seconds: arrival of each message, by the peer's clock.
     """
 
     send_seconds: float
@@ -84,7 +85,7 @@ class ProbeTimes:
 
 @dataclass(frozen=True, slots=True)
 class MeteredPower:
-    """What an energy meter told of a device: watts when idle, watts above that while it computes."""
+    """Power of a device, as metered: watts when idle, and watts above that while it computes."""
 
     idle_watts: float
     compute_watts: float

@@ -1,16 +1,16 @@
-"""Packs rows for the wire and unpacks them, by the codecs of `coedge.plan.codec`, on NumPy arrays.
+"""The codecs of `coedge.plan.codec` on NumPy arrays: packing for the wire, and unpacking.
 
 A packed array is a flat uint8 array:
 
     byte 0      form: 0 raw, 1 packed
-    bytes 1-15  zero, so that what follows is aligned
+    bytes 1-15  zero, so that the values are aligned
     then        form 0                the bytes of the array, C order, little endian: packing did not make it smaller
                 form 1, zero_mask     one bit per value, padded to 8 bytes | the values whose bit is 1
                 form 1, blosc2        one Blosc2 chunk
                 form 1, float16       the values at half precision
 
-It comes over the network, so nothing in it is trusted. Shape and dtype are those that the receiver expects: they
-say how much is allocated, and every length is checked against them.
+Packed arrays come over the network, so nothing in them is trusted. The receiver knows the shape and dtype: they
+determine how much is allocated, and every length is checked against them.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
 
 HEADER = 16
-# Of samples that are to show what an array costs besides its bytes.
+# Length of the samples that show the fixed time per array.
 FEW_VALUES = 256
 _RAW_FORM, _PACKED_FORM = 0, 1
 _WORDS = {size: np.dtype(f"<u{size}") for size in (1, 2, 4, 8)}
 _HALF = np.dtype("<f2")
 _HALF_INFINITY = 0x7C00
 
-# Blosc2's chunk header, and the only values that are taken. Others may name filters and codecs that are loaded
-# from elsewhere, leave the output uninitialised, or refer to files.
+# The accepted values of Blosc2's chunk header. Other values may name filters and codecs from shared libraries, leave
+# the output uninitialised, or refer to files.
 _CHUNK_HEADER = 32
 _CHUNK_FLAGS = (0x85, 0x95)  # extended header, zstd; split in streams or not
 _CHUNK_SPECIAL = (0x00, 0x10)  # none, all zeros
@@ -47,23 +47,23 @@ _CHUNK_CODECS = (0, 5)  # as the flags say, zstd
 
 
 def check_available(codecs: Iterable[str]) -> None:
-    """Checks that this device can pack by these codecs, and loads what they need.
+    """Check that this device has these codecs, and load their libraries.
 
     Raises:
         RuntimeError: a codec is not known, or its library is not installed.
     """
     for codec in codecs:
         if codec not in CODECS:
-            raise RuntimeError(f"this device does not know codec {codec!r}; update it: it knows {', '.join(CODECS)}")
+            raise RuntimeError(f"this device does not know codec {codec!r}, only {', '.join(CODECS)}: update coedge")
         if codec == "blosc2":
             _blosc2()
 
 
 def encode(codec: str, array: Array) -> Array:
-    """A packed array; for `raw`, the array itself.
+    """Return the packed array; for `raw`, the array itself.
 
     Raises:
-        ValueError: the codec is not known, or the dtype is none that travels.
+        ValueError: the codec is not known, or arrays of the dtype cannot be sent.
     """
     if codec == RAW:
         return array
@@ -88,10 +88,10 @@ def encode(codec: str, array: Array) -> Array:
 
 
 def decode(codec: str, packed: Array, shape: tuple[int, ...], dtype: str | np.dtype[Any]) -> Array:
-    """The array again, as `encode` got it (rounded, for `float16`); it may be a view of `packed`.
+    """Return the array that was packed (rounded, for `float16`). It may be a view of `packed`.
 
     Raises:
-        MalformedMessage: these are not the bytes of such an array.
+        MalformedMessage: the bytes are not such an array.
     """
     if codec == RAW:
         if packed.shape != shape or packed.dtype != np.dtype(dtype):
@@ -108,7 +108,7 @@ def decode(codec: str, packed: Array, shape: tuple[int, ...], dtype: str | np.dt
     values: Array
     if form == _RAW_FORM:
         if body.size != raw_nbytes:
-            raise MalformedMessage(f"{body.size} bytes came, {dtype} {list(shape)} has {raw_nbytes}")
+            raise MalformedMessage(f"{dtype} {list(shape)} has {raw_nbytes} bytes, the message has {body.size}")
         values = _aligned(body, kind)
     elif codec == "zero_mask":
         values = _decode_zero_mask(body, count, words).view(kind)
@@ -116,7 +116,7 @@ def decode(codec: str, packed: Array, shape: tuple[int, ...], dtype: str | np.dt
         values = _decode_blosc2(body, count, kind)
     elif codec == "float16" and kind.kind == "f" and kind.itemsize > _HALF.itemsize:
         if body.size != count * _HALF.itemsize:
-            raise MalformedMessage(f"{body.size} bytes came, {list(shape)} at half precision has {count * 2}")
+            raise MalformedMessage(f"{list(shape)} in float16 has {count * 2} bytes, the message has {body.size}")
         values = _aligned(body, _HALF).astype(kind)
     else:
         raise MalformedMessage(f"{dtype} cannot be packed as {codec!r}")
@@ -126,14 +126,14 @@ def decode(codec: str, packed: Array, shape: tuple[int, ...], dtype: str | np.dt
 
 
 def _words(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The unsigned integers that a dtype's values are, bit by bit."""
+    """Return the unsigned integer dtype with the size of a dtype's values."""
     if dtype.kind not in "biuf" or dtype.itemsize not in _WORDS:
         raise ValueError(f"a {dtype} array cannot travel: only bool, integers and float16/32/64 can")
     return _WORDS[dtype.itemsize]
 
 
 def _framed(form: int, nbytes: int) -> Bytes:
-    """Room for a packed array."""
+    """Return an empty packed array with its header."""
     packed = np.empty(HEADER + nbytes, np.uint8)
     packed[:HEADER] = 0
     packed[0] = form
@@ -141,21 +141,21 @@ def _framed(form: int, nbytes: int) -> Bytes:
 
 
 def _aligned(body: Array, dtype: np.dtype[Any]) -> Array:
-    """Bytes as values: a view, but where a network buffer lies askew."""
+    """Return bytes as values: a view, or a copy if a network buffer is not aligned."""
     values: Array = body.view(dtype)
     return values if values.flags.aligned else values.copy()
 
 
 def _mask_nbytes(count: int) -> int:
-    """Bytes of one bit per value, padded so that 8-byte values may follow."""
+    """Return the bytes of one bit per value, padded to a multiple of 8."""
     return -(-count // 64) * 8
 
 
 def _encode_zero_mask(words: Array) -> Bytes | None:
-    """Zero is what has no bit set: -0.0 and NaN are values like others."""
+    """Pack the values that have a bit set: -0.0 and NaN are not zero. None: that is not smaller."""
     present = words != 0
-    # Indices and `take` run at the same speed whatever the pattern of zeros is; a boolean index is up to five
-    # times slower on one that no branch predictor guesses.
+    # The speed of indices and `take` does not depend on the pattern of zeros. A boolean index is up to five times
+    # slower on an irregular pattern, because branches are mispredicted.
     where = np.flatnonzero(present)
     mask_nbytes = _mask_nbytes(words.size)
     nbytes = mask_nbytes + where.size * words.itemsize
@@ -173,17 +173,17 @@ def _encode_zero_mask(words: Array) -> Bytes | None:
 def _decode_zero_mask(body: Array, count: int, words: np.dtype[Any]) -> Array:
     mask_nbytes = _mask_nbytes(count)
     if body.size < mask_nbytes:
-        raise MalformedMessage(f"{body.size} bytes came, the mask of {count} values alone has {mask_nbytes}")
+        raise MalformedMessage(f"the mask of {count} values has {mask_nbytes} bytes, the message has {body.size}")
     where = np.flatnonzero(np.unpackbits(body[: -(-count // 8)], count=count).view(np.bool_))
     if body.size != mask_nbytes + where.size * words.itemsize:
-        raise MalformedMessage(f"a mask of {where.size} values came with {body.size - mask_nbytes} bytes of them")
+        raise MalformedMessage(f"the mask has {where.size} values, and {body.size - mask_nbytes} bytes follow")
     values = np.zeros(count, words)
     values[where] = _aligned(body[mask_nbytes:], words)
     return values
 
 
 def _encode_float16(values: Array) -> Bytes | None:
-    """None where a value is too large for half precision, or not finite: then all are sent as they are."""
+    """Round to half precision. None: a value is too large for it or not finite, so the array is sent unpacked."""
     if values.dtype.kind != "f" or values.itemsize <= _HALF.itemsize:
         return None
     packed = _framed(_PACKED_FORM, values.size * _HALF.itemsize)
@@ -208,16 +208,16 @@ def _encode_blosc2(values: Array) -> Bytes | None:
         nthreads=1,
     )
     if not _is_chunk(chunk, values.size, values.itemsize):
-        return None  # it stored the bytes as they are
+        return None  # the library stored the bytes uncompressed
     packed = _framed(_PACKED_FORM, len(chunk))
     packed[HEADER:] = np.frombuffer(chunk, np.uint8)
     return packed
 
 
 def _decode_blosc2(body: Array, count: int, dtype: np.dtype[Any]) -> Array:
-    # The library's buffers are as large as the header says: it is read before the library sees it.
+    # The library allocates what the header says, so the header is checked first.
     if not count or not _is_chunk(body[:_CHUNK_HEADER].tobytes(), count, dtype.itemsize, body.size):
-        raise MalformedMessage(f"{body.size} bytes came that are no Blosc2 chunk of {count} {dtype} values")
+        raise MalformedMessage(f"the {body.size} bytes are not a Blosc2 chunk of {count} {dtype} values")
     blosc2 = _blosc2()
     values = np.zeros(count, dtype)
     try:
@@ -228,7 +228,7 @@ def _decode_blosc2(body: Array, count: int, dtype: np.dtype[Any]) -> Array:
 
 
 def _is_chunk(head: bytes, count: int, itemsize: int, nbytes: int | None = None) -> bool:
-    """Whether a Blosc2 chunk is one that `_encode_blosc2` makes of so many values.
+    """Return whether a header is that of a Blosc2 chunk that `_encode_blosc2` makes of `count` values.
 
     Layout: https://github.com/Blosc/c-blosc2/blob/main/README_CHUNK_FORMAT.rst
     """
@@ -260,7 +260,7 @@ def _blosc2() -> Any:
 
 
 def typical_rows() -> dict[str, Array]:
-    """Such as a ReLU leaves behind, as large as a message: for speeds. Ratios need the rows of a network."""
+    """Return arrays like the output of a ReLU, as large as a message, to measure speeds. (Ratios need real rows.)"""
     values = np.random.default_rng(0).standard_normal((4, 1 << 16), np.float32)
     return {f"rows {index}": np.maximum(row, 0) for index, row in enumerate(values)}
 
@@ -268,15 +268,15 @@ def typical_rows() -> dict[str, Array]:
 def measure_codecs(
     arrays: Mapping[str, Array], budget_seconds: float
 ) -> tuple[dict[str, CodecSpeed], dict[str, dict[str, float]]]:
-    """How fast this device packs and unpacks, and how much smaller that makes each tensor.
+    """Measure how fast this device packs and unpacks, and how much smaller each tensor becomes.
 
-    CPU time of this thread counts: packing is single-threaded, and what else runs here is not its fault. A speed
-    is that of the tensors which a codec makes smaller: the others are soon given up, and nobody would pack them.
-    Codecs whose library is not installed are left out.
+    The CPU time of this thread counts, because packing is single-threaded and other processes must not change the
+    result. Speeds are those of the tensors that a codec makes smaller: on others it stops early, and plans do not use
+    it. Codecs whose library is not installed are omitted.
 
     Args:
         arrays: samples, by tensor; see `workers.calibration.activations`.
-        budget_seconds: about how long it may take. Every codec goes through the samples twice, whatever it says.
+        budget_seconds: approximate duration. Every codec goes through the samples at least twice.
 
     Returns:
         Speeds by codec; packed over raw bytes by tensor and codec.
@@ -290,17 +290,17 @@ def measure_codecs(
         for name, array in samples.items():
             ratios[name][codec] = encode(codec, array).nbytes / array.nbytes
         smaller = [array for name, array in samples.items() if ratios[name][codec] < 1] or list(samples.values())
-        # As they are, and beginnings of them: what is left of the time of few bytes is that of an array.
-        begun = [array.reshape(-1)[:FEW_VALUES] for array in smaller]
-        passes = [(*_pass(codec, smaller), *_pass(codec, begun))]
+        # Short arrays show the fixed time per array.
+        short = [array.reshape(-1)[:FEW_VALUES] for array in smaller]
+        passes = [(*_pass(codec, smaller), *_pass(codec, short))]
         while time.monotonic() < deadline:
-            passes.append((*_pass(codec, smaller), *_pass(codec, begun)))
-        # The best pass: in others, the caches were somebody else's.
-        pack, unpack, pack_begun, unpack_begun = (min(seconds) for seconds in zip(*passes))
-        nbytes, few = (sum(array.nbytes for array in arrays) for arrays in (smaller, begun))
+            passes.append((*_pass(codec, smaller), *_pass(codec, short)))
+        # The best pass, in which other processes disturbed the caches least.
+        pack, unpack, pack_short, unpack_short = (min(seconds) for seconds in zip(*passes))
+        nbytes, short_nbytes = (sum(array.nbytes for array in arrays) for arrays in (smaller, short))
         count = len(smaller)
-        pack_seconds, pack_rate = _affine(count, (few, pack_begun), (nbytes, pack))
-        unpack_seconds, unpack_rate = _affine(count, (few, unpack_begun), (nbytes, unpack))
+        pack_seconds, pack_rate = _affine(count, (short_nbytes, pack_short), (nbytes, pack))
+        unpack_seconds, unpack_rate = _affine(count, (short_nbytes, unpack_short), (nbytes, unpack))
         speeds[codec] = CodecSpeed(
             encode_bytes_per_second=pack_rate, decode_bytes_per_second=unpack_rate,
             encode_seconds=pack_seconds, decode_seconds=unpack_seconds,
@@ -309,7 +309,7 @@ def measure_codecs(
 
 
 def _affine(count: int, small: tuple[int, float], large: tuple[int, float]) -> tuple[float, float]:
-    """Seconds of an array besides its bytes, and bytes per second, from (bytes, seconds) of `count` arrays."""
+    """Return the fixed seconds per array and the bytes per second, from (bytes, seconds) of `count` arrays."""
     (few, few_seconds), (nbytes, seconds) = small, large
     seconds = max(seconds, 1e-9)
     if nbytes > few and seconds > few_seconds:
@@ -319,7 +319,7 @@ def _affine(count: int, small: tuple[int, float], large: tuple[int, float]) -> t
 
 
 def _pass(codec: str, arrays: Iterable[Array]) -> tuple[float, float]:
-    """CPU seconds to pack these arrays, and to unpack them."""
+    """Return the CPU seconds to pack these arrays, and to unpack them."""
     packing = unpacking = 0.0
     for array in arrays:
         start = time.thread_time()

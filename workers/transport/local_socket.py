@@ -4,7 +4,7 @@
         inbox                  the socket
 
 The kernel releases the lock when the process ends in any way. A folder with a socket and without a lock is therefore
-left over from a killed process, and the next process that makes a folder removes it.
+left over from a killed process. The next process that makes or closes a folder removes it.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ class SocketFolder:
         self.address = f"{IPC}{socket}"
 
     def close(self) -> None:
-        """Remove the folder and the socket in it. Safe to call twice."""
+        """Remove the folder and the socket in it, and those of killed processes. Safe to call twice."""
         self._remove()
+        remove_stale_folders()
 
 
 def is_reachable(address: str) -> bool:

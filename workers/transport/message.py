@@ -1,4 +1,4 @@
-"""What travels between devices, and its bytes.
+"""The messages between devices, and their bytes.
 
     part 0   header | array | array | ...      little endian, no padding
     part 1   raw bytes of array 0, C order
@@ -33,7 +33,7 @@ _HEADER = Struct("<4sBBHiIIQd")
 _ARRAY = [Struct(f"<BB{ndim}Q") for ndim in range(MAX_NDIM + 1)]
 _PREFIX = _ARRAY[0]
 
-# The code of a dtype is its place here, from 1; append only. Bytes on the wire are little endian.
+# The code of a dtype is its position here, from 1; append only. Bytes on the wire are little endian.
 _DTYPES = [np.dtype(name) for name in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")]
 _WIRE = {code: dtype.newbyteorder("<") for code, dtype in enumerate(_DTYPES, start=1)}
 _CODES = {dtype: code for code, dtype in _WIRE.items()}
@@ -41,18 +41,18 @@ _BOOL = _CODES[np.dtype("?")]
 
 
 class MalformedMessage(ValueError):
-    """Bytes that are not a message: wrong magic, version, kind, time, dtype or size."""
+    """Bytes that are not a message, or not one that is expected here."""
 
 
 class MessageKind(IntEnum):
-    """What a message is for. Append only: the numbers travel."""
+    """The purpose of a message. Append only: the numbers are sent."""
 
     DATA = 1  # rows of a tensor
     ANSWER = 2  # the output of a frame
     ERROR = 3  # a text, see `text_to_array`
     TRACE = 4  # spans of a timeline
     CANCEL = 5
-    PROBE = 6  # asks for an ECHO of the same arrays
+    PROBE = 6  # asks for an ECHO
     ECHO = 7
 
 
@@ -64,13 +64,13 @@ class Message:
     """One message.
 
     Attributes:
-        sender: index of the device that sent it, i32.
+        sender: index of the sending device, i32.
         epoch: of the plan, u32. Messages of an older epoch are stale.
         frame: u64.
-        channel: u32, which transfer of the program.
-        due: f64, when the emulated network has brought it, in seconds of the monotonic clock that both ends share;
-            0: it is there as soon as it comes. See `PacedTransport`.
-        arrays: bool, integer or float16/32/64 arrays of any shape. Those of a received message are read-only.
+        channel: number of the transfer within the program, u32.
+        due: arrival time in the emulated network, f64, in seconds of the monotonic clock that both ends share. 0: the
+            real arrival counts. See `PacedTransport`.
+        arrays: bool, integer or float16/32/64 arrays of any shape. The arrays of a received message are read-only.
     """
 
     kind: MessageKind
@@ -83,13 +83,13 @@ class Message:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all parts as encoded."""
+        """Bytes of all encoded parts."""
         header = _HEADER.size + sum(_PREFIX.size + 8 * array.ndim for array in self.arrays)
         return header + sum(array.nbytes for array in self.arrays)
 
 
 def encode(message: Message) -> tuple[bytes, list[memoryview]]:
-    """The header, and the bytes of each array: views of the arrays where those are contiguous, else copies.
+    """Return the header and the bytes of each array: views of contiguous arrays, copies of others.
 
     Raises:
         ValueError: an array has another dtype, or more than 32 dimensions.
@@ -102,10 +102,10 @@ def encode(message: Message) -> tuple[bytes, list[memoryview]]:
 
 
 def decode(header: bytes | memoryview, buffers: Sequence[bytes | memoryview]) -> Message:
-    """The message in these bytes. Its arrays are read-only views of `buffers` (copies of unaligned ones).
+    """Return the message in these bytes. Its arrays are read-only views of `buffers` (copies of unaligned ones).
 
     Raises:
-        MalformedMessage: these are not the bytes of a message.
+        MalformedMessage: the bytes are not a message.
     """
     end = len(header)
     if end < _HEADER.size:
@@ -119,9 +119,9 @@ def decode(header: bytes | memoryview, buffers: Sequence[bytes | memoryview]) ->
     if kind is None:
         raise MalformedMessage(f"there is no kind {kind_code}")
     if not 0 <= due < math.inf:
-        raise MalformedMessage(f"it is due at {due} s, which no clock will show")
+        raise MalformedMessage(f"it is due at {due} s, which is not a time")
     if count != len(buffers):
-        raise MalformedMessage(f"the header announces {count} arrays, {len(buffers)} came")
+        raise MalformedMessage(f"the header announces {count} arrays, the message has {len(buffers)}")
     arrays = []
     offset = _HEADER.size
     for buffer in buffers:
@@ -141,17 +141,17 @@ def decode(header: bytes | memoryview, buffers: Sequence[bytes | memoryview]) ->
 
 
 def text_to_array(text: str) -> Array:
-    """UTF-8 bytes, uint8."""
+    """Return the UTF-8 bytes of a text, uint8."""
     return np.frombuffer(text.encode("utf-8", "replace"), np.uint8)
 
 
 def array_to_text(array: Array) -> str:
-    """The inverse of `text_to_array`. Bytes that are not UTF-8 become U+FFFD."""
+    """Return the text of UTF-8 bytes. Bytes that are not UTF-8 become U+FFFD."""
     return array.tobytes().decode("utf-8", "replace")
 
 
 def _wire_array(array: Array) -> Array:
-    """The array itself if it is contiguous and little endian, else such a copy."""
+    """Return the array itself if it is contiguous and little endian, else a copy that is."""
     if array.dtype not in _CODES:
         dtype = array.dtype.newbyteorder("<")
         if dtype not in _CODES:
@@ -159,7 +159,7 @@ def _wire_array(array: Array) -> Array:
         array = array.astype(dtype)
     if array.ndim > MAX_NDIM:
         raise ValueError(f"an array of {array.ndim} dimensions cannot travel: at most {MAX_NDIM} can")
-    # Not ascontiguousarray unasked: it makes 0-d arrays 1-d.
+    # np.ascontiguousarray makes 0-d arrays 1-d, so it is called for others only.
     return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
 
@@ -167,10 +167,10 @@ def _array(code: int, shape: tuple[int, ...], buffer: bytes | memoryview) -> Arr
     dtype = _WIRE[code]
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes != len(buffer):
-        raise MalformedMessage(f"a {dtype} array of shape {shape} has {nbytes} bytes, {len(buffer)} came")
+        raise MalformedMessage(f"a {dtype} array of shape {shape} has {nbytes} bytes, the message has {len(buffer)}")
     try:
         array: Array = np.ndarray(shape, dtype, buffer)
-    except (ValueError, OverflowError) as error:  # an empty array may claim more than NumPy can count
+    except (ValueError, OverflowError) as error:  # the shape of an empty array may exceed NumPy's limits
         raise MalformedMessage(f"no array can have shape {shape}: {error}") from error
     if code == _BOOL and array.view(np.uint8).max(initial=0) > 1:
         raise MalformedMessage("a bool array has bytes other than 0 and 1")
