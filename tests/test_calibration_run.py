@@ -18,8 +18,9 @@ from workers.calibration.layer_times import (
     border_nbytes,
     features_program,
     rows_program,
-    whole_program,
+    unsplittable_program,
 )
+from workers.runtime.worker import Worker
 
 
 @functools.cache
@@ -44,7 +45,7 @@ def test_every_stage_of_a_program_is_timed(speed: float | None) -> None:
             timings = calibration.run(number)
             expected = [step.work for step in program.steps if isinstance(step, Compute)]
             assert [stage.work for stage in timings.stages] == expected[-len(timings.stages) :]
-            assert len(expected) - len(timings.stages) <= 1  # before the first step there is nothing to count from
+            assert len(expected) - len(timings.stages) <= 1  # the first step has no earlier one to count from
             assert all(0 < stage.seconds < 5 for stage in timings.stages)
             assert len(timings.send_seconds) >= sum(isinstance(step, Send) for step in program.steps) - 1
             assert len(timings.receive_seconds) >= sum(isinstance(step, Receive) for step in program.steps) - 1
@@ -70,12 +71,26 @@ def test_closing_leaves_no_thread() -> None:
     assert set(threading.enumerate()) == before
 
 
-def test_a_step_that_fails_is_told() -> None:
+def test_a_step_that_fails_is_reported() -> None:
     calibration = CalibrationRun(net(), 1, speed=0.3)
     try:
         number = calibration.add(rows_program(net(), 0.5, 1))
         calibration._made_up[number][0][0].arrays[0].shape = (3, 32, 24)  # the input has lost an axis
         with pytest.raises(RuntimeError, match=r"a calibration run failed: .*is expected"):
+            calibration.run(number)
+    finally:
+        calibration.close()
+
+
+def test_the_end_of_the_worker_is_reported_by_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(worker: Worker) -> None:
+        raise OSError("no memory")
+
+    monkeypatch.setattr(Worker, "serve", end)
+    calibration = CalibrationRun(net(), 1, speed=0.3)
+    try:
+        number = calibration.add(rows_program(net(), 0.5, 1))
+        with pytest.raises(RuntimeError, match="a calibration run failed: OSError: no memory"):
             calibration.run(number)
     finally:
         calibration.close()
@@ -92,7 +107,7 @@ def test_rows_features_and_the_rest_have_programs_of_their_own() -> None:
     assert rows and dense
     assert layers_of(rows_program(model, 0.5, 1)) == rows
     assert layers_of(features_program(model, 0.25, None)) == dense
-    assert layers_of(whole_program(model)) == [i for i in range(len(kinds)) if i not in rows and i not in dense]
+    assert layers_of(unsplittable_program(model)) == [i for i in range(len(kinds)) if i not in rows and i not in dense]
 
 
 def test_a_device_in_the_middle_has_neighbours_on_both_sides() -> None:
@@ -110,26 +125,26 @@ def test_a_dense_layer_is_measured_on_as_many_features_as_fit() -> None:
         return next(w.rows for s in program.steps if isinstance(s, Compute) for w in s.work if w.layer == layer.index)
 
     assert features(None) == layer.rows
-    # Twice, for a session packs them; at all shares at once.
+    # A session packs a copy, hence 2. The sessions of all shares exist at the same time.
     needed = 2.0 * sum(FEATURE_SHARES) * weights
     assert features(needed) == layer.rows
     assert features(needed / 2) == layer.rows / 2
     assert features(1.0) == 1
 
 
-def test_layers_that_do_the_same_are_alike() -> None:
+def test_layers_with_equal_operators_and_shapes_are_alike() -> None:
     kinds = alike(net())
     assert kinds[2] == kinds[1] == 1
     assert kinds[0] == 0 and len(set(kinds)) == len(kinds) - 1
 
 
-def test_what_crosses_a_border_is_what_a_layer_made_for_later_ones() -> None:
+def test_border_bytes_are_those_of_outputs_that_later_layers_read() -> None:
     model = net()
     assert border_nbytes(model, model.layers[0]) == 8 * 32 * 24 * 4
     assert border_nbytes(model, model.layers[-1]) == 0
 
 
-def test_made_up_weights_have_the_shapes_of_the_parts_that_are_read() -> None:
+def test_made_up_weights_have_the_shapes_of_the_parts() -> None:
     model = net()
     program = features_program(model, 0.25, None)
     parts = model.weight_slices(program.tiles())

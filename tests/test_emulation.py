@@ -1,4 +1,4 @@
-"""A device's own time, with clocks that only the test moves."""
+"""A device's own time, with clocks that the test controls."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from workers.emulation.processor import EmulatedProcessor, sharpen_timers
 
 
-class DataflowMachine:
-    """Real time and CPU time of one thread. A sleep takes `late` seconds longer than it was asked for."""
+class FakeMachine:
+    """Real time and CPU time of one thread. A sleep takes `late` seconds too long."""
 
     def __init__(self, late: float = 0.0) -> None:
         self.real = 100.0
@@ -25,7 +25,7 @@ class DataflowMachine:
         self.real += seconds + self.late
 
     def work(self, seconds: float, taken_away: float = 0.0) -> None:
-        """So many seconds of CPU; and real time in which another process had the core."""
+        """Use some seconds of CPU time, and some of real time in which another process has the core."""
         self.cpu += seconds
         self.real += seconds + taken_away
 
@@ -36,38 +36,38 @@ class DataflowMachine:
 
 
 def test_a_kernel_takes_its_cpu_time_over_the_speed() -> None:
-    machine = DataflowMachine()
+    machine = FakeMachine()
     machine.processor(0.25).run(lambda: machine.work(1.0))
     assert machine.real == pytest.approx(104.0)
 
 
 def test_a_device_that_is_not_emulated_does_not_rest() -> None:
-    machine = DataflowMachine()
+    machine = FakeMachine()
     processor = machine.processor(None)
     processor.run(lambda: machine.work(1.0))
     processor.rest()
     assert machine.real == 101.0 == processor.now()
 
 
-def test_sleeps_that_end_late_do_not_add_up() -> None:
-    machine = DataflowMachine(late=0.1)
+def test_late_ends_of_sleeps_do_not_add_up() -> None:
+    machine = FakeMachine(late=0.1)
     processor = machine.processor(0.5)
     for _ in range(100):
         processor.run(lambda: machine.work(1.0))
     assert machine.real == pytest.approx(100 + 200 + 0.1)
 
 
-def test_a_core_that_was_taken_is_made_up_for() -> None:
-    machine = DataflowMachine()
+def test_time_without_a_core_is_made_up_for() -> None:
+    machine = FakeMachine()
     processor = machine.processor(0.5)
-    processor.run(lambda: machine.work(1.0, taken_away=1.5))  # 2.5 s instead of 2: nothing to rest
+    processor.run(lambda: machine.work(1.0, taken_away=1.5))  # 2.5 s instead of 2, so there is no rest
     assert machine.real == pytest.approx(102.5) and processor.now() == pytest.approx(102.0)
     processor.run(lambda: machine.work(1.0))
     assert machine.real == pytest.approx(104.0) == processor.now()
 
 
-def test_what_is_done_between_kernels_counts_at_the_device_s_speed() -> None:
-    machine = DataflowMachine()
+def test_work_between_kernels_counts_at_the_speed_of_the_device() -> None:
+    machine = FakeMachine()
     processor = machine.processor(0.1)
     machine.work(0.5)
     assert processor.now() == pytest.approx(105.0)
@@ -75,19 +75,19 @@ def test_what_is_done_between_kernels_counts_at_the_device_s_speed() -> None:
     assert machine.real == pytest.approx(105.0)
 
 
-def test_waiting_costs_nothing_but_the_wait() -> None:
-    machine = DataflowMachine()
+def test_cpu_time_of_a_wait_does_not_count() -> None:
+    machine = FakeMachine()
     processor = machine.processor(0.1)
-    machine.work(0.5, taken_away=20.0)  # to poll a socket is not what the device does
+    machine.work(0.5, taken_away=20.0)  # polling a socket is not work of the device
     processor.reach(110.0)
     assert processor.now() == 110.0
-    processor.reach(103.0)  # came long ago
+    processor.reach(103.0)  # earlier than the device's time
     assert processor.now() == 110.0
 
 
 def test_kernels_of_several_threads_count_wall_time() -> None:
-    machine = DataflowMachine()
-    machine.processor(0.5, threads=2).run(lambda: machine.work(3.0, taken_away=-1.5))  # two cores for one thread each
+    machine = FakeMachine()
+    machine.processor(0.5, threads=2).run(lambda: machine.work(3.0, taken_away=-1.5))  # two threads on a core each
     assert machine.real == pytest.approx(103.0)
 
 
@@ -99,7 +99,7 @@ def test_kernels_of_several_threads_count_wall_time() -> None:
 def test_a_device_is_never_ahead_of_real_time_after_a_kernel(
     speed: float, steps: list[tuple[float, float, bool]], late: float
 ) -> None:
-    machine = DataflowMachine(late)
+    machine = FakeMachine(late)
     processor = machine.processor(speed)
     spent = 0.0
     for seconds, taken, kernel in steps:
@@ -112,16 +112,16 @@ def test_a_device_is_never_ahead_of_real_time_after_a_kernel(
     assert processor.now() == pytest.approx(100.0 + spent / speed)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="timer slack is Linux's")
-def test_waits_of_a_thread_are_asked_to_end_on_time_and_those_of_others_are_left_alone() -> None:
-    get_slack, library, found = 30, ctypes.CDLL(None), []
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has timer slack")
+def test_the_timer_slack_of_one_thread_is_set_and_that_of_others_is_not() -> None:
+    get_slack, library, slacks = 30, ctypes.CDLL(None), []
     before = library.prctl(get_slack, 0, 0, 0, 0)
 
-    def sharpened() -> None:
+    def sharpen() -> None:
         sharpen_timers()
-        found.append(library.prctl(get_slack, 0, 0, 0, 0))
+        slacks.append(library.prctl(get_slack, 0, 0, 0, 0))
 
-    thread = threading.Thread(target=sharpened)
+    thread = threading.Thread(target=sharpen)
     thread.start()
     thread.join()
-    assert found == [1] and library.prctl(get_slack, 0, 0, 0, 0) == before
+    assert slacks == [1] and library.prctl(get_slack, 0, 0, 0, 0) == before

@@ -1,4 +1,4 @@
-"""Energy meters on a sysfs tree of the test's own: real files, whose numbers the test writes."""
+"""Energy meters on a temporary sysfs tree, whose files the test writes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_machine_without_sensors_has_no_meter(tmp_path: Path) -> None:
     assert find_meter(tmp_path) is None
 
 
-def test_rapl_counts_packages_and_memory_but_nothing_twice(tmp_path: Path) -> None:
+def test_rapl_counts_packages_and_memory_once(tmp_path: Path) -> None:
     zones = [
         zone(tmp_path, "intel-rapl:0", "package-0"),
         zone(tmp_path, "intel-rapl:0:1", "dram"),
@@ -53,7 +53,7 @@ def test_rapl_counts_packages_and_memory_but_nothing_twice(tmp_path: Path) -> No
     assert meter.joules() == 0.5
 
 
-def test_a_counter_that_begins_anew_goes_on(tmp_path: Path) -> None:
+def test_a_counter_that_wraps_around_goes_on(tmp_path: Path) -> None:
     package = zone(tmp_path, "intel-rapl:0", "package-0", microjoules=900_000, full=1_000_000)
     meter = CounterMeter([package])
     write(package / "energy_uj", 100_000)
@@ -63,7 +63,7 @@ def test_a_counter_that_begins_anew_goes_on(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.integers(0, 999_999), max_size=20))
-def test_joules_never_fall(tmp_path_factory: pytest.TempPathFactory, steps: list[int]) -> None:
+def test_joules_never_decrease(tmp_path_factory: pytest.TempPathFactory, steps: list[int]) -> None:
     package = zone(tmp_path_factory.mktemp("sys"), "intel-rapl:0", "package-0")
     meter, counter, joules = CounterMeter([package]), 0, 0.0
     for step in steps:
@@ -73,7 +73,7 @@ def test_joules_never_fall(tmp_path_factory: pytest.TempPathFactory, steps: list
         assert meter.joules() == pytest.approx(joules)
 
 
-def test_counters_that_may_not_be_read_are_no_meter(tmp_path: Path) -> None:
+def test_counters_that_cannot_be_read_are_no_meter(tmp_path: Path) -> None:
     package = zone(tmp_path, "intel-rapl:0", "package-0")
     (package / "energy_uj").unlink()
     assert find_meter(tmp_path) is None
@@ -88,37 +88,37 @@ def hwmon(root: Path, chip: str, **files: object) -> Path:
     return root / "class/hwmon" / chip
 
 
-def seen(root: Path) -> tuple[str, float]:
-    """Source and watts of the meter that is found."""
+def reading(root: Path) -> tuple[str, float]:
+    """Return source and watts of the meter."""
     meter = find_meter(root)
     assert isinstance(meter, PowerMeter)
     return meter.source, meter._watts()
 
 
-def test_a_sensor_of_power_is_in_microwatts(tmp_path: Path) -> None:
+def test_a_power_sensor_is_read_in_microwatts(tmp_path: Path) -> None:
     hwmon(tmp_path, "hwmon0", name="ina219", power1_input=3_250_000)
-    assert seen(tmp_path) == ("hwmon ina219 power1", 3.25)
+    assert reading(tmp_path) == ("hwmon ina219 power1", 3.25)
 
 
-def test_volts_and_amperes_of_one_channel_make_watts(tmp_path: Path) -> None:
+def test_volts_and_amperes_of_one_channel_are_multiplied(tmp_path: Path) -> None:
     hwmon(tmp_path, "hwmon0", name="ina3221", in1_input=5000, in2_input=9999, curr1_input=600)
-    assert seen(tmp_path) == ("hwmon ina3221 in1", 3.0)
+    assert reading(tmp_path) == ("hwmon ina3221 in1", 3.0)
 
 
-def test_the_supply_of_the_whole_board_goes_before_its_parts(tmp_path: Path) -> None:
+def test_the_supply_of_the_board_is_preferred_to_its_parts(tmp_path: Path) -> None:
     hwmon(tmp_path, "hwmon0", name="amdgpu", power1_input=1_000_000)
     hwmon(tmp_path, "hwmon1", name="ina3221", in1_input=5000, curr1_input=100, in1_label="VDD_CPU")
-    assert seen(tmp_path)[0] == "hwmon ina3221 VDD_CPU"
+    assert reading(tmp_path)[0] == "hwmon ina3221 VDD_CPU"
     hwmon(tmp_path, "hwmon1", in2_input=5000, curr2_input=900, in2_label="VDD_IN")
-    assert seen(tmp_path) == ("hwmon ina3221 VDD_IN", 4.5)
+    assert reading(tmp_path) == ("hwmon ina3221 VDD_IN", 4.5)
 
 
-def test_a_chip_of_temperatures_is_no_meter(tmp_path: Path) -> None:
+def test_a_temperature_sensor_is_no_meter(tmp_path: Path) -> None:
     hwmon(tmp_path, "hwmon0", name="coretemp", temp1_input=45_000, in1_input=1000)
     assert find_meter(tmp_path) is None
 
 
-def test_power_is_summed_up_over_the_time_between_two_questions() -> None:
+def test_power_is_integrated_over_the_time_between_readings() -> None:
     clock, watts = Clock(), [2.0]
     meter = PowerMeter(lambda: watts[0], "a sensor", clock)
     clock.now += 3
@@ -138,15 +138,15 @@ def machine(clock: Clock, idle: float, busy: float) -> tuple[PowerMeter, Callabl
     return PowerMeter(lambda: watts[0], "a sensor", clock), work
 
 
-def test_power_is_told_apart_in_idle_and_above() -> None:
+def test_idle_and_compute_power_are_measured_separately() -> None:
     clock = Clock()
     meter, work = machine(clock, idle=2.0, busy=5.0)
     idle, compute = measure_power(meter, work, 1.0, clock, clock.sleep)
     assert idle == pytest.approx(2.0)
-    assert compute == pytest.approx(3.0, rel=0.01)  # the first piece of work begins in the idle state
+    assert compute == pytest.approx(3.0, rel=0.01)  # the first piece of work begins at idle power
 
 
-def test_work_never_draws_less_than_nothing() -> None:
+def test_compute_power_is_never_negative() -> None:
     clock = Clock()
     meter, work = machine(clock, idle=2.0, busy=1.9)
     assert measure_power(meter, work, 1.0, clock, clock.sleep)[1] == 0.0

@@ -1,4 +1,4 @@
-"""Sessions of tiles: what they share, and what they therefore do not take twice."""
+"""Sessions of tiles: they share weights and activation memory."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ SHAPE = (1, 8, 12, 12)
 
 
 def dense() -> Model:
-    """Matrices of 4.7 MB, 4.2 MB and 41 KB."""
+    """Return a network with matrices of 4.7 MB, 4.2 MB and 41 KB."""
     net = Net()
     x = net.op("Relu", net.op("Gemm", net.op("Flatten", net.input(SHAPE)), net.weight(1152, 1024)))
     x = net.op("Relu", net.op("Gemm", x, net.weight(1024, 1024), transB=1))
     return capture(net.proto(net.op("Gemm", x, net.weight(1024, 10))), name="dense")
 
 
-def test_a_matrix_that_meets_one_vector_lies_in_memory_once() -> None:
-    """However many sessions multiply by it, whole or in part: nobody has a copy of what is whole."""
+def test_a_matrix_that_is_multiplied_by_one_vector_is_in_memory_once() -> None:
+    """Any number of sessions may read it, or parts of it. No session copies the entire matrix."""
     model = dense()
     large = {name for name, value in model.weights.items() if value.nbytes >= FED_NBYTES}
     assert len(large) == 2
@@ -63,7 +63,7 @@ def product(net: Net, weight: str, batch: int = 1) -> tuple[Model, Tile]:
     return model, tile
 
 
-def test_a_small_matrix_and_one_that_meets_several_vectors_are_no_inputs() -> None:
+def test_a_small_matrix_and_one_multiplied_by_several_vectors_are_no_inputs() -> None:
     net = Net()
     model, tile = product(net, net.weight(24, 64))
     assert len(vector_matrices(model, tile, 24 * 64 * 4)) == 1
@@ -72,7 +72,7 @@ def test_a_small_matrix_and_one_that_meets_several_vectors_are_no_inputs() -> No
     assert vector_matrices(*product(net, net.weight(24, 64), batch=3), 1) == ()
 
 
-def test_a_matrix_that_others_read_too_is_no_input() -> None:
+def test_a_matrix_that_other_operators_read_is_no_input() -> None:
     net = Net()
     weight = net.weight(24, 64)
     made = net.op("Gemm", net.op("Flatten", net.input((1, 2, 4, 3))), weight)
@@ -81,11 +81,8 @@ def test_a_matrix_that_others_read_too_is_no_input() -> None:
     assert [vector_matrices(model, tile, 1) for tile in tiles] == [()]
 
 
-# ---------------------------------------------------------------- memory, in processes that nobody else uses
-
-
-def grown(script: str) -> float:
-    """What a script says of the memory of its process, in MB."""
+def memory_mb(script: str) -> float:
+    """Run a script in a process of its own and return the number that it prints: growth of its memory in MB."""
     tests = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"}
     ran = subprocess.run(
@@ -121,8 +118,8 @@ print((process.memory_info().rss - before) / 1e6)
 
 
 def test_sessions_share_their_activations_memory() -> None:
-    """Each session by itself would keep two maps of 4 MB."""
-    assert grown(MANY_STAGES) < 15 * 4.2
+    """A session with its own arena would keep two activations of 4 MB."""
+    assert memory_mb(MANY_STAGES) < 15 * 4.2
 
 
 LARGE_WEIGHTS = """
@@ -153,7 +150,7 @@ print((psutil.Process().memory_info().rss - before) / 1e6)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only the GNU C library can be told to give memory back")
-def test_what_building_sessions_took_is_given_back() -> None:
-    """At most 75 MB of weights are there twice, packed too; building sessions takes much more than that."""
-    assert grown(LARGE_WEIGHTS) < 1.2 * 75.5
+@pytest.mark.skipif(sys.platform != "linux", reason="only the GNU C library has malloc_trim")
+def test_memory_that_building_sessions_took_is_returned_to_the_system() -> None:
+    """The 75 MB of weights and their packed copies stay. Building the sessions takes much more for a moment."""
+    assert memory_mb(LARGE_WEIGHTS) < 1.2 * 75.5

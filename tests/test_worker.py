@@ -1,4 +1,4 @@
-"""What a worker refuses, without Ray and without sockets."""
+"""Workers without Ray and sockets: loading, probing, stopping."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_program_without_all_of_its_weights_is_refused(model: Model, worker: W
     assert worker.missing_weights(model.hash, [WeightSlice(name)]) == (False, [])
 
 
-def test_weights_of_a_plan_that_was_unloaded_are_asked_for_again(model: Model, worker: Worker) -> None:
+def test_weights_of_an_unloaded_plan_are_missing(model: Model, worker: Worker) -> None:
     program = lower(coedge.even_plan(model, 1), model)["device-0"]
     worker.load(1, program, model.skeleton, model.weights)
     worker.unload(1)
@@ -48,7 +48,7 @@ def test_weights_of_a_plan_that_was_unloaded_are_asked_for_again(model: Model, w
 
 
 @pytest.mark.parametrize("speed", [None, 0.5])
-def test_a_probe_tells_when_its_messages_came(speed: float | None) -> None:
+def test_a_probe_returns_the_arrival_times_of_its_messages(speed: float | None) -> None:
     hub = InMemoryHub()
     names = ("near", "far")
     pair = [
@@ -72,3 +72,10 @@ def test_a_probe_tells_when_its_messages_came(speed: float | None) -> None:
             worker.stop()
         for thread in threads:
             thread.join(10.0)
+
+
+def test_a_worker_that_never_served_closes_its_transport_at_stop(worker: Worker) -> None:
+    hub, transport = worker._messenger._transport._hub, worker._messenger._transport  # type: ignore[attr-defined]
+    assert transport.endpoint.address in hub.queues
+    worker.stop(10.0)
+    assert transport.endpoint.address not in hub.queues

@@ -1,4 +1,4 @@
-"""Workers on in-memory transports, with borders first and codecs: the same frames as on a cluster, without Ray."""
+"""Workers on in-memory transports with halo-first order and codecs: the same frames as in a cluster, without Ray."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from workers.transport.transport import InMemoryHub, InMemoryTransport
 
 NAMES = ("a", "b", "c")
 CLIENT_INDEX = len(NAMES)
-SECONDS = 30.0  # until a message comes: about liveness, on a busy machine
+SECONDS = 30.0  # limit for a message to arrive, on a busy machine
 
 
 @functools.cache
@@ -47,7 +47,7 @@ def plan_of(codec: str, halo_first: bool = True) -> Plan:
 
 @dataclass
 class Devices:
-    """Workers that serve, and the client's end of their wire."""
+    """Workers that serve, and the client's transport."""
 
     workers: dict[str, Worker]
     client: InMemoryTransport
@@ -69,7 +69,7 @@ class Devices:
         self.client.send(index, Message(MessageKind.DATA, sender, self.epoch, frame, channel, arrays))
 
     def next(self, kind: MessageKind) -> Message:
-        """The next message of a kind; others are kept."""
+        """Return the next message of a kind, and keep others."""
         while not self.came[kind]:
             message = self.client.receive(SECONDS)
             assert message is not None, f"no {kind.name} came"
@@ -83,7 +83,7 @@ def devices() -> Iterator[Devices]:
     hub = InMemoryHub()
     client = InMemoryTransport(CLIENT_INDEX, CLIENT, hub)
     transports = [InMemoryTransport(index, name, hub) for index, name in enumerate(NAMES)]
-    # One is emulated: packing is paced there, as kernels are.
+    # One device is emulated, so that its packing takes emulated time, too.
     specs = [
         WorkerSpec(index, name, "", False, 0.5 if name == "c" else None, threads=1) for index, name in enumerate(NAMES)
     ]
@@ -104,7 +104,7 @@ def devices() -> Iterator[Devices]:
 
 
 @pytest.mark.parametrize("codec", LOSSLESS)
-def test_frames_are_exact_and_report_what_travelled(devices: Devices, codec: str) -> None:
+def test_frames_are_exact_and_report_the_bytes_of_messages(devices: Devices, codec: str) -> None:
     devices.load(model(), plan_of(codec))
     for frame in range(1, 4):
         x = image((1, 3, 48, 32), seed=frame)
@@ -121,13 +121,13 @@ def test_frames_are_exact_and_report_what_travelled(devices: Devices, codec: str
         assert len(sent[name]) == len(program.steps) and received > 1, "a span for every step"
         for index, step in enumerate(program.steps):
             if isinstance(step, Send) and 0 < step.stage < len(model().layers):
-                # Half of what a ReLU leaves is zero, on these images about.
+                # About half of the values after a ReLU are zero.
                 assert 0.2 < sent[name][index] / message_nbytes(program, step, model()) < 0.8
             elif isinstance(step, Send) and step.stage == len(model().layers):
-                assert sent[name][index] == message_nbytes(program, step, model()), "the answer travels as it is"
+                assert sent[name][index] == message_nbytes(program, step, model()), "the answer is not packed"
 
 
-def test_packed_rows_that_are_none_fail_the_frame_and_not_the_worker(devices: Devices) -> None:
+def test_malformed_packed_rows_fail_the_frame_and_not_the_worker(devices: Devices) -> None:
     devices.load(model(), plan_of("zero_mask"))
     program = devices.programs["b"]
     receive = next(s for s in program.steps if isinstance(s, Receive) and s.peer == "c")
@@ -148,8 +148,8 @@ def test_packed_rows_that_are_none_fail_the_frame_and_not_the_worker(devices: De
     assert difference(devices.next(MessageKind.ANSWER).arrays[0], unsplit(model(), [x])[0]) <= 1e-5
 
 
-def test_a_tensor_whose_shape_depends_on_the_image_travels(devices: Devices) -> None:
-    """It was captured on an image of zeros, where nothing is found."""
+def test_a_tensor_whose_shape_depends_on_the_image_is_sent(devices: Devices) -> None:
+    """The model was captured on an image of zeros, for which the tensor is empty."""
     net = Net()
     found = net.op("Cast", net.op("NonZero", net.op("Relu", net.input([1, 1, 6, 4]))), to=1)
     other = net.op("MatMul", net.const(np.ones((1, 4))), found)

@@ -1,4 +1,4 @@
-"""Clusters without Ray and without sockets: workers as threads, and the dispatcher that a cluster has."""
+"""Clusters without Ray and sockets: workers on threads, and the dispatcher of a cluster."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Connect = Callable[[int, str], Transport]
 
 
 class Threads:
-    """Devices of these names, and a client.
+    """Devices with these names, and a client.
 
     Attributes:
         workers: by name; each serves on a thread of its own.
@@ -79,12 +79,12 @@ class Threads:
     def stream(
         self, plans: Sequence[LoadedPlan], parts: Sequence[float], frames: Iterable[Array], in_flight: int
     ) -> Iterator[Job]:
-        """As a cluster does it."""
+        """Yield the jobs of a stream, as a cluster does."""
         turns = frame_assignment(parts)
         return in_order(frames, lambda x: self.submit(plans[next(turns)], x), in_flight)
 
     def waiting(self) -> dict[str, Any]:
-        """Per device, the frames that are not ended there."""
+        """Return the frames under way, by device."""
         return {name: found for name, worker in self.workers.items() if (found := worker.status().waiting)}
 
     def close(self) -> None:
@@ -108,16 +108,14 @@ def _in_memory(hub: InMemoryHub, index: int, name: str) -> Transport:
     return InMemoryTransport(index, name, hub)
 
 
-# ---------------------------------------------------------------- a network whose every delivery is chosen
-
-
 class Shuffled:
-    """A network that brings one message at a time, of any pair of devices that has one: in order per pair, and in
-    no order between them. The next one leaves only when the receiver of the last one has nothing left to do.
+    """A network that delivers one message at a time, from a random pair of devices.
+
+    Messages of a pair keep their order. The next message leaves only when the receiver of the last one is idle.
 
     Attributes:
-        under_way: per epoch, the frames that the client asked for and has no end of.
-        most_under_way: per epoch, the most of them at a time.
+        under_way: per epoch, the frames that the client has sent and that have not ended.
+        most_under_way: per epoch, the largest number of such frames at a time.
         brought: every message, with its receiver.
     """
 
@@ -204,7 +202,7 @@ class _ShuffledTransport:
         self._network = network
 
     def connect(self, peers: Iterable[Endpoint]) -> None:
-        """Everybody knows everybody."""
+        """Do nothing: all devices know each other."""
 
     def send(self, peer_index: int, message: Message) -> None:
         self._network.send(self.endpoint.index, peer_index, message)

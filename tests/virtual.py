@@ -1,4 +1,4 @@
-"""What the tests of virtual time share: small networks, clusters with round numbers, and random ones."""
+"""Helpers for tests in virtual time: small networks, profiles with round numbers, and random profiles."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROW_NBYTES = 4 * 8 * 4
 
 @functools.cache
 def chain(layers: int = 2, rows: int = 8) -> Model:
-    """Convolutions 1x1 with 4 channels each, on 8 columns: a layer's output has 128 bytes per row."""
+    """Return 1x1 convolutions with 4 channels each, on 8 columns: a layer's output has 128 bytes per row."""
     net = Net()
     x = net.input([1, 4, rows, 8])
     for _ in range(layers):
@@ -36,7 +36,7 @@ def chain(layers: int = 2, rows: int = 8) -> Model:
 
 @functools.cache
 def halos() -> Model:
-    """Convolutions 3x3, so that strips need rows of their neighbours, with a global mean at the end."""
+    """Return 3x3 convolutions, whose strips need rows of their neighbours, with a global mean at the end."""
     net = Net()
     x = net.input([1, 3, 16, 8])
     for _ in range(3):
@@ -90,7 +90,7 @@ def cluster(
 
 
 def layer_split(model: Model, at: int, sink: str = "b") -> Plan:
-    """The first `at` layers on a, the rest on b."""
+    """Return a plan with the first `at` layers on device a and the rest on b."""
     return make_plan(model, [(at, {"a": UNIT}), (len(model.layers) - at, {"b": UNIT})], "a", sink)
 
 
@@ -100,7 +100,7 @@ def run(plan: Plan, profile: Profile, model: Model, frames: int = 1, in_flight: 
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Plan, Profile]:
-    """Any plan of `halos()` on any five devices, some of which may share a medium or two."""
+    """Draw a plan of `halos()` on five devices, some of which may share one or two media."""
     model = halos()
     numbers = st.floats(0.001, 10.0)
     count = len(model.layers)

@@ -1,5 +1,5 @@
-"""Measurement of layer times on this machine: layers as stages of their own, and longer stages, at several shares of the
-rows. `coedge.profile.stage_fit` turns the times into a profile.
+"""Measurement of layer times on this machine: layers as stages of their own, and longer stages, at several shares of
+the rows. `coedge.profile.stage_fit` turns the times into a profile.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class LayerMeasurement:
         try:
             for share, stage_layers in ALONE:
                 self._add(rows_program(model, share, stage_layers))
-            self._add(whole_program(model))
+            self._add(unsplittable_program(model))
             for share in FEATURE_SHARES:
                 self._add(features_program(model, share, memory_bytes))
             for share, stage_layers in TOGETHER:
@@ -164,7 +164,7 @@ def rows_program(model: Model, share: float, stage_layers: int) -> Program:
     return _program(model, stages_of(model, regions, OTHERS, stage_layers, {OTHERS: UNIT}))
 
 
-def whole_program(model: Model) -> Program:
+def unsplittable_program(model: Model) -> Program:
     """Return the program of a device that computes the layers that cannot be split, and no others."""
     return _program(model, stages_of(model, {OTHERS: UNIT}, DEVICE, 1, {OTHERS: UNIT}))
 
