@@ -1,16 +1,16 @@
-"""The best of every plan of strips (see `benchmarks.enumeration`) without trying them all.
+"""Branch and bound over all plans of strips (see `benchmarks.enumeration`).
 
-Partial plans are continued in the order of a bound that no plan beginning with them can beat; a whole plan is
-simulated. The search ends when the bound of what is left is not below the best that was simulated.
+Partial plans are extended in the order of a lower bound on the cost of every plan that starts with them. A complete
+plan is simulated. The search ends when no bound is below the cost of the best simulated plan.
 
-Of a partial plan, the bound knows when each strip of its last stage is ready at the earliest: kernels take what the
-profile says, the messages of a device leave one after another in the order of the receivers, and come in one
-after another. What one stage's messages wait for those of another is left out, which only makes it lower.
-Of the rest it knows, from each of these strips, the cheapest way to the answer: for one way of continuing all
-that wait for the strip must be served, and the way is free to differ from strip to strip.
+For a partial plan the bound uses the earliest time at which each strip of its last stage is ready. Kernels take the
+times of the profile. The messages of a device leave one after another in the order of the receivers, and arrive one
+after another. Messages of different stages do not delay each other, which can only lower the bound. For the remaining
+stages the bound uses, for each strip, the cheapest way to the answer: all receivers of the strip must be served, and
+the way may differ from strip to strip.
 
-Where there is a deadline, seconds have a price besides (Lagrange): cost + price (latency - deadline) is below the
-cost of whatever meets the deadline, at any price. Several prices are asked, and the highest bound counts.
+With a deadline, seconds also have a price (Lagrangian relaxation): cost + price (latency - deadline) is at most the
+cost of every plan that meets the deadline, for any price. The highest bound over several prices is used.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ from orchestrator.evaluation.evaluator import Evaluation, Evaluator
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
-# Bounds that differ by less are equal: noise of floating point.
+# Relative tolerance below which two bounds count as equal: rounding errors.
 NOISE = 1e-9
-# Prices of a second, as parts of what the cost would be over the deadline.
+# Prices of a second, relative to the least cost over the deadline.
 PRICES = (0.1, 0.3, 1.0, 3.0)
 
 
 @dataclass(frozen=True)
 class Step:
-    """From layouts A, whose rows lie at the cut before layer `first`, to all stages that may follow, on B.
+    """The stages on layouts B that may follow layouts A, whose rows lie at the cut before layer `first`.
 
     Attributes:
-        stops, layouts: [B] where the stage ends, and the index of its layout; the last B is the answer.
+        stops, layouts: [B] end of the stage, and index of its layout; the last B is the answer.
         compute: [B, N] seconds of its kernels.
         wire: [A, B, N, N] seconds of the messages from each device to each other.
-        begins: [A, B, N, N] seconds from when the sender is ready until a message comes in; -inf: there is none.
-        keeps: [A, B, N] whether a device reads rows that it made itself.
-        joules: [A, B].
+        begins: [A, B, N, N] seconds from a sender being ready until its message starts to arrive; -inf: none.
+        keeps: [A, B, N] whether a device reads rows that it computed itself.
+        joules: [A, B] energy.
     """
 
     stops: Ints
@@ -64,7 +64,7 @@ class Step:
 
 
 class Space:
-    """Every plan of strips of a chain whose layers all have so many rows."""
+    """All plans of strips of a chain whose layers have the same number of rows."""
 
     def __init__(self, model: Model, profile: Profile, rows: int) -> None:
         if any(len(cut.tensors) != 1 for cut in model.cuts[1:]) or any(layer.rows != rows for layer in model.layers):
@@ -77,18 +77,18 @@ class Space:
         self.source = self.names.index(profile.source)
         edges = np.array(self.layouts)
         self.start, self.stop = edges[:, :-1], edges[:, 1:]
-        # The layout with everything on the source.
+        # Index of the layout with all rows on the source.
         self.alone = int(np.argmax((self.stop - self.start)[:, self.source] == rows))
         self.steps = [self._step(first) for first in range(self.count + 1)]
 
     def stages(self, path: Sequence[tuple[int, int]]) -> tuple[Stage, ...]:
-        """Of (stop, layout) of every stage."""
+        """Return the stages of a plan given as (stop, layout) pairs."""
         firsts = [0, *(stop for stop, _ in path)]
         return tuple(stage_of(self.names, self.layouts[m], i, stop) for i, (stop, m) in zip(firsts, path))
 
     def _step(self, first: int) -> Step:
         if first == self.count:
-            # The sink takes everything.
+            # The sink receives the whole answer.
             alone = np.array([self.alone])
             none = np.zeros((1, len(self.names)))
             return self._moved(first, np.array([first + 1]), alone, none, self.start[alone], self.stop[alone])
@@ -110,7 +110,7 @@ class Space:
         return self._moved(first, stops, layouts, seconds, above, below)
 
     def _tile(self, first: int, stop: int, top: int, bottom: int) -> tuple[Region, list[Work]]:
-        """What these rows of a stage read, and what they take."""
+        """Return the region that a strip of a stage reads, and its work."""
         layers, tensors = self.model.layers, self.model.graph.tensors
         made = tensors[layers[stop - 1].tensor]
         wanted = {made.name: Region(top, bottom, 0, made.cols)}
@@ -141,10 +141,10 @@ class Space:
 
 
 def after(step: Step, layout: int, ready: Array) -> Array:
-    """[B, N] when the strips of the next stage are ready at the earliest; -inf for devices without one.
+    """Return, as [B, N], the earliest times at which the strips of the next stage are ready; -inf for unused devices.
 
     Args:
-        layout: of the stage before, whose strips are `ready` [N].
+        layout: layout of the stage before, whose strips are ready at `ready` [N].
     """
     begins = step.begins[layout] + np.where(np.isfinite(ready), ready, 0.0)[:, None]
     order = begins.argsort(axis=1)
@@ -157,14 +157,14 @@ def after(step: Step, layout: int, ready: Array) -> Array:
 
 
 def remaining(space: Space, second: float, joule: float) -> list[Array]:
-    """Per cut, [layout, N]: from when a strip is ready, the least that what follows must still cost."""
+    """Return, per cut as [layout, N], the least cost of the rest of a plan from when a strip is ready."""
     sets, devices = len(space.layouts), len(space.names)
     left = [np.zeros((sets, devices)) for _ in range(space.count + 2)]
     for first in range(space.count, -1, -1):
         step = space.steps[first]
         onwards = np.stack([left[stop][m] for stop, m in zip(step.stops, step.layouts)])
         reached = second * step.compute + onwards
-        # Over the receivers of what the device made, itself among them.
+        # Maximum over the receivers of the strip, which may include the device itself.
         on_wire = step.wire > 0
         came = np.where(on_wire, step.begins, 0.0) + step.wire
         sent = np.where(on_wire, second * came + reached[None, :, None, :], -np.inf)
@@ -176,12 +176,12 @@ def remaining(space: Space, second: float, joule: float) -> list[Array]:
 
 
 class _Bounds:
-    """What no plan that goes on from a partial one can beat."""
+    """Lower bounds on the cost of all plans that extend a partial one."""
 
     def __init__(self, space: Space, objective: Objective) -> None:
         self.space, self.deadline = space, objective.deadline_seconds
         self.second, self.joule = _prices(objective)
-        # (price of a second, what remains at that price)
+        # (price of a second, remaining cost at that price)
         self.priced = [(self.second, remaining(space, self.second, self.joule))]
         if self.deadline is not None:
             self.time = remaining(space, 1.0, 0.0)
@@ -191,7 +191,7 @@ class _Bounds:
                 self.priced.append((price, remaining(space, price, self.joule)))
 
     def below(self, step: Step, joules: Array, ready: Array) -> Array:
-        """[B], given what was spent until the strips of B are ready; infinite where the deadline cannot be met."""
+        """Return the bound of each B, as [B], given the joules spent so far; infinite if the deadline cannot be met."""
         found = np.full(len(joules), -np.inf)
         for price, left in self.priced:
             late = (price - self.second) * (self.deadline or 0.0)
@@ -202,7 +202,7 @@ class _Bounds:
 
 
 def _latest(step: Step, price: float, ready: Array, left: list[Array]) -> Array:
-    """[B] over the strips of B: the price of when one is ready, and what then remains."""
+    """Return, as [B], the maximum over the strips of the price of the ready time plus the remaining cost."""
     onwards = np.stack([left[stop][layout] for stop, layout in zip(step.stops, step.layouts)])
     has = np.isfinite(ready)
     latest: Array = np.where(has, price * np.where(has, ready, 0.0) + onwards, -np.inf).max(axis=1)
@@ -214,8 +214,8 @@ class Best:
     """The outcome of a search.
 
     Attributes:
-        judged: the best plan that meets the deadline; None: there is none, or none was found.
-        bound: what no plan is below; the cost of `evaluated` where the search came to its end.
+        evaluated: the best plan that meets the deadline, or None if none was found.
+        bound: lower bound on the cost of all plans; the cost of `evaluated` if the search was completed.
     """
 
     evaluated: Evaluation | None
@@ -223,16 +223,16 @@ class Best:
 
 
 def best_by_bound(evaluator: Evaluator, rows: int, most: int) -> Best:
-    """The best of all plans for the evaluator's objective.
+    """Return the best of all plans for the evaluator's objective.
 
     Args:
-        rows: of all layers.
-        most: how many partial plans to continue at most.
+        rows: number of rows of every layer.
+        most: maximum number of partial plans to extend.
     """
     space, objective = Space(evaluator.model, evaluator.profile, rows), evaluator.objective
     bounds = _Bounds(space, objective)
     ties = itertools.count()
-    # (bound, tie, children in order of their bounds, which of them is next)
+    # (bound, tie breaker, children in the order of their bounds, index of the next child)
     heap: list[tuple[float, int, _Children, int]] = []
 
     def expand(first: int, layout: int, ready: Array, spent: float, path: tuple[tuple[int, int], ...]) -> None:
@@ -268,7 +268,7 @@ def best_by_bound(evaluator: Evaluator, rows: int, most: int) -> Best:
 
 @dataclass(frozen=True)
 class _Children:
-    """The ways of continuing one partial plan."""
+    """The extensions of one partial plan."""
 
     step: Step
     bounds: Array
@@ -279,5 +279,5 @@ class _Children:
 
 
 def _prices(objective: Objective) -> tuple[float, float]:
-    """Of a second, and of a joule."""
+    """Return the prices of a second and of a joule."""
     return (0.0, 1.0) if objective.goal == "energy" else (1.0, objective.energy_weight)

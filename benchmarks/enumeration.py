@@ -1,4 +1,4 @@
-"""Every plan of strips in the order of the names on whole rows, tried one by one."""
+"""Enumeration of all plans of strips on whole rows, with the devices in the order of their names."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from coedge.plan.plan import Stage
 from coedge.profile.profile import Profile
 from orchestrator.evaluation.evaluator import Evaluation, Evaluator
 
-# The first row of each device's strip, and the number of rows.
+# First row of each device's strip, followed by the number of rows.
 Edges = tuple[int, ...]
 
 
 def every_layout(devices: int, rows: int) -> list[Edges]:
-    """All strips on whole rows; of no rows, where two edges are equal."""
+    """Yield all strips on whole rows. A strip with equal edges has no rows."""
     inner = itertools.combinations_with_replacement(range(rows + 1), devices - 1)
     return [(0, *cut, rows) for cut in inner]
 
 
 def stage_of(names: tuple[str, ...], edges: Edges, first: int, stop: int) -> Stage:
-    """Layers [first, stop) on these strips."""
+    """Return the stage of layers [first, stop) on strips."""
     strips, rows = zip(names, edges, edges[1:]), edges[-1]
     return Stage(first=first, last=stop - 1, regions={n: UnitRect(a / rows, b / rows) for n, a, b in strips if b > a})
 
 
 def every_plan(model: Model, profile: Profile, rows: int) -> Iterator[tuple[Stage, ...]]:
-    """Of a chain whose layers all have so many rows."""
+    """Yield all plans of a chain whose layers have the same number of rows."""
     layouts, count = every_layout(len(profile.names), rows), len(model.layers)
     for number in range(count):
         for inner in itertools.combinations(range(1, count), number):
@@ -38,7 +38,7 @@ def every_plan(model: Model, profile: Profile, rows: int) -> Iterator[tuple[Stag
 
 
 def plan_count(devices: int, layers: int, rows: int) -> int:
-    """How many there are: every cut between two layers may be none, or begin a stage on any layout."""
+    """Return the number of plans: each cut between two layers may be absent, or start a stage on any layout."""
     layouts = len(every_layout(devices, rows))
     return layouts * (1 + layouts) ** (layers - 1)
 

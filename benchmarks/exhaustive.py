@@ -1,7 +1,7 @@
-"""`auto` against every plan of strips in the order of the names on whole rows, on small random instances.
+"""`auto` compared with the best of all plans of strips on whole rows, on small random instances.
 
-An instance has 2 to 4 devices, 2 to 8 layers of 2 to 6 rows and one of six objectives: least latency, latency and
-energy, least energy, each without a deadline, and with one of 1.05 to 1.6 times the least latency that there is.
+An instance has 2 to 4 devices, 2 to 8 layers of 2 to 6 rows and one of six objectives: latency, latency and energy, or
+energy, each without a deadline and with one of 1.05 to 1.6 times the least possible latency.
 
 `python -m benchmarks.exhaustive [--json] [--quick] [--instances 300] [--first 0] [--jobs 1]`, about ten minutes.
 """
@@ -25,18 +25,18 @@ from orchestrator.evaluation.evaluator import Evaluator
 from orchestrator.planner.planner import make_plan
 
 WITHIN = 1.03
-# Partial plans to continue; where that was not enough, the bound stands for the best.
+# Maximum number of partial plans to extend; if they are not enough, the lower bound stands for the best cost.
 MOST = 60_000
 QUICK = 12
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One instance.
+    """The result of an instance.
 
     Attributes:
-        ratio: cost of the plan of `auto` over that of the best; infinite where only the best meets the deadline.
-        decided: whether the search for the best came to its end; if not, `ratio` is against what no plan is below.
+        ratio: cost of the plan of `auto` over that of the best plan; infinite if only the best meets the deadline.
+        decided: whether the search for the best plan was completed; if not, `ratio` is relative to its lower bound.
     """
 
     instance: Instance
@@ -85,11 +85,11 @@ def compare(instance: Instance) -> Outcome:
 
 
 def best_plan(instance: Instance) -> tuple[Objective, Best]:
-    """The instance's objective, and the best of all plans for it."""
+    """Return the objective of the instance and the best of all plans for it."""
     evaluator = Evaluator(instance.model, instance.profile, Objective())
     if instance.kind[1]:
         quickest = best_by_bound(evaluator, instance.rows, MOST)
-        # Where that was not decided, what `auto` finds is a latency that there is, too.
+        # If the search was not completed, the plan of `auto` may have a lower latency.
         seconds = [evaluated.latency_seconds for evaluated in (quickest.evaluated,) if evaluated is not None]
         if not seconds:
             plan = make_plan(instance.model, instance.profile)

@@ -1,4 +1,4 @@
-"""How long a plan from nothing takes, against the number of devices and of layers; with a picture."""
+"""Planning time against the number of devices and the number of layers, with a picture."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.report import Report
 from coedge.core.figure_style import INK, frame, logarithmic
 from coedge.graph.model import Model
 
-# Plans a network for so many devices: seconds.
+# Plans a network for a number of devices and returns the seconds.
 Timed = Callable[[Model, int], float]
 Points = Sequence[tuple[int, float, str]]
 
@@ -18,10 +18,10 @@ _LINE = "#0072B2"
 
 
 def growth(report: Report, models: Mapping[str, Model], counts: Sequence[int], devices: int, timed: Timed) -> None:
-    """Rows and samples of plan times, and a picture of them beside the report.
+    """Return rows and samples of planning times, and draw a picture of them next to the report.
 
     Args:
-        models: from few layers to many; devices vary for the first, layers for `devices` devices.
+        models: models in the order of their layers. Devices vary for the first; layers vary for `devices` devices.
     """
     first = next(iter(models))
     by_devices = []
@@ -43,7 +43,7 @@ def growth(report: Report, models: Mapping[str, Model], counts: Sequence[int], d
 
 
 def draw(by_devices: Points, by_layers: Points, name: str, devices: int, path: str | Path) -> None:
-    """Writes a picture of two panels: seconds against devices, and against layers."""
+    """Draw two panels: seconds against devices, and seconds against layers."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.6, 4.0), dpi=160, layout="constrained")
@@ -58,7 +58,7 @@ def _panel(axes: Any, points: Points, label: str, title: str, style: str) -> Non
 
     axes.plot([at for at, _, _ in points], [seconds for _, seconds, _ in points], style, color=_LINE, markersize=5)
     for index, (at, seconds, name) in enumerate(points):
-        # Above and below in turn: networks of as many layers lie close together.
+        # Labels alternate above and below, because networks with similar numbers of layers are close together.
         axes.annotate(
             name, (at, seconds), xytext=(0, 6 if index % 2 else -12), textcoords="offset points", fontsize=7,
             color=INK, ha="center",

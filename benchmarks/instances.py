@@ -1,4 +1,4 @@
-"""Small random networks and clusters, on which a search can be compared with trying everything."""
+"""Small random networks and clusters, for which a search can be compared with enumeration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from coedge.profile.profile import DeviceProfile, LayerTime, Link, Profile, scal
 
 @functools.cache
 def chain(seed: int, layers: int, rows: int) -> Model:
-    """Convolutions of stride one, kernels of 1, 3 or 5."""
+    """Return a chain of convolutions of stride 1 with kernels of size 1, 3 or 5."""
     generator, values = random.Random(seed), np.random.default_rng(seed)
     before = generator.choice([2, 4])
     shape = [1, before, rows, rows]
@@ -37,7 +37,7 @@ def chain(seed: int, layers: int, rows: int) -> Model:
 
 
 def small_profile(seed: int, model: Model, devices: int) -> Profile:
-    """Devices of unequal speed and watts on links from far too slow to fast."""
+    """Return devices of unequal speed and watts, on links from very slow to fast."""
     generator = random.Random(seed)
     names = [f"d{index}" for index in range(devices)]
     work = [(generator.uniform(0, 0.3), generator.uniform(0.2, 3)) for _ in model.layers]
@@ -68,13 +68,13 @@ KINDS = tuple((goal, tight) for tight in (False, True) for goal in ("latency", "
 
 @dataclass(frozen=True)
 class Instance:
-    """A network of 2 to 8 layers on 2 to 4 devices, and what is wanted.
+    """A network of 2 to 8 layers on 2 to 4 devices, and an objective.
 
     Attributes:
-        rows: of every layer, 2 to 6.
-        kind: of `KINDS`.
-        slack: the deadline over the least latency that there is, where the kind has one.
-        weight: seconds that a joule is worth, where it has a weight.
+        rows: number of rows of every layer, 2 to 6.
+        kind: one of `KINDS`.
+        slack: the deadline over the least possible latency, if the kind has a deadline.
+        weight: energy weight in seconds per joule, if the kind has one.
     """
 
     seed: int

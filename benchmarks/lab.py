@@ -1,7 +1,7 @@
-"""What a message takes on a shaped link of the lab, against what it would take on a wire of that rate.
+"""Time of a message on a shaped link of the lab, compared with the time on a wire of the same rate.
 
-Two hosts, TCP, one message at a time, until its receiver's single byte is back. Needs root and iproute2.
-`python -m benchmarks.lab [--json] [--quick]`, about a quarter of a minute.
+Two hosts exchange one TCP message at a time; the receiver answers with a single byte. Needs root and iproute2.
+`python -m benchmarks.lab [--json] [--quick]`, about 15 seconds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from orchestrator.lab.spec import LabDevice, LabSpec
 PORT, WAIT_SECONDS = 5000, 20.0
 RATES = {"1 MB/s": 1e6, "100 Mbit/s": 12.5e6, "1 Gbit/s": 125e6}
 SIZES = {"100 B": 100, "10 KB": 10_000, "100 KB": 100_000, "1 MB": 1_000_000}
-# Of a frame, what is not the message's; how much of it there is room for.
+# Header bytes and payload bytes of an Ethernet frame.
 HEADER_NBYTES = 66
 PAYLOAD_NBYTES = FRAME_NBYTES - HEADER_NBYTES
 
@@ -77,7 +77,7 @@ def _serve() -> None:
 
 
 def _send(address: str, nbytes: int, count: int) -> None:
-    """Prints the seconds of each message. The bucket is full at its begin, as after a rest."""
+    """Print the seconds of each message. The token bucket is full at the start of each."""
     payload = (nbytes - 8).to_bytes(8, "big") + os.urandom(nbytes - 8)
     with socket.create_connection((address, PORT), timeout=WAIT_SECONDS) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -87,7 +87,7 @@ def _send(address: str, nbytes: int, count: int) -> None:
             connection.sendall(payload)
             assert connection.recv(1)
             seconds = time.perf_counter() - start
-            print(seconds if turn else "", flush=True)  # the first one warms
+            print(seconds if turn else "", flush=True)  # the first one is a warm-up
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Better conditions and no better plan: how often that happens, on small random instances.
+"""How often better conditions give a more expensive plan, on small random instances.
 
     link        one link becomes twice as fast
     device      one more device
-    deadline    a looser one, for least energy
+    deadline    a later deadline, for least energy
 
-Whatever was possible before still is, so the cost should never rise.
+Every plan that was possible before is still possible, so the cost should never rise.
 
 `python -m benchmarks.monotonicity [--json] [--quick] [--instances 100] [--first 0]`, about fifty minutes.
 """
@@ -27,7 +27,7 @@ from orchestrator.planner.planner import make_plan
 
 MOST_RISE = 1.01
 LOOSER = (1.05, 1.4, 2.0)
-# So many times the rows of the instances on which everything can be tried.
+# Factor on the rows of the instances of `benchmarks.exhaustive`.
 TALLER = 2
 QUICK = 6
 
@@ -62,7 +62,7 @@ def monotonicity(report: Report, count: int, first: int = 0) -> None:
 
 
 def _rises(instance: Instance) -> Iterator[tuple[str, float]]:
-    """The cost of the plan under better conditions over that of the plan before, for each kind of them."""
+    """Return the cost of the plan under better conditions over the cost before, for each kind of condition."""
     model, profile, generator = instance.model, instance.profile, random.Random(instance.seed)
     quickest = make_plan(model, profile)
     least = quickest.predicted.latency_seconds if quickest.predicted else 0.0
@@ -78,7 +78,7 @@ def _rises(instance: Instance) -> Iterator[tuple[str, float]]:
     fewer = make_plan(model, profile.without([gone]), objective)
     yield "device", _ratio(fewer, plan, objective)
 
-    # From the tightest on, each against the best of those before: what a tight one allows, a loose one does.
+    # From the earliest deadline on, each is compared with the best before: a plan that meets it meets later ones too.
     before: Plan | None = None
     for factor in LOOSER:
         loose = Objective(goal="energy", deadline_ms=least * factor * 1e3)
@@ -93,7 +93,7 @@ def _rise(model: Model, before: Plan, better: Profile, objective: Objective) -> 
 
 
 def _ratio(before: Plan, after: Plan, objective: Objective) -> float:
-    """Cost of the second over that of the first; infinite where only the first keeps to the constraints."""
+    """Return the cost of the second plan over that of the first; infinite if only the first meets the constraints."""
     if not before.feasible:
         return 0.0
     if not after.feasible:

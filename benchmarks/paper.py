@@ -1,21 +1,20 @@
-"""The figures of the CoEdge paper again: as printed, as predicted on its test bed, and as measured on a cluster.
+"""The figures of the CoEdge paper: as printed, as predicted on its test bed, and as measured on a cluster.
 
-    3       two devices, and all ways to share the rows
+    3       two devices, and all shares of the rows
     10, 11  latency and energy of four networks by four schemes
-    12      energy by deadline
-    13      devices join, one by one
-    14      bandwidth changes; plans are made again from the rates that are measured
+    12      energy against the deadline
+    13      devices join one by one
+    14      the bandwidth changes; plans are made again from the measured rates
 
-Twice: at the printed 1 MB/s, and at 8 MB/s. At 1 MB/s the image alone takes 151 ms (with one byte a value; 602 ms with
-four) where it has to leave the Pi, so no plan meets the 100 ms of the paper; at 8 MB/s its Algorithm 1 meets all of its
-deadlines. The watts are chosen so that a device alone takes the joules of the paper's figures, see
+The figures are made at the printed 1 MB/s and at 8 MB/s. At 1 MB/s the image alone takes 151 ms to leave the Pi (with
+one byte per value; 602 ms with four), so no plan meets the paper's deadline of 100 ms. At 8 MB/s its Algorithm 1 meets
+all of its deadlines. The watts are chosen so that a single device uses the joules of the paper's figures; see
 `configs/testbeds/paper.yaml`.
 
 `python -m benchmarks.paper [--cluster FILE] [--quick | --predicted-only] [--out FOLDER] [--show FOLDER]`. In a lab:
 `coedge lab up configs/lab/paper.yaml --fast-weights`, then
-`coedge lab run -- python -m benchmarks.paper --cluster configs/lab/paper.yaml`, 22 minutes; rates are set by
-`coedge lab rate`.
-Emulated devices have their speed on the network at hand, as the paper's milliseconds imply it.
+`coedge lab run -- python -m benchmarks.paper --cluster configs/lab/paper.yaml`, 22 minutes; `coedge lab rate` sets the
+rates. Emulated devices have the speeds on each network that the paper's milliseconds imply.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ def main() -> int:
             folder = Path(options.show)
         else:
             figures = make(options.quick, options.predicted_only, options.cluster, options.frames, options.lab)
-            # What is worth keeping is not written over by less.
+            # A partial run does not overwrite complete results.
             less = options.quick or options.predicted_only
             folder = Path(options.out or (RESULTS / "paper" if less else ROOT / "docs" / "results"))
             folder.mkdir(parents=True, exist_ok=True)
@@ -73,13 +72,13 @@ def main() -> int:
 
 
 def make(quick: bool, predicted_only: bool, cluster: str | None = None, frames: int = 6, lab: str = "lab") -> Figures:
-    """The points of all figures.
+    """Return the points of all figures.
 
     Args:
-        quick: one network, one scale, few frames.
-        cluster: the file of a cluster that has the devices of the test bed. None: it is emulated here.
-        frames: of each plan.
-        lab: the name of the lab that the cluster is in, if its links are not emulated.
+        quick: use one network, one scale and few frames.
+        cluster: configuration of a cluster with the devices of the test bed; None emulates them on this machine.
+        frames: measured frames per plan.
+        lab: name of the lab of the cluster, if its links are not emulated.
     """
     bed = load_testbed(BED)
     networks = (SWEPT,) if quick else NETWORKS
@@ -109,7 +108,7 @@ def make(quick: bool, predicted_only: bool, cluster: str | None = None, frames: 
 
 
 def predict(bed: Testbed, models: dict[str, Model], given: Sequence[tuple[float, Trial]]) -> list[Point]:
-    """As the simulator has it, on the test bed."""
+    """Predict a point with the simulator on the test bed."""
     profiles = {name: profile_of(bed, model) for name, model in models.items()}
     points = []
     with progress("predicting", len(given)) as done:
@@ -132,7 +131,7 @@ def predict(bed: Testbed, models: dict[str, Model], given: Sequence[tuple[float,
 
 
 def _show(console: Console, points: Sequence[Point]) -> None:
-    """A table per figure, of one scale."""
+    """Print a table per figure for one scale."""
     for figure in dict.fromkeys(point.figure for point in points):
         here = [point for point in points if point.figure == figure]
         title = f"figure {'10 and 11' if figure == '10' else figure}, links of {here[0].scale:g} MB/s"
@@ -198,13 +197,13 @@ def _number(value: float | None) -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cluster", help="its file; by default the test bed is emulated on this machine")
-    parser.add_argument("--lab", default="lab", help="name of the lab that this runs in")
-    parser.add_argument("--quick", action="store_true", help="one network, 8 MB/s, few frames: does it run?")
-    parser.add_argument("--predicted-only", action="store_true", help="no cluster")
-    parser.add_argument("--frames", type=int, default=6, help="of each plan; 6 by default")
-    parser.add_argument("--out", help="folder; by default docs/results, or benchmarks/results/paper for less than all")
-    parser.add_argument("--show", help="tables and pictures again, from the values in this folder")
+    parser.add_argument("--cluster", help="cluster configuration; by default the test bed is emulated on this machine")
+    parser.add_argument("--lab", default="lab", help="name of the lab that this command runs in")
+    parser.add_argument("--quick", action="store_true", help="one network, 8 MB/s, few frames, to check that it runs")
+    parser.add_argument("--predicted-only", action="store_true", help="predict only, without a cluster")
+    parser.add_argument("--frames", type=int, default=6, help="measured frames per plan; 6 by default")
+    parser.add_argument("--out", help="folder; by default docs/results, or benchmarks/results/paper for a partial run")
+    parser.add_argument("--show", help="show tables and pictures of the values in this folder")
     return parser.parse_args()
 
 

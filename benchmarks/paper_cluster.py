@@ -1,4 +1,4 @@
-"""The paper's devices as a cluster: emulated on this machine, or the lab's; and how the rates of its links are set."""
+"""The paper's devices as a cluster, emulated on this machine or in a lab, and the rates of its links."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ LAB_SECONDS = 30.0
 
 
 def emulated(bed: Testbed, network: str) -> dict[str, Any]:
-    """A cluster on this machine like a test bed: its devices at their speed on a network, on links of their rates.
+    """Return the configuration of a test bed as a cluster on this machine, with its speeds on a network and its rates.
 
-    All of them on one machine: their speeds should not add up to more than its cores.
+    All devices share one machine, so their speeds should not add up to more than its cores.
     """
     devices = [
         {
@@ -41,7 +41,7 @@ def emulated(bed: Testbed, network: str) -> dict[str, Any]:
 
 
 def speeds(config: ClusterConfig, bed: Testbed, network: str) -> list[str]:
-    """Overrides that give devices whose speed is emulated their speed on a network."""
+    """Return overrides that give emulated devices their speed on a network."""
     emulated_here = {device.name for device in config.devices if device.speed is not None}
     return [
         f"devices.{device.name}.speed={min(round(speed_on(device, network), 3), 1.0)}"
@@ -51,9 +51,9 @@ def speeds(config: ClusterConfig, bed: Testbed, network: str) -> list[str]:
 
 
 def set_rates(cluster: Cluster, config: ClusterConfig, bed: Testbed, factor: float, lab: str = "lab") -> None:
-    """Gives every device so many times the rate that it has in the test bed, and measures the links.
+    """Multiply the rate that every device has in the test bed, and measure the links.
 
-    Links that are emulated are set in the workers. Others are those of a lab, where `coedge lab rate` sets them.
+    Workers set the rates of emulated links. Other links are those of a lab, where `coedge lab rate` sets them.
 
     Raises:
         ClusterError: the links are real.
@@ -80,7 +80,11 @@ def _set_in_lab(lab: str, name: str, mbps: float) -> None:
 
 
 def check_devices(config: ClusterConfig, bed: Testbed) -> None:
-    """Raises ClusterError where somebody of the test bed is not in the cluster."""
+    """Check that the cluster has all devices of the test bed.
+
+    Raises:
+        ClusterError: a device is missing.
+    """
     names = {device.name for device in config.devices}
     missing = [device.name for device in bed.devices if device.name not in names]
     if missing:
@@ -96,7 +100,7 @@ def measure(
     frames: int,
     lab: str,
 ) -> dict[int, Value]:
-    """What each trial of a network takes. Plans are made from what was measured at its rates."""
+    """Measure each trial of a network. Plans are made from the profile measured at its rates."""
     found: dict[int, Value] = {}
     for factor, moment in dict.fromkeys((trial.factor, trial.moment) for trial in trials.values()):
         set_rates(cluster, config, bed, factor, lab)

@@ -1,4 +1,4 @@
-"""The paper's figures as pictures: paper, predicted and measured beside each other."""
+"""Pictures of the paper's figures with printed, predicted and measured values."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _X = {"12": "deadline, ms", "13": "devices", "14": "step", "3": "rows on the Pi,
 
 
 def draw(figures: Figures, folder: Path) -> list[Path]:
-    """Writes `paper-FIGURE-RATE.svg` into the folder, one per figure and scale.
+    """Draw `paper-FIGURE-RATE.svg` into the folder, one per figure and scale.
 
     Returns:
-        The files.
+        The paths of the pictures.
     """
     from matplotlib import rc_context
 
@@ -39,7 +39,7 @@ def draw(figures: Figures, folder: Path) -> list[Path]:
 
 
 def _bars(points: Sequence[Point]) -> Any:
-    """Figures 10 and 11: a panel per network and quantity, three bars per scheme."""
+    """Draw figures 10 and 11: a panel per network and quantity, with three bars per scheme."""
     from matplotlib.figure import Figure
 
     networks = list(dict.fromkeys(point.network for point in points))
@@ -67,7 +67,7 @@ def _bars(points: Sequence[Point]) -> Any:
 
 
 def _lines(points: Sequence[Point]) -> Any:
-    """A panel per quantity, a colour per series, a kind of line per source."""
+    """Draw a panel per quantity, with a colour per series and a line style per source."""
     from matplotlib.figure import Figure
 
     xs = list(dict.fromkeys(point.x for point in points))
@@ -81,7 +81,7 @@ def _lines(points: Sequence[Point]) -> Any:
                     for point in points
                     if point.series == series
                     and (value := getattr(getattr(point, source), quantity)) is not None
-                    # A plan that misses its deadline is the nearest one: it is no answer.
+                    # A plan that misses its deadline is only the nearest one, so it is not drawn as an answer.
                     and not (point.figure == "12" and getattr(point, source).problem)
                 ]
                 if dots:
@@ -101,7 +101,7 @@ def _lines(points: Sequence[Point]) -> Any:
 
 
 def _legend(figure: Any) -> None:
-    """What any panel shows, once, beside them."""
+    """Draw one legend for all panels."""
     found = {}
     for axes in figure.get_axes():
         for handle, label in zip(*axes.get_legend_handles_labels()):

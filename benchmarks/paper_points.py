@@ -1,4 +1,4 @@
-"""The figures of the CoEdge paper as points, and whether what the paper shows by them is shown again. Pure."""
+"""The figures of the CoEdge paper as points, and the claims that they support. Pure values and functions."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 SOURCES = ("paper", "predicted", "measured")
-# What is as good as equal: rounding of the paper's values and of rows; measuring.
+# Relative tolerances of equal values: rounding of the paper's values and of rows, and measurement errors.
 SLACK = {"paper": 0.0, "predicted": 0.01, "measured": 0.05}
 
 
 @dataclass(frozen=True)
 class Value:
-    """A latency, joules, or neither where there is none.
+    """A latency, an energy, or the problem of a plan.
 
     Attributes:
-        problem: of a plan that breaks its deadline, as predicted: what it breaks.
-        samples_ms: of every frame, if it was measured.
+        problem: the constraint that the predicted plan breaks, if any.
+        samples_ms: latency of every measured frame.
     """
 
     ms: float | None = None
@@ -32,12 +32,12 @@ class Value:
 
 @dataclass(frozen=True)
 class Point:
-    """A bar or a dot of a figure, as in the paper, as predicted, and as measured.
+    """A bar or a marker of a figure, with its printed, predicted and measured values.
 
     Attributes:
-        figure: "10" is of latencies and stands for 11, of joules, too.
-        scale: of the rates of all links, those of the paper being 1.
-        devices: that the plan uses, as predicted.
+        figure: "10" covers figure 10 (latency) and figure 11 (energy).
+        scale: factor on the rates of all links in the paper.
+        devices: devices that the predicted plan uses.
     """
 
     figure: str
@@ -54,10 +54,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Claim:
-    """Something that the paper's figure shows, and whether ours does: None where it cannot be told.
+    """A statement that a figure of the paper supports, and whether our values support it; None if undecided.
 
     Attributes:
-        why: why ours may not.
+        why: reason why our values may not support it.
     """
 
     figure: str
@@ -70,13 +70,13 @@ class Claim:
 
     @property
     def reproduced(self) -> bool:
-        """Whether nothing that is known speaks against it."""
+        """Whether no known value contradicts the claim."""
         return self.paper is None or all(shown in (None, self.paper) for shown in (self.predicted, self.measured))
 
 
 @dataclass
 class Figures:
-    """Everything that there is to show."""
+    """All points and claims."""
 
     environment: dict[str, Any]
     cluster: str
@@ -84,7 +84,7 @@ class Figures:
     points: list[Point] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
-        """As JSON, a point a line, with what follows from them beside it for others to show."""
+        """Write the points as JSON, a point per line, together with the claims."""
         kept = {**asdict(self), "claims": [asdict(claim) for claim in claims_of(self.points)]}
         path.write_text(json.dumps(kept, separators=(",", ":")).replace('{"figure"', '\n{"figure"'), "utf-8")
 
@@ -105,7 +105,7 @@ def _values(point: Mapping[str, Any]) -> dict[str, Value]:
 
 
 def claims_of(points: Sequence[Point]) -> list[Claim]:
-    """What each figure shows, scale by scale."""
+    """Return the claims of each figure, scale by scale."""
     found = []
     for scale in dict.fromkeys(point.scale for point in points):
         here = [point for point in points if point.scale == scale]
@@ -123,7 +123,7 @@ def claims_of(points: Sequence[Point]) -> list[Claim]:
 
 
 def orderings(points: Iterable[Point], quantity: str, source: str) -> tuple[int, int, list[str]]:
-    """How many pairs of schemes on one network are in the paper's order, of how many; and those that are not.
+    """Return the number of pairs of schemes that are in the paper's order, the number of all pairs, and the others.
 
     Args:
         quantity: "ms" or "joules".
@@ -151,7 +151,7 @@ class _Seen:
         self.points, self.source, self.slack = points, source, SLACK[source]
 
     def values(self, series: str, quantity: str) -> list[float]:
-        """Those that there are, of plans that meet what they are to meet."""
+        """Return the values of plans that meet their deadline."""
         found = [
             getattr(self.of(point), quantity)
             for point in self.points
@@ -170,7 +170,7 @@ class _Seen:
         return all(later <= earlier * (1 + self.slack) for earlier, later in itertools.pairwise(values))
 
     def in_time(self, series: str) -> bool | None:
-        """Whether all that has a latency meets its deadline."""
+        """Return whether every latency meets its deadline."""
         met = [
             self.of(point).ms <= point.deadline_ms * (1 + self.slack)  # type: ignore[operator]
             for point in self.points
@@ -184,7 +184,7 @@ def _faster(series: str, other: str) -> Callable[[_Seen], bool | None]:
 
 
 def _compared(series: str, other: str, quantity: str) -> Callable[[_Seen], bool | None]:
-    """Whether one takes less than another on every network."""
+    """Return whether one series is below another on every network."""
 
     def told(seen: _Seen) -> bool | None:
         values: dict[str, dict[str, float]] = {}
@@ -199,7 +199,7 @@ def _compared(series: str, other: str, quantity: str) -> Callable[[_Seen], bool 
 
 
 def _follows_bandwidth(seen: _Seen) -> bool | None:
-    """Whether less bandwidth never means less latency, nor more more."""
+    """Return whether latency never falls when the bandwidth falls, and never rises when it rises."""
     values = [
         (float(point.x.split(": ")[1].split(" ")[0]), value)
         for point in seen.points
@@ -223,7 +223,7 @@ def _misses_at_500(series: str) -> Callable[[_Seen], bool | None]:
 
 
 def _fails_at_the_shortest(seen: _Seen) -> bool | None:
-    """Whether the shortest deadline is met by no plan. (The paper's own failure is no point.)"""
+    """Return whether no plan meets the shortest deadline. (The paper's own failure is not a point.)"""
     first = min(
         (p for p in seen.points if p.series == "coedge"), key=lambda p: p.deadline_ms or 0.0, default=None
     )  # fmt: skip
@@ -254,7 +254,7 @@ _AGAIN = (
 _FOUND = "`auto` searches: with a device less it may come upon a plan that it does not find again, here 4 % quicker"
 _HALOS = "sharing sends rows, which take joules: with slow links the middle is dearer than its ends"
 
-# By figure: (what, whether the paper shows it, None: its values tell; how it is told; why ours may not show it).
+# Per figure: (statement; whether the paper shows it, None to compute it from its values; test; why ours may differ).
 _CLAIMS: Mapping[str, Sequence[tuple[str, bool | None, Callable[[_Seen], bool | None], str]]] = {
     "10": [
         ("CoEdge is faster than Local on every network", None, _faster("coedge", "local"), ""),
@@ -298,7 +298,7 @@ _CLAIMS: Mapping[str, Sequence[tuple[str, bool | None, Callable[[_Seen], bool | 
 
 
 def median_value(ms: Sequence[float], joules: Sequence[float], problem: str) -> Value:
-    """Of frames that were measured."""
+    """Return the value of measured frames."""
     return Value(
         statistics.median(ms) if ms else None, statistics.median(joules) if joules else None, problem,
         tuple(round(value, 3) for value in ms),

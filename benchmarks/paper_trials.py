@@ -1,7 +1,7 @@
-"""What the figures of the CoEdge paper consist of: trials, each a plan to be made for some devices and links.
+"""The trials behind the figures of the CoEdge paper: each is a plan for some devices and links.
 
-Energy within the deadline is what `coedge` and `auto` plan for, as the paper does; figure 13 also shows plans for least
-latency, as its deadline leaves all of the work to the thriftiest device.
+`coedge` and `auto` plan for least energy within the deadline, as the paper does. Figure 13 also shows plans for least
+latency, because its deadline leaves all of the work to the device that uses the least energy.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PAPERS: Mapping[str, Any] = json.loads(VALUES.read_text(encoding="utf-8"))
 NETWORKS: tuple[str, ...] = tuple(PAPERS["deadlines_ms"])
 SCHEMES = ("local", "modnn", "musical_chair", "coedge", AUTO)
 SWEPT = "alexnet"
-# Besides those of the paper: where its deadlines cannot be met, later ones may.
+# Deadlines in addition to those of the paper, which may be met where the paper's cannot.
 DEADLINES_MS = (50, 75, 100, 125, 150, 200, 250, 300, 400, 500)
 PERCENT = tuple(range(0, 101, 10))
 
@@ -34,16 +34,16 @@ Maker = Callable[[Model, Profile], Plan]
 
 @dataclass(frozen=True)
 class Trial:
-    """A bar or a dot.
+    """A bar or a marker of a figure.
 
     Attributes:
-        figure: "10" stands for 10 and 11: latency and energy of the same trials.
-        series, x: where it is in its figure.
-        make: the plan, given the profile of all devices with links as they are in this trial.
-        factor: of the rate of all links, 1 being as in the test bed.
-        moment: trials of different moments are apart, though their links be alike: rates are set, and measured, anew.
-        deadline_ms: that it is to meet; None: none.
-        paper_ms, paper_joules: None: the paper has no such value.
+        figure: "10" covers figures 10 and 11, which show latency and energy of the same trials.
+        series, x: position in the figure.
+        make: returns the plan, given the profile of all devices with the links of this trial.
+        factor: factor on the rate of all links of the test bed.
+        moment: trials of different moments are separate even with equal links: rates are set and measured again.
+        deadline_ms: deadline of the plan, or None.
+        paper_ms, paper_joules: values in the paper, or None.
     """
 
     figure: str
@@ -59,7 +59,7 @@ class Trial:
 
 
 def trials(scale: float, networks: Sequence[str] = NETWORKS) -> list[Trial]:
-    """All of them, with links of `scale` times the rates of the paper."""
+    """Return all trials, with links of `scale` times the rates of the paper."""
     found = [*_figure_10(networks), *_figure_12(), *_figure_13(), *_figure_14(), *_figure_3()]
     return [_scaled(trial, scale) for trial in found]
 
@@ -145,7 +145,7 @@ def _figure_3() -> list[Trial]:
 
 
 def _by_scheme(scheme: str, deadline_ms: float, goal: str = "energy", there: tuple[str, ...] | None = None) -> Maker:
-    """The baselines do not know of deadlines."""
+    """Return the plan of a scheme. The baselines ignore deadlines."""
     wanted = Objective() if scheme in ("local", "modnn", "musical_chair") else Objective.model_validate(
         {"goal": goal, "deadline_ms": deadline_ms}
     )  # fmt: skip
@@ -158,7 +158,7 @@ def _by_scheme(scheme: str, deadline_ms: float, goal: str = "energy", there: tup
 
 
 def _split(first: str, second: str, share: float) -> Maker:
-    """Layer by layer, this share of the rows on the first device, the others on the second."""
+    """Return a plan with a stage per layer, and a given share of the rows on the first of two devices."""
 
     def make(model: Model, profile: Profile) -> Plan:
         plan = even_plan(model, (first, second), boundaries=(share,), source=profile.source)
@@ -173,7 +173,7 @@ def _split(first: str, second: str, share: float) -> Maker:
 
 
 def with_rates(profile: Profile, factor: float) -> Profile:
-    """The profile with all links and media so many times as fast."""
+    """Return the profile with the rates of all links and media multiplied by a factor."""
 
     def faster(items: Sequence[Any]) -> tuple[Any, ...]:
         return tuple(

@@ -1,8 +1,8 @@
-"""Predicted against measured: stages on one device, and frames on emulated clusters of 2 to 5 devices.
+"""Predicted against measured times: stages on one device, and frames on emulated clusters of 2 to 5 devices.
 
-    stages    what a profile says of stages at row counts and lengths that were not in its fit, over the zoo
-    frames    latency of every scheme's plan and of `auto`, 6 networks; plans of one case in turns of four frames
-    order     whether plans are ranked as reality ranks them: Kendall's tau of each case (cluster and network)
+    stages    predicted times of stages with row counts and lengths that the fit did not use, over the zoo
+    frames    latency of the plans of every scheme and of `auto`, for 6 networks; plans run in turns of four frames
+    order     whether plans are ranked as measured: Kendall's tau of each case (cluster and network)
 
 `python -m benchmarks.prediction [--json] [--quick]`, about ten minutes (one).
 """
@@ -31,7 +31,7 @@ from orchestrator.planner.planner import AUTO, SCHEMES
 from workers.calibration.calibration_run import CalibrationRun
 from workers.calibration.layer_times import measure_layers, rows_program
 
-# Speeds add up to 1.0 at most, so that two cores are enough; links in Mbit/s and ms.
+# Speeds add up to at most 1.0, so that two cores are enough. Links are in Mbit/s and ms.
 Links = list[tuple[float, float, float]]
 CLUSTERS: dict[str, Links] = {
     "2 devices": [(0.5, 1000, 0.1), (0.4, 1000, 0.1)],
@@ -42,12 +42,12 @@ CLUSTERS: dict[str, Links] = {
 OPTIONS: dict[str, dict[str, Any]] = {"unet": {"width": 0.25}, "vgg16": {"width": 0.5}}
 SIZES = {"unet": 160}
 NETWORKS = ("mobilenet_v2", "resnet18", "googlenet", "squeezenet", "unet", "vgg16")
-# Turns of so many frames: a plan finds the weights of the one before in the caches, so the first does not count.
+# Frames per turn. The first does not count, because caches hold the weights of the plan before.
 FRAMES, LEAST_TURNS, MOST_TURNS = 4, 3, 6
-# (share of the rows, layers per stage): none of them is in the fit.
+# (share of the rows, layers per stage) of stages that the fit does not use.
 HELD_OUT = ((0.65, 1), (0.3, 1), (0.15, 1), (0.6, 2), (0.3, 4), (0.15, 4), (0.8, 6), (0.45, 12), (1.0, 24))
 STAGE_SWEEPS = 5
-# Of the emulated device that runs them.
+# Speed of the emulated device that runs them.
 SPEED = 0.3
 BEGUN = time.monotonic()
 
@@ -77,7 +77,7 @@ def _example(name: str) -> Any:
 
 @dataclass(frozen=True)
 class Case:
-    """One scheme's plan of one network on one cluster."""
+    """The plan of a scheme for a network on a cluster."""
 
     cluster: str
     network: str
@@ -92,7 +92,7 @@ class Case:
 
 
 def frames(report: Report, models: dict[str, Model], clusters: dict[str, Links], seconds: float) -> None:
-    """Measures the plans of each cluster and network for about so many seconds."""
+    """Measure the plans of each cluster and network for about the given number of seconds."""
     cases: list[Case] = []
     with tempfile.TemporaryDirectory() as cache:
         for label, devices in clusters.items():
@@ -113,7 +113,7 @@ def frames(report: Report, models: dict[str, Model], clusters: dict[str, Links],
         _spread(report, f"frames, {name}", [case.error for case in cases if case.network == name])
     for scheme in (*SCHEMES, AUTO):
         _spread(report, f"frames, {scheme}", [case.error for case in cases if case.scheme == scheme])
-    # A plan that several schemes agree on counts once in the second.
+    # A plan shared by several schemes counts once in the second row.
     for what, found in (("all schemes", cases), ("distinct plans", distinct)):
         percent = [abs(case.error) * 100 for case in found]
         report.at_most(f"frames, {what}: median error", float(np.median(percent)), "%", 8)
@@ -145,7 +145,7 @@ def _cases(report: Report, label: str, cluster: Any, model: Model, seconds: floa
 def _medians(
     report: Report, case: str, cluster: Any, model: Model, plans: dict[str, Plan], seconds: float
 ) -> dict[str, float]:
-    """Measured latency of each distinct plan, by digest: in turns, warm."""
+    """Return the measured median latency of each distinct plan, by digest. Plans run in turns, after a warm-up."""
     distinct = {plan.digest: (scheme, plan) for scheme, plan in reversed(plans.items())}
     arrays = _example(model.name).numpy()
     taken: dict[str, list[float]] = {digest: [] for digest in distinct}
@@ -166,7 +166,7 @@ def _medians(
 
 
 def stages(report: Report, models: dict[str, Model], budget_seconds: float) -> None:
-    """Stages at row counts and of lengths that were not in the fit, as the worker runs them alone."""
+    """Measure stages with row counts and lengths that the fit did not use, in the way of a worker."""
     everything: list[float] = []
     for name, model in models.items():
         times = measure_layers(model, 1, SPEED, budget_seconds)
@@ -206,7 +206,7 @@ def _spread(report: Report, what: str, errors: Sequence[float]) -> None:
 
 
 def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
-    """Tau-b: pairs in the same order minus pairs in the opposite one, over the pairs that are no ties."""
+    """Return tau-b: concordant minus discordant pairs over the pairs that are not ties."""
     pairs = [(i, j) for i in range(len(first)) for j in range(i)]
 
     def signs(values: Sequence[float]) -> list[int]:

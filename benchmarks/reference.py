@@ -1,7 +1,7 @@
-"""Measures the reference profile: layer times and codecs on one core of this machine, for synthetic devices.
+"""Measure the reference profile: layer times and codecs on one core of this machine, for synthetic devices.
 
-Every network as the command line captures it (uint8 in), layer after layer, in rounds over all of them, so that
-a disturbance of some seconds spoils one round at most; of each layer the median over the rounds is kept.
+Every network is captured as by the command line (uint8 input) and measured layer by layer, in rounds over all networks.
+A disturbance of some seconds thus affects one round at most. The median over the rounds is kept for each layer.
 
 `python -m benchmarks.reference [--rounds 3] [--folder coedge/data/reference] [NAME ...]`, about three minutes.
 """
@@ -30,7 +30,7 @@ from workers.calibration.layer_times import measure_layers
 from workers.transport.codecs import measure_codecs
 
 DIGITS = 4
-# Of the emulated device that is measured: its times count, not its rests.
+# Speed of the emulated device that is measured. Only its computing times count, not its waiting.
 SPEED = 0.3
 Times = tuple[list[LayerTime], list[LayerTime]]
 Codecs = tuple[dict[str, CodecSpeed], dict[str, dict[str, float]]]
@@ -38,10 +38,10 @@ Codecs = tuple[dict[str, CodecSpeed], dict[str, dict[str, float]]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="network of the zoo; all of them where left out")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each network is measured")
-    parser.add_argument("--budget", type=float, default=5.0, help="about how many seconds to measure it, each time")
-    parser.add_argument("--folder", type=Path, default=REFERENCE_TIMES, help="where the files go, one for each network")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="network of the zoo; all networks by default")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of measurements per network")
+    parser.add_argument("--budget", type=float, default=5.0, help="approximate seconds per measurement")
+    parser.add_argument("--folder", type=Path, default=REFERENCE_TIMES, help="folder for the files, one per network")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in zoo.NAMES]
     if unknown or options.rounds < 1:
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def compare(models: Mapping[str, Model], folder: Path) -> None:
-    """Prints how well each network's time follows from what was measured of all the others."""
+    """Print how well the time of each network follows from the measurements of all the others."""
     files = sorted(folder.glob("*.json"))
     known = {path.stem: ReferenceModel.model_validate_json(path.read_text(encoding="utf-8")) for path in files}
     if len(known) < 2:
@@ -86,7 +86,7 @@ def compare(models: Mapping[str, Model], folder: Path) -> None:
 
 
 def _medians(model: Model, rounds: Sequence[Times]) -> Times:
-    """Of each layer the round in which it took neither long nor short, for all of its rows."""
+    """Return, for each layer, the round with the median time for all of its rows."""
 
     def median(times: Sequence[LayerTime], rows: int) -> LayerTime:
         return sorted(times, key=lambda time: time.seconds(rows))[(len(times) - 1) // 2]
@@ -99,7 +99,7 @@ def _medians(model: Model, rounds: Sequence[Times]) -> Times:
 
 
 def reference_file(model: Model, times: Times, codecs: Codecs) -> str:
-    """JSON of a `ReferenceModel`, a line for each layer."""
+    """Return the JSON of a `ReferenceModel` with a line per layer."""
     taken, (speeds, ratios) = model.inputs[0], codecs
     packed = {name: {codec: _rounded(ratio) for codec, ratio in known.items()} for name, known in ratios.items()}
     head = {
@@ -128,7 +128,7 @@ def reference_file(model: Model, times: Times, codecs: Codecs) -> str:
 
 
 def machine() -> dict[str, str]:
-    """What the times depend on. No names of hosts."""
+    """Return the properties of the machine that the times depend on, without host names."""
     import numpy
     import onnxruntime
 

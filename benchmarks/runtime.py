@@ -1,14 +1,14 @@
-"""What running on a cluster costs beside the kernels, and what several devices bring.
+"""Overhead of the runtime over the kernels, and the gain of several devices.
 
-    one device    frame by frame and as a stream, against `InferenceSession.run` on the whole model; its memory
+    one device    single frames and a stream, against `InferenceSession.run` on the whole model; its memory
     halves        two devices at half speed, a stage per layer, against half the time of one of them
-    pipeline      a stream through two devices, some layers each, against the busier one's kernels
-    halos         borders first against not: how much of the transfers hides behind kernels
+    pipeline      a stream through two devices with some layers each, against the kernels of the busier one
+    halos         halo first against not: the share of the transfers that overlaps with kernels
     bound         four unequal devices by `auto`, against the divisible-load bound
-    streams       frames per second by the mixture and by the best single plan, beside what was predicted
-    speed-up      2 to 4 devices by known schemes, against one of them, beside the ideal: the sum of the speeds
+    streams       frames per second by the mixture and by the best single plan, against the prediction
+    speed-up      2 to 4 devices by known schemes, against one of them and against the ideal, the sum of the speeds
 
-Devices are emulated, but for the one. What is compared is taken in turns.
+All devices except the one of `one device` are emulated. Compared plans run in turns.
 `python -m benchmarks.runtime [--json] [--quick]`, about a quarter of an hour (two minutes).
 """
 
@@ -84,11 +84,11 @@ def _array(model: Model) -> Array:
 
 
 def _latencies(cluster: Any, model: Model, x: Array, plans: Mapping[str, Plan], frames: int) -> dict[str, list[float]]:
-    """Seconds of each frame by each plan, in turns, warm."""
+    """Return the seconds of each frame by each plan. Plans run in turns, after a warm-up."""
     taken: dict[str, list[float]] = defaultdict(list)
     for number in range(frames + 1):
         for label, plan in plans.items():
-            # The plan before has left its own weights in the caches: the second frame counts.
+            # Caches hold the weights of the plan before, so the second frame counts.
             cluster.submit(model, x, plan=plan, timeout=60.0).result()
             job = cluster.submit(model, x, plan=plan, timeout=60.0)
             job.result()
@@ -98,7 +98,7 @@ def _latencies(cluster: Any, model: Model, x: Array, plans: Mapping[str, Plan], 
 
 
 def one_device(report: Report, models: dict[str, Model], frames: int) -> None:
-    """At real speed, one thread: single frames, and a stream."""
+    """Measure single frames and a stream at real speed on one thread."""
     with coedge.connect({"devices": [{"name": "only", "threads": 1}]}) as cluster:
         for name, model in models.items():
             x, plan = _array(model), _whole(model)
@@ -132,7 +132,7 @@ def _seconds(function: Callable[[], object]) -> float:
 
 
 def _stream_seconds(cluster: Any, model: Model, x: Array, plan: Plan, frames: int) -> float:
-    """Seconds per frame once the stream is full: from the first answer to the last."""
+    """Return the seconds per frame of a stream in its steady state, from the first answer to the last."""
     answers = cluster.stream(model, [x] * (frames + 2), plan=plan)
     next(answers)
     next(answers)
@@ -179,7 +179,7 @@ def pipeline(report: Report, models: dict[str, Model], frames: int) -> None:
 
 
 def _middle(cluster: Any, model: Model, x: Array) -> int:
-    """The layer before which half of the time has passed."""
+    """Return the layer before which half of the time has passed."""
     job = cluster.submit(model, x, plan=even_plan(model, ["d0"]))
     job.result()
     spans = sorted((s for s in job.timeline.spans if s.kind == "compute"), key=lambda span: span.start_seconds)
@@ -193,7 +193,7 @@ def _middle(cluster: Any, model: Model, x: Array) -> int:
 
 
 def _cut(model: Model, at: int) -> Plan:
-    """The first layers on d0, the others on d1."""
+    """Return a plan with the first layers on d0 and the others on d1."""
     last = len(model.layers) - 1
     stages = (
         Stage(first=0, last=at - 1, regions={"d0": UNIT}),
@@ -203,11 +203,11 @@ def _cut(model: Model, at: int) -> Plan:
 
 
 def halos(report: Report, frames: int) -> None:
-    """Ten like convolutions and two light ones on two devices, where a halo takes `HALO_SHARE` of a stage."""
+    """Measure ten equal convolutions between two light ones on two devices, with a halo of `HALO_SHARE` of a stage."""
     import torch
 
     channels, rows, speed = 64, 112, 0.5
-    sizes = [1, *[channels] * 10, 1]  # what the client sends and gets is light
+    sizes = [1, *[channels] * 10, 1]  # input and answer of the client are light
     convolutions = [torch.nn.Conv2d(few, many, 3, padding=1) for few, many in itertools.pairwise(sizes)]
     net = torch.nn.Sequential(*(module for conv in convolutions for module in (conv, torch.nn.ReLU()))).eval()
     example = torch.rand(1, 1, rows, rows)
@@ -254,7 +254,7 @@ def bound(report: Report, models: dict[str, Model], frames: int, rates: tuple[in
 
 
 def speed_up(report: Report, models: dict[str, Model], frames: int) -> None:
-    """On a 1 Gbit/s network."""
+    """Measure plans on a 1 Gbit/s network."""
     for speeds in ((0.5, 0.5), (0.5, 0.3, 0.2), (0.4, 0.2, 0.1, 0.1)):
         devices = [
             {"name": f"d{i}", "speed": speed, "link": {"mbps": 1000, "latency_ms": 0.1}}
@@ -279,7 +279,7 @@ def speed_up(report: Report, models: dict[str, Model], frames: int) -> None:
 
 
 def memory(report: Report, models: dict[str, Model]) -> None:
-    """What a worker takes once it ran a model, above what it takes with none; a worker of its own for each."""
+    """Measure the memory of a worker after it ran a model, above that of an idle worker; each uses a new worker."""
     for name, model in models.items():
         with coedge.connect({"devices": [{"name": "only", "threads": 1}]}) as cluster:
             process = psutil.Process(cluster.devices()[0].pid)
@@ -291,13 +291,13 @@ def memory(report: Report, models: dict[str, Model]) -> None:
             predicted = program_nbytes(lower(plan, model)["only"], model)
             report.note(f"{name}: memory of a worker, predicted", predicted / 1e6, "MB")
             report.note(f"{name}: resident, above its {empty.rss / 1e6:.0f} MB", (full.rss - empty.rss) / 1e6, "MB")
-            # What Ray's object store holds is shared by the devices of a host.
+            # Ray's object store is shared by the devices of a host, so it does not count.
             report.note(f"{name}: of that, not shared", (full.uss - empty.uss) / 1e6, "MB")
             _say(f"memory, {name}")
 
 
 def streams(report: Report, models: dict[str, Model], rounds: int) -> None:
-    """Unequal emulated devices on a 1 Gbit/s network. Filling and emptying take four rounds that do not count."""
+    """Measure streams on unequal emulated devices at 1 Gbit/s. Filling and draining take four uncounted rounds."""
     speeds = (0.4, 0.2, 0.1, 0.05)
     devices = [
         {"name": f"d{i}", "speed": speed, "link": {"mbps": 1000, "latency_ms": 0.1}} for i, speed in enumerate(speeds)

@@ -1,10 +1,10 @@
-"""What an exchange between two devices takes: both send so many bytes at once, and wait for the other's.
+"""Time of an exchange between two devices: both send the same number of bytes at once and wait for the other's.
 
-    loopback    a `Transport` in the clear, encrypted, and by the short cut of processes on one machine, against TCP
-                sockets with the same bytes, in turns
+    loopback    a `Transport` in the clear, encrypted, and over the local socket of one machine, against TCP sockets
+                with the same bytes, in turns
     links       encrypted, over emulated links, against the time on the wire
 
-Two processes. `python -m benchmarks.transport [--json] [--quick]`, about half a minute.
+Two processes take part. `python -m benchmarks.transport [--json] [--quick]`, about half a minute.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def links(report: Report, rounds: int) -> None:
 
 
 def _rounds(exchange: Exchange, peer: Connection, nbytes: int, count: int) -> list[float]:
-    """Seconds of each exchange."""
+    """Return the seconds of each exchange."""
     peer.send((nbytes, count + WARM_ROUNDS))
     seconds = []
     for _ in range(count + WARM_ROUNDS):
@@ -94,7 +94,7 @@ def _rounds(exchange: Exchange, peer: Connection, nbytes: int, count: int) -> li
 
 @contextlib.contextmanager
 def _pair(kind: str, rate: float | None = None) -> Iterator[tuple[Exchange, Connection]]:
-    """This end of an exchange, and what tells the process at the other end to take part."""
+    """Return this end of an exchange, and the function that makes the process at the other end take part."""
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_serve, args=(there, kind, rate), daemon=True)
     process.start()
@@ -167,7 +167,7 @@ def _tcp(other: Connection, index: int) -> Iterator[socket.socket]:
 
 
 def _exchange_tcp(connection: socket.socket, nbytes: int) -> None:
-    """As fast as sockets go: what is there is read while the rest is sent, into memory that is there already."""
+    """Exchange bytes as fast as sockets allow: read into preallocated memory while the rest is sent."""
     outgoing, incoming = memoryview(_OUT)[:nbytes], memoryview(_IN)[:nbytes]
     sent = got = 0
     while sent < nbytes or got < nbytes:

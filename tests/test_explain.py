@@ -1,4 +1,4 @@
-"""Explanations of plans: seconds and joules that add up, worths that are true, devices left out for a reason."""
+"""Tests of explanations: critical paths, energy, sensitivities, constraints and unused devices."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ pytestmark = pytest.mark.usefixtures("brief_search")
 
 
 def made(plan: Plan, model: Model, profile: Profile, objective: Objective | None = None) -> Plan:
-    """The plan as the planner would hand it out: from the source and back, with its prediction."""
+    """Return the plan with its prediction, as the planner does."""
     evaluator = Evaluator(model, profile, objective or Objective())
     return evaluator.plan(evaluator.evaluate(plan.stages, plan.scheme))
 
 
 @given(case=cases())
 @examples(30)
-def test_the_path_adds_up_to_the_latency_and_names_who_takes_part(case: tuple[Plan, Profile]) -> None:
+def test_the_parts_of_the_path_add_up_to_the_latency(case: tuple[Plan, Profile]) -> None:
     plan, profile = case
     timeline = run(plan, profile, halos())
     path = path_of(timeline)
@@ -66,9 +66,9 @@ def test_the_path_adds_up_to_the_latency_and_names_who_takes_part(case: tuple[Pl
         assert part.peer or part.device in timeline.compute_seconds()
 
 
-def test_a_layer_split_waits_for_both_devices_and_both_ways() -> None:
+def test_the_path_of_a_layer_split_has_both_devices_and_both_directions() -> None:
     model = two_layers(2)
-    # 8 rows at 1 and 2 s; 1024 bytes to and fro at 1024 and 512 bytes/s, half a second on their way.
+    # 8 rows at 1 and 2 s; 1024 bytes each way at 1024 and 512 bytes/s, with half a second of latency.
     rates = {("a", "b"): 1024.0, ("b", "a"): 512.0}
     profile = cluster(model, seconds_per_row={"a": 1.0, "b": 2.0}, rates=rates, latency=0.5)
     path = path_of(run(layer_split(model, 1, sink="a"), profile, model))
@@ -78,7 +78,7 @@ def test_a_layer_split_waits_for_both_devices_and_both_ways() -> None:
     }  # fmt: skip
 
 
-def test_the_way_between_client_and_source_is_part_of_it() -> None:
+def test_the_time_between_client_and_source_is_part_of_the_path() -> None:
     model = two_layers(1)
     profile = cluster(model, ("a",)).model_copy(update={"client_seconds": 0.5})
     timeline = run(one_stage(model, {"a": UNIT}, "a"), profile, model)
@@ -87,7 +87,7 @@ def test_the_way_between_client_and_source_is_part_of_it() -> None:
     assert [(part.kind, part.words) for part in path] == [("compute", "a computing"), ("client", "client <-> a")]
 
 
-def test_waiting_for_the_air_counts_for_the_link_that_holds_it() -> None:
+def test_waiting_for_a_medium_counts_for_the_link_of_the_message() -> None:
     model = two_layers(1)
     profile = cluster(
         model, ("a", "b", "c"), rate=1e6, media=(Medium(name="air", devices=("b", "c"), bytes_per_second=64.0),)
@@ -108,7 +108,7 @@ def test_the_busiest_resource_limits_a_stream(case: tuple[Plan, Profile]) -> Non
     assert 1 / seconds == pytest.approx(timeline.saturated_fps(profile))
 
 
-def test_one_percent_of_one_device_alone() -> None:
+def test_sensitivity_of_a_single_device() -> None:
     model = two_layers(2)
     profile = cluster(model, ("a",), power=PowerConfig(compute_watts=3.0))
     found = explain(made(one_stage(model, {"a": UNIT}, "a"), model, profile), model, profile, Objective())
@@ -119,9 +119,9 @@ def test_one_percent_of_one_device_alone() -> None:
     assert found.bottleneck == "a computing, 100% of the latency"
 
 
-def test_links_that_are_waited_for_are_worth_something_and_others_nothing() -> None:
+def test_only_resources_on_the_critical_path_have_a_sensitivity() -> None:
     model = two_layers(2)
-    # b is far slower than a: what a sends is waited for, what a computes is not.
+    # b is far slower than a, so the frame waits for messages of a but not for its computing.
     profile = cluster(model, seconds_per_row={"a": 0.001, "b": 1.0}, rate=100.0, latency=0.1)
     plan = plan_of(model, [(1, {"a": UPPER, "b": LOWER}), (1, {"b": UNIT})], "a", "a")
     found = explain(made(plan, model, profile), model, profile, Objective())
@@ -139,7 +139,7 @@ def test_links_that_are_waited_for_are_worth_something_and_others_nothing() -> N
     assert [w.saves.latency_seconds for w in found.sensitivities] == sorted(saved.values(), reverse=True)
 
 
-def test_a_medium_is_worth_what_its_links_are_not() -> None:
+def test_a_medium_that_limits_its_links_has_the_sensitivity() -> None:
     model = two_layers(1)
     air = Medium(name="air", devices=("a", "b"), bytes_per_second=64.0)
     profile = cluster(model, rate=64.0, media=(air,))
@@ -150,7 +150,7 @@ def test_a_medium_is_worth_what_its_links_are_not() -> None:
     assert "10 % more bandwidth a -> b" not in saved
 
 
-def test_for_a_stream_only_the_busiest_is_worth_something() -> None:
+def test_for_throughput_only_the_busiest_resource_has_a_sensitivity() -> None:
     model = two_layers(2)
     profile = cluster(model, seconds_per_row={"a": 1.0, "b": 3.0}, rate=1e6)
     goal = Objective(goal="throughput")
@@ -163,16 +163,16 @@ def test_for_a_stream_only_the_busiest_is_worth_something() -> None:
 
 @given(data=st.data())
 @examples(20)
-def test_changed_profiles_differ_in_what_they_say_alone(data: st.DataObject) -> None:
+def test_changed_profiles_differ_in_one_figure_only(data: st.DataObject) -> None:
     plan, profile = data.draw(cases())
     model, timeline = halos(), run(plan, profile, halos())
     name = data.draw(st.sampled_from(profile.names))
-    _ = profile.by_name, profile.link("a", "b")  # looked up before: copies must not keep it
+    _ = profile.by_name, profile.link("a", "b")  # fills the caches of the profile, which copies must not keep
     faster = run(plan, sensitivity.faster_device(profile, name, 2.0), model)
     for device, seconds in timeline.compute_seconds().items():
         assert faster.compute_seconds()[device] == pytest.approx(seconds / 2 if device == name else seconds)
-    thrifty = sensitivity.fewer_watts(profile, name, 4.0)
-    for item, other in zip(timeline.energy(profile), timeline.energy(thrifty), strict=True):
+    efficient = sensitivity.fewer_watts(profile, name, 4.0)
+    for item, other in zip(timeline.energy(profile), timeline.energy(efficient), strict=True):
         assert other.joules == pytest.approx(item.joules / 4 if item.device == name else item.joules)
     nearer = sensitivity.lower_latency(profile, 2.0, [name])
     for link in profile.links:
@@ -185,7 +185,7 @@ def test_changed_profiles_differ_in_what_they_say_alone(data: st.DataObject) -> 
     ]
 
 
-def test_joules_add_up_and_name_their_source() -> None:
+def test_joules_add_up_and_have_a_source() -> None:
     model = two_layers(2)
     profile = cluster(
         model, power=PowerConfig(idle_watts=1.0, compute_watts=2.0, transmit_watts=1.0, receive_watts=0.5)
@@ -218,7 +218,7 @@ def test_numbers_have_three_digits_and_no_exponent(words: str, expected: str) ->
 
 @functools.cache
 def rack() -> tuple[Model, Profile]:
-    """Three boards of which the source is fast and hungry, the others slow and thrifty, on quick links."""
+    """Return a fast source with high power and two slow boards with low power, on fast links."""
     model = long_chain()
     watts = {"a": (20.0, 0.1), "b": (1.0, 0.1), "c": (1.0, 0.1)}
     return model, synthetic_profile(model, {"a": 1.0, "b": 0.4, "c": 0.4}, 1e7, 1e-5, watts)
@@ -237,7 +237,7 @@ def constraint(objective: Objective, model: Model, profile: Profile, everybody: 
     return plan, {c.name: c for c in check_constraints(plan, model, profile, objective, figures, everybody)}
 
 
-def test_a_deadline_that_binds_says_what_more_time_would_bring() -> None:
+def test_a_binding_deadline_has_the_savings_of_a_later_one() -> None:
     model, profile = rack()
     free = rack_plan(Objective(goal="energy"))
     least = rack_plan(Objective())
@@ -247,7 +247,7 @@ def test_a_deadline_that_binds_says_what_more_time_would_bring() -> None:
     (deadline,) = found.values()
     assert plan.feasible and deadline.state == "binds" and deadline.sensitivity is not None
     assert "to spare" in deadline.text and "less for every ms" in deadline.text
-    # True: with that deadline the planner finds a plan that saves at least so much.
+    # With that deadline the planner does find a plan that saves at least as much.
     assert plan.predicted is not None
     later = (plan.predicted.latency_seconds - deadline.sensitivity.saves.latency_seconds) * 1e3
     assert later > between
@@ -265,14 +265,14 @@ def test_a_deadline_is_broken_or_met() -> None:
     assert next(iter(found.values())).state == "met" and "a later deadline would not help" in str(found)
 
 
-def test_what_misses_its_deadline_is_explained_for_least_latency() -> None:
+def test_a_plan_that_misses_its_deadline_is_explained_for_least_latency() -> None:
     model, profile = rack()
     objective = Objective(goal="energy", deadline_ms=1e-3)
     found = explain(make_plan(model, profile, objective), model, profile, objective)
     assert found.objective.goal == "latency" and "of the latency; and deadline" in found.bottleneck
 
 
-def test_keeping_layers_on_the_source_costs_what_planning_without_says() -> None:
+def test_keep_local_has_the_savings_of_a_plan_without_it() -> None:
     model, profile = rack()
     objective = Objective(goal="energy", keep_local=4)
     plan, found = constraint(objective, model, profile)
@@ -285,7 +285,7 @@ def test_keeping_layers_on_the_source_costs_what_planning_without_says() -> None
     assert goal_words(_figures(rack_plan(Objective(goal="energy"))), objective) in kept.text
 
 
-def test_a_device_that_is_excluded_is_missed_or_not() -> None:
+def test_an_excluded_device_binds_only_if_it_would_improve_the_plan() -> None:
     model, profile = rack()
     objective = Objective(goal="energy")
     useless = synthetic_profile(model, {"a": 1.0, "b": 0.4, "slow": 1e-3}, 1e7, 1e-5, {"a": (20.0, 0.1)})
@@ -296,7 +296,7 @@ def test_a_device_that_is_excluded_is_missed_or_not() -> None:
     assert found["without slow"].state == "met"
 
 
-def test_memory_that_is_short_is_said_with_what_more_is_worth() -> None:
+def test_a_binding_memory_limit_has_the_savings_of_a_higher_one() -> None:
     model, profile = rack()
     plan = rack_plan(Objective(goal="energy"))
     everything = made(one_stage(model, {"b": UNIT}, "a"), model, profile)
@@ -326,8 +326,8 @@ def _figures(plan: Plan) -> Figures:
     return Figures(**plan.predicted.model_dump(exclude={"bound_seconds"}))
 
 
-def test_the_multiplier_of_the_deadline_is_what_the_optimum_falls_by() -> None:
-    """Against a finite difference of the programme itself."""
+def test_the_multiplier_of_the_deadline_is_the_derivative_of_the_optimum() -> None:
+    """The derivative is estimated by a finite difference."""
     model, profile = rack()
     layout = in_proportion({"a": 1.0, "b": 0.4, "c": 0.4})
     alone = in_proportion({"a": 1.0})
@@ -350,7 +350,7 @@ def test_the_multiplier_of_the_deadline_is_what_the_optimum_falls_by() -> None:
     assert price == pytest.approx((before - after) / step, rel=0.02) and price > 0
 
 
-def test_everybody_has_a_share_or_is_left_out_and_alike_ones_are_together() -> None:
+def test_unused_devices_with_the_same_figures_are_grouped() -> None:
     model = long_chain()
     profile = synthetic_profile(model, {"a": 1.0, "b": 0.01, "c": 0.01, "d": 0.02}, 1e5)
     plan = SCHEMES["local"](model, profile, Objective())
@@ -362,12 +362,12 @@ def test_everybody_has_a_share_or_is_left_out_and_alike_ones_are_together() -> N
 
 
 def slow_link(rate: float) -> tuple[Model, Profile]:
-    """Two devices alike, with a link between them that may be too slow."""
+    """Return two equal devices with a link of a given rate."""
     model = long_chain()
     return model, synthetic_profile(model, {"a": 0.2, "b": 0.2}, rate, 0.0)
 
 
-def test_a_slow_link_is_to_blame_and_how_fast_it_would_have_to_be_is_true() -> None:
+def test_a_slow_link_is_the_reason_and_the_rate_from_which_it_pays_is_right() -> None:
     model, profile = slow_link(2e5)
     plan = SCHEMES["local"](model, profile, Objective())
     (item,) = unused_devices(plan, model, profile, Objective())
@@ -394,7 +394,7 @@ def test_a_slow_link_is_to_blame_and_how_fast_it_would_have_to_be_is_true() -> N
         ),
     ],
 )  # fmt: skip
-def test_the_figure_to_blame(
+def test_the_reason_is_the_limiting_figure(
     speeds: Mapping[str, float], rate: float, latency: float, objective: Objective, words: list[str]
 ) -> None:
     model = long_chain()
@@ -404,21 +404,21 @@ def test_the_figure_to_blame(
         assert word in item.words(objective)
 
 
-def test_memory_is_to_blame_where_it_cannot_hold_its_part() -> None:
+def test_memory_is_the_reason_if_the_device_cannot_hold_its_part() -> None:
     model = long_chain()
     profile = synthetic_profile(model, {"a": 0.1, "b": 1.0}, 1e9, 0.0, memory={"b": 10.0})
     (item,) = unused_devices(SCHEMES["local"](model, profile, Objective()), model, profile, Objective())
     assert "b would need" in item.reason and "its limit is 0.0 MB" in item.reason
 
 
-def test_a_scheme_that_does_not_look_further_is_told_what_it_misses() -> None:
+def test_a_better_plan_outside_the_scheme_is_named() -> None:
     model = long_chain()
     profile = synthetic_profile(model, {"a": 0.1, "b": 1.0}, 1e9, 0.0)
     (item,) = unused_devices(SCHEMES["local"](model, profile, Objective()), model, profile, Objective())
     assert "would lower latency" in item.words(Objective()) and item.reason == "local does not look for such a plan"
 
 
-def test_who_cannot_take_part_is_said() -> None:
+def test_a_device_that_cannot_take_part_has_the_reason() -> None:
     model, profile = slow_link(1e9)
     objective = Objective(keep_local=len(model.layers))
     plan = make_plan(model, profile, objective)
@@ -430,7 +430,7 @@ def test_who_cannot_take_part_is_said() -> None:
 @given(data=st.data())
 @examples(10, 2)
 def test_any_plan_of_any_cluster_is_explained(data: st.DataObject) -> None:
-    """No crash, no device forgotten, nobody without a row, and the planner's own figures."""
+    """Every device is used or explained, and the figures are those of the planner."""
     model = long_chain()
     profile = data.draw(profiles(model))
     objective = data.draw(objectives(0.01))
@@ -449,7 +449,7 @@ def test_any_plan_of_any_cluster_is_explained(data: st.DataObject) -> None:
     assert str(found).startswith("bottleneck: ") and Explanation.model_validate_json(found.model_dump_json()) == found
 
 
-def test_the_work_of_a_frame_is_shared_out() -> None:
+def test_shares_of_the_work_add_up_to_one() -> None:
     model, profile = rack()
     plan = SCHEMES["modnn"](model, profile, Objective())
     assert sum(work_share(plan.stages, n, model, profile) for n in profile.names) == pytest.approx(1)

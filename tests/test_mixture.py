@@ -1,4 +1,4 @@
-"""Streams: the mixture of plans that answers most frames per second, and the bound beside a frame."""
+"""Tests of mixtures of plans and of the divisible-load bound."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STREAM = Objective(goal="throughput")
 
 @given(data=st.data())
 @examples(5, 1)
-def test_a_mixture_is_at_least_as_fast_as_every_plan_and_is_really_reached(data: st.DataObject) -> None:
+def test_a_mixture_is_at_least_as_fast_as_every_plan_and_reaches_its_rate(data: st.DataObject) -> None:
     seed = data.draw(st.integers(0, 10_000))
     model = chain(seed % 20, layers=4, rows=12)
     profile = small_profile(seed, model, data.draw(st.integers(1, 4)))
@@ -40,8 +40,8 @@ def test_a_mixture_is_at_least_as_fast_as_every_plan_and_is_really_reached(data:
     assert sum(mixture.shadow_prices.values()) == pytest.approx(1.0, abs=0.01)
 
 
-def test_devices_that_have_the_frames_share_them_by_speed() -> None:
-    """On links that cost nothing everybody is busy all the time."""
+def test_without_transfer_times_the_rate_is_the_sum_of_all_devices() -> None:
+    """Links that cost nothing keep every device busy all the time."""
     model = chain(4, layers=3, rows=12)
     profile = small_profile(4, model, 3)
     free = profile.model_copy(
@@ -71,7 +71,7 @@ def test_a_deadline_holds_for_every_plan_of_a_mixture() -> None:
 
 
 def nbytes_on(mixture: Mixture, model: Model, name: str) -> int:
-    """What the plans of a mixture take of a device together."""
+    """Return the memory that the plans of a mixture need on a device together."""
     programs = [lower(plan, model)[name] for plan in mixture.plans]
     return held_nbytes(((model, program) for program in programs if program.steps), at_once=True)
 
@@ -82,7 +82,7 @@ def test_the_plans_of_a_mixture_fit_into_memory_together(seed: int, devices: int
     model = chain(seed % 20, layers=4, rows=12)
     profile = small_profile(seed, model, devices)
     free = make_mixture(model, profile, STREAM)
-    # The source has room for its largest plan, so that there is always one.
+    # The source has room for its largest plan, so that a feasible mixture exists.
     largest = max(nbytes_on(make_mixture(model, profile.without(profile.names[1:]), STREAM), model, "d0"), 1)
     limits = {name: max(part * nbytes_on(free, model, name), largest) for name in profile.names}
     limited = profile.model_copy(
@@ -97,13 +97,13 @@ def test_the_plans_of_a_mixture_fit_into_memory_together(seed: int, devices: int
 
 @given(seed=st.integers(0, 10_000), slower=st.sampled_from([30, 200, 400]))
 @examples(8, 2)
-def test_a_device_that_is_too_slow_for_answers_in_order_is_left_out(seed: int, slower: int) -> None:
-    """Of the others' answers each of its frames would hold back many; what it adds is less than that many-th part."""
+def test_a_device_that_is_too_slow_for_in_order_answers_is_not_used(seed: int, slower: int) -> None:
+    """Each of its frames would hold back many answers, and it would add less than one per cent to the rate."""
     model = chain(seed % 20, layers=4, rows=12)
     profile = small_profile(seed, model, 2)
-    snail = profile.devices[1]
-    times = {kind: tuple(scaled(time, slower) for time in getattr(snail, kind)) for kind in ("layers", "fused")}
-    profile = profile.model_copy(update={"devices": (profile.devices[0], snail.model_copy(update=times))})
+    slow = profile.devices[1]
+    times = {kind: tuple(scaled(time, slower) for time in getattr(slow, kind)) for kind in ("layers", "fused")}
+    profile = profile.model_copy(update={"devices": (profile.devices[0], slow.model_copy(update=times))})
     mixture = make_mixture(model, profile, STREAM)
     alone = make_mixture(model, profile.without(["d1"]), STREAM)
     for plan in mixture.plans:
@@ -113,7 +113,7 @@ def test_a_device_that_is_too_slow_for_answers_in_order_is_left_out(seed: int, s
     assert timeline.steady_fps(mixture.in_flight) >= 0.95 * mixture.rate_fps
 
 
-def test_joules_have_their_price_in_a_mixture() -> None:
+def test_an_energy_weight_gives_a_mixture_with_less_energy() -> None:
     model = chain(8, layers=4, rows=12)
     profile = small_profile(8, model, 3)
     fast = make_mixture(model, profile, STREAM)
@@ -123,7 +123,7 @@ def test_joules_have_their_price_in_a_mixture() -> None:
 
 
 def by_linear_programme(model: Model, profile: Profile) -> float:
-    """The divisible-load bound, by its definition."""
+    """Return the divisible-load bound as the solution of its linear programme."""
     image = sum(
         t.region_nbytes(t.whole) * profile.codec_ratios.get(t.name, {}).get("blosc2", 1.0) for t in model.inputs
     )
@@ -148,10 +148,10 @@ def by_linear_programme(model: Model, profile: Profile) -> float:
 
 @given(seed=st.integers(0, 10_000), devices=st.integers(1, 4))
 @examples(30)
-def test_the_bound_is_the_optimum_of_its_programme(seed: int, devices: int) -> None:
+def test_the_bound_is_the_optimum_of_its_linear_programme(seed: int, devices: int) -> None:
     model = chain(seed % 20, layers=4, rows=12)
     profile = small_profile(seed, model, devices)
-    # What a codec saves of the input counts; what a lossy one saves does not.
+    # Lossless codecs reduce the bytes of the input in the bound; lossy ones do not.
     ratios = {model.inputs[0].name: {"blosc2": 0.5 + seed % 6 / 10, "float16": 0.1}}
     packed = profile.model_copy(update={"codec_ratios": ratios})
     if seed % 6 < 5:

@@ -1,4 +1,4 @@
-"""Energy against latency: no plan beats another, the ends are the planner's own, constraints hold for all."""
+"""Tests of the Pareto front of energy against latency."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("brief_search")
 
 @functools.cache
 def rack() -> tuple[Model, Profile]:
-    """A fast and hungry device, and slow and thrifty ones."""
+    """Return a fast device with high power and two slow ones with low power."""
     watts = {"a": (20.0, 0.1), "b": (1.0, 0.1), "c": (1.5, 0.1)}
     return chain(), synthetic_profile(chain(), {"a": 1.0, "b": 0.3, "c": 0.5}, 1e7, 1e-5, watts)
 
@@ -38,21 +38,21 @@ def costs(plans: list[Plan]) -> list[tuple[float, float]]:
     return [(p.predicted.latency_seconds, p.predicted.energy_joules) for p in plans if p.predicted]
 
 
-def test_from_least_latency_to_least_joules() -> None:
+def test_the_front_reaches_from_least_latency_to_least_energy() -> None:
     model, profile = rack()
     plans = pareto(model, profile, Objective(), 6)
     found = costs(plans)
     assert len(found) > 3
-    fastest, thriftiest = make_plan(model, profile), make_plan(model, profile, Objective(goal="energy"))
-    assert fastest.predicted and thriftiest.predicted
+    fastest, least_energy = make_plan(model, profile), make_plan(model, profile, Objective(goal="energy"))
+    assert fastest.predicted and least_energy.predicted
     assert found[0][0] <= fastest.predicted.latency_seconds * (1 + 1e-9)
-    assert found[-1][1] <= thriftiest.predicted.energy_joules * (1 + 2 * TOLERANCE)
+    assert found[-1][1] <= least_energy.predicted.energy_joules * (1 + 2 * TOLERANCE)
     assert all(plan.feasible and plan.predicted and plan.predicted.bound_seconds for plan in plans)
 
 
 @given(data=st.data())
 @examples(3, 1)
-def test_a_looser_deadline_costs_no_joules(data: st.DataObject) -> None:
+def test_a_later_deadline_never_costs_energy(data: st.DataObject) -> None:
     seed = data.draw(st.integers(0, 10_000))
     model = instances.chain(seed % 20, layers=4, rows=12)
     profile = instances.small_profile(seed, model, 3)
@@ -69,7 +69,7 @@ def test_a_looser_deadline_costs_no_joules(data: st.DataObject) -> None:
 
 @given(data=st.data())
 @examples(6, 1)
-def test_no_plan_beats_another_and_no_scheme_beats_one(data: st.DataObject) -> None:
+def test_no_plan_dominates_another_and_no_scheme_dominates_the_ends(data: st.DataObject) -> None:
     model = chain()
     profile = data.draw(profiles(model))
     points = data.draw(st.integers(2, 20))
@@ -81,7 +81,7 @@ def test_no_plan_beats_another_and_no_scheme_beats_one(data: st.DataObject) -> N
         check_plan(plan, model)
     for (seconds, joules), (later, fewer) in zip(found, found[1:]):
         assert seconds <= later and fewer < joules
-    # The ends are always shown: what is between them may be thinned out.
+    # The ends are always included; plans between them may be dropped.
     for scheme in SCHEMES.values():
         for goal in ("latency", "energy"):
             ((seconds, joules),) = costs([scheme(model, profile, Objective(goal=goal))])
@@ -101,13 +101,13 @@ def test_constraints_hold_for_every_plan(points: int) -> None:
     assert all(stage.regions == {"a": UNIT} for plan in kept for stage in plan.stages if stage.first < 3)
 
 
-def test_where_nothing_is_allowed_the_nearest_plan_is_shown() -> None:
+def test_if_no_plan_is_feasible_the_nearest_is_returned() -> None:
     model, profile = rack()
     (plan,) = pareto(model, profile, Objective(deadline_ms=1e-6), 3)
     assert not plan.feasible and "the deadline is" in plan.reason
 
 
-def test_where_there_is_nothing_to_trade_there_is_one_plan() -> None:
+def test_a_plan_with_least_latency_and_least_energy_is_the_only_one() -> None:
     model = chain()
     profile = synthetic_profile(model, {"a": 1.0, "b": 0.001}, 1e3)
     (plan,) = pareto(model, profile, Objective())
@@ -125,7 +125,7 @@ def evaluated(seconds: float, joules: float, problems: tuple[str, ...] = ()) -> 
     return replace(real, latency_seconds=seconds, energy_joules=joules, problems=problems)
 
 
-def test_the_frontier_leaves_out_what_another_one_beats() -> None:
+def test_the_frontier_drops_dominated_plans() -> None:
     cloud = [evaluated(s, j) for s, j in ((3, 1), (1, 5), (2, 5), (2, 3), (2.5, 4), (4, 1), (4, 0.9999), (9, 0.5))]
     cloud += [evaluated(0.5, 9, ("too much memory",))]
     assert [(j.latency_seconds, j.energy_joules) for j in frontier(cloud, Objective())] == [
@@ -134,7 +134,7 @@ def test_the_frontier_leaves_out_what_another_one_beats() -> None:
     assert [j.latency_seconds for j in frontier(cloud, Objective(deadline_ms=2500))] == [1, 2]
 
 
-def test_of_many_the_ends_and_what_is_furthest_from_others() -> None:
+def test_spread_keeps_the_ends_and_the_plans_furthest_apart() -> None:
     # Three at one end, one in the middle, three at the other.
     places = [(0.0, 10.0), (0.1, 9.9), (0.2, 9.8), (5.0, 5.0), (9.8, 0.2), (9.9, 0.1), (10.0, 0.0)]
     line = [evaluated(*place) for place in places]
