@@ -8,6 +8,7 @@ import pytest
 import torch
 from nets import difference, kept, unsplit
 from test_lowering_options import everywhere, with_options
+from waiting import ended, until
 
 import coedge
 from coedge import zoo
@@ -98,3 +99,31 @@ def test_links_that_cannot_be_are_refused(cluster: Cluster) -> None:
         cluster.set_link("low", -1)
     with pytest.raises(coedge.PlanError, match="no device 'lo' in this cluster; devices are home, mid, low"):
         cluster.set_link("lo", 10)
+
+
+# ---------------------------------------------------------------- the end: the last test of this cluster
+
+
+def test_a_cluster_that_cannot_receive_says_that_it_is_closed_and_why(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, x = zoo.build("squeezenet", width=0.25, num_classes=7), zoo.example("squeezenet", image_size=64)
+    model = coedge.capture(module, x, name="squeezenet")
+    plan = even_plan(model, NAMES, stage_layers=2)
+    cluster.submit(model, x, plan=plan).result()
+    pids = [device.pid for device in cluster.devices()]
+
+    def broken(timeout_seconds: float) -> None:
+        raise OSError("the socket is gone")
+
+    monkeypatch.setattr(cluster._dispatcher._transport, "receive", broken)
+    until(lambda: {device.state for device in cluster.devices()} == {"closed"}, "the break is noticed")
+    with pytest.raises(coedge.ClusterError, match=r"cannot receive any more .*the socket is gone.*connect again"):
+        cluster.submit(model, x, plan=plan)
+    for refused in (lambda: cluster.worker("mid"), lambda: cluster.profile(model), cluster.measure_links):
+        with pytest.raises(coedge.ClusterError, match="the socket is gone"):
+            refused()
+    cluster.close()
+    until(lambda: all(ended(pid) for pid in pids), "the workers end")
+    with pytest.raises(coedge.ClusterError, match="closed; connect again"):
+        cluster.submit(model, x, plan=plan)

@@ -40,6 +40,7 @@ from orchestrator.runtime.quiet_time import QuietTime
 from orchestrator.runtime.stream import in_order
 from workers.calibration.activations import natural_inputs
 from workers.emulation.paced_transport import LinkSpec
+from workers.transport.local_socket import remove_stale_folders
 
 
 def connect(
@@ -278,6 +279,7 @@ class Cluster:
         self._closed.set()
         atexit.unregister(self.close)
         with contextlib.ExitStack() as steps:  # last one first; each runs even if another one fails
+            steps.callback(remove_stale_folders)  # sockets of local workers that had to be killed
             steps.callback(ray_control.leave)
             steps.callback(self._watcher.join, timeout=2.0)
             steps.callback(ray_control.stop_actors, list(self._group.actors.values()))

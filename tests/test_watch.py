@@ -1,0 +1,82 @@
+"""The watcher of workers: deaths are told, errors of the callback do not stop it, and the end of Ray is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import ray
+
+from coedge.core.errors import ClusterError
+from orchestrator.control import ray_control
+
+
+class Serving:
+    """Calls of `serve` in the place of Ray's: each ends with a value or an error, in the order of the script."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, script: Sequence[tuple[str, BaseException | None]]) -> None:
+        self.script = list(script)
+        self.outcome: dict[str, BaseException | None] = {}
+        patch.setattr(ray, "wait", self._wait)
+        patch.setattr(ray, "get", self._get)
+
+    def _wait(self, references: list[str], num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
+        assert num_returns == 1 and timeout == ray_control.WATCH_SECONDS
+        if not self.script:
+            raise RuntimeError("Ray has been shut down")
+        name, outcome = self.script.pop(0)
+        if name not in references:
+            return [], references
+        self.outcome[name] = outcome
+        return [name], [other for other in references if other != name]
+
+    def _get(self, name: str) -> None:
+        outcome = self.outcome[name]
+        if outcome is not None:
+            raise outcome
+
+
+def test_every_worker_that_ends_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    Serving(monkeypatch, [("b", ValueError("no memory")), ("nothing", None), ("a", None)])
+    deaths: list[tuple[str, str]] = []
+    ray_control.watch({"a": "a", "b": "b"}, lambda: False, lambda *death: deaths.append(death))
+    assert deaths == [("b", "no memory"), ("a", "its worker stopped")]
+
+
+def test_a_callback_that_raises_does_not_stop_the_watcher(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    Serving(monkeypatch, [("a", None), ("b", None)])
+    told: list[str] = []
+
+    def on_death(name: str, reason: str) -> None:
+        told.append(name)
+        raise KeyError("not in the group")
+
+    ray_control.watch({"a": "a", "b": "b"}, lambda: False, on_death)
+    assert told == ["a", "b"]
+    assert "could not handle the loss of a" in caplog.text
+
+
+def test_the_end_of_ray_is_an_error_unless_the_cluster_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+    Serving(monkeypatch, [])
+    deaths: list[Any] = []
+    with pytest.raises(ClusterError, match=r"the connection to Ray ended .*shut down.*connect again"):
+        ray_control.watch({"a": "a"}, lambda: False, lambda *death: deaths.append(death))
+    stops = iter([False, True])
+    ray_control.watch({"a": "a"}, lambda: next(stops), lambda *death: deaths.append(death))
+    assert deaths == []
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ray.exceptions.ActorUnavailableError("Socket closed", None), "cannot be reached any more"),
+        (ray.exceptions.ActorDiedError(), "its worker process died"),
+        (ValueError("first line\nsecond line"), "first line"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_errors_are_explained_without_the_words_of_ray(error: BaseException, text: str) -> None:
+    assert text in ray_control.explain(error)
