@@ -89,7 +89,7 @@ def small(seed: int = 0) -> Model:
 
 @functools.cache
 def heavy() -> Model:
-    """Some milliseconds of work a layer: most of a second on the snail."""
+    """A model with some milliseconds of work per layer: most of a second on the snail."""
     net = Net()
     x = net.op("Conv", net.input([1, 3, 64, 64]), net.weight(64, 3, 3, 3), pads=[1, 1, 1, 1])
     for _ in range(4):
@@ -123,7 +123,7 @@ def captured(kind: str) -> tuple[torch.nn.Module, torch.Tensor, Model]:
 
 
 def assert_exact(model: Model, x: Any, got: Any) -> None:
-    """Against ONNX Runtime on the unsplit network."""
+    """Compare with ONNX Runtime on the unsplit network."""
     values = list(got.values()) if isinstance(got, dict) else [got]
     expected = unsplit(model, as_arrays(x))
     assert len(values) == len(expected)
@@ -203,7 +203,7 @@ def test_a_cluster_leaves_nothing_behind_also_after_an_error_and_can_be_joined_a
 
 
 def test_joining_the_nodes_of_a_running_ray(tmp_path: Path) -> None:
-    """Two Ray nodes (of one machine) that somebody else started: every node is a device; they stay when we go."""
+    """Every node of a Ray cluster that was started elsewhere is a device; the nodes stay when the cluster closes."""
     from ray.cluster_utils import Cluster as RayCluster
 
     quiet = {"num_cpus": 1, "include_dashboard": False}
@@ -273,14 +273,14 @@ DRIVER = """
 
 
 def ray_agents(pids: set[int]) -> set[int]:
-    """Ray's two helpers of a node. Killed without notice, Ray takes a minute (a constant of its) to end them."""
+    """Return Ray's two helper processes of a node. After SIGKILL, Ray takes a fixed minute to end them."""
     return {p for p in pids if psutil.Process(p).cmdline()[0] in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")}
 
 
 @pytest.mark.parametrize(
     "end", deep_after([signal.SIGINT, signal.SIGTERM, signal.SIGKILL], [signal.SIGINT, signal.SIGKILL])
 )
-def test_the_end_of_the_asking_process_is_the_end_of_all_of_its_processes(tmp_path: Path, end: signal.Signals) -> None:
+def test_when_the_client_process_ends_all_of_its_processes_end(tmp_path: Path, end: signal.Signals) -> None:
     heavy().save(tmp_path / "heavy.onnx")
     script = tmp_path / "driver.py"
     script.write_text(textwrap.dedent(DRIVER), encoding="utf-8")
@@ -308,7 +308,7 @@ def test_the_end_of_the_asking_process_is_the_end_of_all_of_its_processes(tmp_pa
         try:
             _, errors = process.communicate(timeout=MOST_SECONDS)
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGUSR1)  # it says where it hangs
+            process.send_signal(signal.SIGUSR1)  # it prints its stacks
             time.sleep(1.0)
             process.kill()
             pytest.fail(f"it does not end: {process.communicate()[1]}")
@@ -336,7 +336,7 @@ def cluster(cache: Path) -> Iterator[Cluster]:
         yield joined
 
 
-def test_devices_say_who_they_are(cluster: Cluster) -> None:
+def test_devices_describe_themselves(cluster: Cluster) -> None:
     devices = {d.name: d for d in cluster.devices()}
     assert tuple(devices) == NAMES
     assert len({d.pid for d in devices.values()}) == len({d.address for d in devices.values()}) == len(NAMES)
@@ -352,12 +352,12 @@ def test_devices_say_who_they_are(cluster: Cluster) -> None:
             assert (link.sender, link.receiver) == (name, other)
             assert link.bytes_per_second > 0 and link.latency_seconds >= 0  # emulated: zero is zero
     assert devices["home"].gflops > devices["low"].gflops > devices["snail"].gflops
-    # 0.7 ms are emulated, one way; measured is half of there and back, less what handing over the echo took, and that
-    # is timed by itself: on a busy machine the difference of the two is off by some tenths.
+    # 0.7 ms are emulated one way. Half of the round trip is measured, less the time for sending the echo, which is
+    # timed separately: on a busy machine the difference of the two is off by some tenths.
     assert devices["mid"].links["low"].latency_seconds > 0.0002
 
 
-def test_frames_go_on_while_somebody_plans(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_go_on_while_another_thread_plans(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     x, known, begun, go_on = image(SHAPE), cluster.plan(small()), threading.Event(), threading.Event()
 
     def slow(*args: Any) -> Plan:
@@ -434,7 +434,7 @@ def test_plans_of_every_shape_are_exact(cluster: Cluster, kind: str, name: str) 
     assert_exact(model, x, cluster.submit(model, x, plan=plan).result())
 
 
-def test_an_array_gives_an_array_and_a_change_of_it_afterwards_does_no_harm(cluster: Cluster) -> None:
+def test_an_array_gives_an_array_and_later_changes_of_the_input_do_no_harm(cluster: Cluster) -> None:
     model = small()
     x = image(SHAPE)
     before = x.copy()
@@ -443,7 +443,7 @@ def test_an_array_gives_an_array_and_a_change_of_it_afterwards_does_no_harm(clus
     y = job.result()
     assert isinstance(y, np.ndarray)
     assert_exact(model, before, y)
-    y[:] = 0  # one's own to write to
+    y[:] = 0  # the output belongs to the caller
     assert_exact(model, before, job.result())
     turned = np.asfortranarray(before)
     assert_exact(model, before, cluster.submit(model, turned, plan=halves(model, "home", "low")).result())
@@ -473,7 +473,7 @@ def test_a_stream_answers_in_order_and_takes_only_as_many_frames_as_are_under_wa
     assert taken == answered == len(frames)
 
 
-def test_an_endless_stream_can_be_left(cluster: Cluster) -> None:
+def test_an_endless_stream_can_be_closed(cluster: Cluster) -> None:
     model = small()
     stream = cluster.stream(model, (image(SHAPE, seed=i) for i in itertools.count()), plan=alone(model, "low"))
     for index, y in enumerate(itertools.islice(stream, 12)):
@@ -489,7 +489,7 @@ def test_a_stream_for_throughput_runs_a_mixture_of_plans(cluster: Cluster) -> No
     stream = coedge.Objective(goal="throughput")
     mixture = cluster.mixture(model)
     assert mixture is cluster.mixture(model, stream) and sum(mixture.weights) == pytest.approx(1.0)
-    # Whatever was measured, of more plans than one.
+    # A mixture of several plans, whatever was measured.
     plans = (alone(model, "home"), halves(model, "mid", "low"), alone(model, "low"))
     mixed = dataclasses.replace(mixture, plans=plans, parts=(0.5, 0.3, 0.2))
     for plan, objective in ((mixed, None), (None, stream)):
@@ -502,10 +502,10 @@ def test_a_stream_for_throughput_runs_a_mixture_of_plans(cluster: Cluster) -> No
     jobs = list(cluster.stream_jobs(model, frames, plan=mixed))
     assert [job.plan for job in jobs] == [plans[part] for part in assign_frames(mixed.weights, len(frames))]
     assert jobs[-1].timeline.devices and jobs[-1].latency_seconds > 0
-    assert cluster._loader.epoch == epochs, "what is loaded stays loaded"
+    assert cluster._loader.epoch == epochs, "loaded plans stay loaded"
 
 
-def test_a_job_can_be_waited_for_in_turns(cluster: Cluster) -> None:
+def test_a_job_can_be_waited_for_repeatedly(cluster: Cluster) -> None:
     x = image(HEAVY_SHAPE)
     job = cluster.submit(heavy(), x, plan=alone(heavy(), "snail"))
     with pytest.raises(FrameTimeout, match=f"frame {job.frame} .* it goes on"):
@@ -515,7 +515,7 @@ def test_a_job_can_be_waited_for_in_turns(cluster: Cluster) -> None:
     assert job.done() and job.latency_seconds > 0
 
 
-def test_a_cancelled_job_says_so_and_frees_the_devices(cluster: Cluster) -> None:
+def test_a_cancelled_job_raises_and_frees_the_devices(cluster: Cluster) -> None:
     plan = alone(heavy(), "snail")
     # More than are under way at a time, so that some are cancelled before they are sent.
     jobs = [cluster.submit(heavy(), image(HEAVY_SHAPE), plan=plan) for _ in range(2 * len(NAMES) + 6)]
@@ -559,7 +559,7 @@ def test_several_models_plans_and_threads_at_once(cluster: Cluster) -> None:
         assert list(pool.map(ask, range(4))) == [30] * 4
 
 
-def test_the_oldest_frame_goes_first_whichever_its_plan(cluster: Cluster) -> None:
+def test_the_oldest_frame_goes_first_whatever_its_plan(cluster: Cluster) -> None:
     """A device that serves two plans does not starve the one that was loaded later."""
     # On the snail alone from start to end, so the answers leave in the order of the work.
     x, order = image(HEAVY_SHAPE), []
@@ -592,7 +592,7 @@ def planned_transfers(model: Model, plan: Plan) -> dict[tuple[str, str], int]:
 
 
 @pytest.mark.parametrize("name", ["uneven", "fused", "mosaic"])
-def test_the_timeline_has_what_every_device_did(cluster: Cluster, tmp_path: Path, name: str) -> None:
+def test_the_timeline_has_the_steps_of_every_device(cluster: Cluster, tmp_path: Path, name: str) -> None:
     _, x, model = captured("residual")
     plan = plans(model)[name]
     cluster.submit(model, x, plan=plan).result()
@@ -634,7 +634,7 @@ def test_the_cache_of_measurements_is_keyed_and_survives_damage(cluster: Cluster
     assert len(sorted(cache.glob("layers-*.json"))) > len(files)
     assert sorted(cache.glob(f"layers-{model.hash}-*.json")) == files
 
-    # Read again, as by a later run: what is there is taken, what is damaged or of something else is measured anew.
+    # Read again, as by a later run: valid files are used; damaged ones and those of other machines are replaced.
     kept = files[0].read_bytes()
     del cluster._plan_cache._profiles[model.hash]
     assert cluster.profile(model) == first
@@ -665,7 +665,7 @@ def missing_weights(cluster: Cluster, device: str, model: Model) -> tuple[bool, 
     return graph, [part.key for part in lacking]
 
 
-def test_weights_are_shipped_once_and_only_to_those_who_need_them(cluster: Cluster) -> None:
+def test_weights_are_shipped_once_and_only_to_devices_that_need_them(cluster: Cluster) -> None:
     net = small_net(seed=20, channels=16)  # weights of more than 4 kB are shipped apart from the graph
     model = capture(net.proto(net.nodes[-1].output[0]), name="shipped")
     names = sorted(model.weights)
@@ -676,7 +676,7 @@ def test_weights_are_shipped_once_and_only_to_those_who_need_them(cluster: Clust
     assert missing_weights(cluster, "home", model) == missing_weights(cluster, "mid", model) == (False, [])
     assert missing_weights(cluster, "low", model) == (True, names)
 
-    # A device gets what its own layers read.
+    # A device gets the weights that its own layers read.
     first, second = [(1, {"low": UNIT}), (len(model.layers) - 1, {"home": UNIT})], "home"
     cluster.submit(model, x, plan=make_plan(model, first, second)).result()
     graph_missing, left = missing_weights(cluster, "low", model)
@@ -718,7 +718,7 @@ def test_a_plan_in_use_is_not_unloaded(cluster: Cluster) -> None:
 
 
 def test_equal_networks_of_different_structure_keep_their_own(cluster: Cluster) -> None:
-    """The hash is of what is computed; how the outputs are handed back is the model's own."""
+    """The hash covers the computation only; the structure of the outputs belongs to each model."""
 
     class Named(torch.nn.Module):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Borders first and codecs on real Ray workers, over sockets and emulated links."""
+"""Halo first, codecs, links that change and a transport that breaks, on real Ray workers over emulated links."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_links_that_are_set_and_measured_again_are_what_plans_know(cluster: Clus
     plan = cluster.plan(model)
     before = {pair: rate(*pair) for pair in (("home", "mid"), ("home", "low"), ("low", "mid"))}
     cluster.set_link("low", 10, 1.0)
-    assert rate("home", "low") == before["home", "low"], "nobody has measured it yet"
+    assert rate("home", "low") == before["home", "low"], "the link has not been measured yet"
     cluster.measure_links()
     try:
         assert rate("home", "low") < 20 and rate("low", "mid") < 20

@@ -1,4 +1,4 @@
-"""How much smaller codecs make a model's tensors: measured once, kept on disk."""
+"""Compression ratios of codecs on a model's tensors: measured once, kept on disk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_every_tensor_that_may_travel_has_its_ratios(tmp_path: Path, monkeypatch
         assert codec_ratios(model, tmp_path / "cache") == ratios
 
 
-def test_what_is_on_disk_is_not_trusted(tmp_path: Path) -> None:
+def test_invalid_files_are_measured_again(tmp_path: Path) -> None:
     model = zoo_model("squeezenet")
     ratios = codec_ratios(model, tmp_path)
     (path,) = tmp_path.iterdir()

@@ -1,4 +1,4 @@
-"""Links and shared media, measured on networks of the test's own: capacities that transfers share."""
+"""Measurement of links and shared media on simulated networks: capacities that transfers share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LINE = 100.0
 
 
 class FakeNetwork:
-    """Full-duplex lines of 100 bytes/s, and media. Who shares a capacity gets an equal part of it."""
+    """Full-duplex lines of 100 bytes/s, and media. Transfers that share a capacity get equal parts of it."""
 
     def __init__(self, media: Iterable[tuple[set[str], float]] = (), noise: float = 0.0) -> None:
         self.media = list(media)
@@ -44,7 +44,7 @@ class FakeNetwork:
 
 
 def _crosses(call: tuple[Pair, ...]) -> bool:
-    """Whether two transfers ran at once that are not the two directions of one pair."""
+    """Return whether two transfers ran at once that are not the two directions of one pair."""
     return len(call) == 2 and call[0] != call[1][::-1]
 
 
@@ -55,7 +55,7 @@ def devices_of(network: Network) -> list[str]:
 # ---------------------------------------------------------------- links
 
 
-def test_a_message_is_on_its_way_for_half_of_there_and_back_without_the_sending_of_the_echo() -> None:
+def test_latency_is_half_of_the_round_trip_without_the_time_for_sending_the_echo() -> None:
     links = FakeNetwork().measure("ab").links
     assert [(link.sender, link.receiver) for link in links] == [("a", "b"), ("b", "a")]
     assert all(link.latency_seconds == pytest.approx(0.004) and link.bytes_per_second == LINE for link in links)
@@ -76,13 +76,13 @@ def test_one_device_has_no_links() -> None:
     assert FakeNetwork().measure("a") == Network((), ())
 
 
-def test_media_are_not_searched_on_one_host() -> None:
+def test_media_are_not_searched_for_on_one_host() -> None:
     network = FakeNetwork([({"a", "b", "c"}, 50.0)])
     assert network.measure("abc", hosts="hhh").media == ()
     assert max(len(call) for call in network.calls) == 2
 
 
-def test_devices_of_one_host_may_be_on_the_air_with_others() -> None:
+def test_devices_of_one_host_may_share_a_medium_with_others() -> None:
     network = FakeNetwork([({"a"}, 50.0)]).measure("abxy", hosts="hhxy")
     assert len(network.links) == 12 and devices_of(network) == ["a"]
 
@@ -107,7 +107,7 @@ def test_the_devices_on_a_medium_are_found(names: str, air: str) -> None:
     (medium,) = network.media
     assert medium.bytes_per_second == pytest.approx(50.0)
     others = set(names) - set(air)
-    if len(others) > 1:  # else every transfer has an end on it, whoever else is
+    if len(others) > 1:  # otherwise every transfer has an end on the medium, with or without the others
         assert set(medium.devices) == set(air)
     for link in network.links:
         touches = {link.sender, link.receiver} & set(medium.devices)
@@ -124,19 +124,19 @@ def test_two_media_are_told_apart() -> None:
     assert [medium.bytes_per_second for medium in network.media] == pytest.approx([40.0, 60.0])
 
 
-def test_a_given_medium_is_kept_and_not_searched() -> None:
+def test_a_given_medium_is_kept_and_its_devices_are_not_searched() -> None:
     given = Medium(name="wifi", devices=("a", "b"), bytes_per_second=30.0)
     network = FakeNetwork([({"a", "b"}, 50.0), ({"c", "d"}, 40.0)])
     measured = network.measure("abcdxy", [given])
     assert measured.media[0] == given and devices_of(measured)[1:] == ["cd"]
     assert not any({"a", "b"} & {name for pair in call for name in pair} for call in network.calls if _crosses(call))
-    # The share of others is the medium's to count: the link has the rate that it has alone.
+    # The medium accounts for contention: the link has its rate alone.
     assert {link.bytes_per_second for link in measured.links if link.sender == "a"} == {50.0, 40.0}
 
 
 @given(st.integers(2, 7).flatmap(lambda n: st.tuples(st.just("abcdefg"[:n]), st.sets(st.sampled_from("abcdefg"[:n])))))
-def test_whatever_is_on_the_air_transfers_are_foretold(case: tuple[str, set[str]]) -> None:
-    """A medium may be found larger or smaller than it is only where no transfer tells the difference."""
+def test_detected_media_predict_which_transfers_contend(case: tuple[str, set[str]]) -> None:
+    """The detected medium may have more or fewer devices only if no transfer shows the difference."""
     names, air = case
     found = FakeNetwork([(air, 50.0)] if air else []).measure(names).media
     for pair in combinations(names, 2):
@@ -148,11 +148,11 @@ def contention(first: str, second: str, kept: float) -> Contention:
     return Contention((first[0], first[1]), (second[0], second[1]), (kept, kept), 50.0)
 
 
-def test_what_no_medium_explains_is_none() -> None:
-    """Two switches share the wire between them, but everybody's own line is free in both directions."""
+def test_contention_that_no_medium_explains_gives_no_medium() -> None:
+    """Two switches share the wire between them, but the line of every device is free in both directions."""
     pairs = ["ab", "ac", "ad", "bc", "bd", "cd"]
     assert shared_media([contention("ac", "bd", 0.5), *(contention(p, p[::-1], 1.0) for p in pairs)]) == ()
 
 
-def test_a_transfer_that_is_slowed_down_a_little_says_nothing() -> None:
+def test_transfers_that_slow_down_a_little_give_no_medium() -> None:
     assert shared_media([contention("ab", "ba", 0.8), contention("ab", "cd", 0.8)]) == ()

@@ -1,10 +1,10 @@
-"""What goes wrong on real workers: bad input, steps that raise, devices that die, stop or lie.
+"""Failures on real workers: bad input, steps that raise, devices that die, stop or send wrong data.
 
     a, b      fast, never harmed
     snail-N   slow enough to be caught in the middle of a frame; each is killed or stopped by one test
-    tiny      has no memory to speak of
+    tiny      has almost no memory
 
-Upper bounds on time are about liveness: that something ends at all.
+Upper bounds on time test liveness only: that something ends at all.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ pytestmark = pytest.mark.ray
 
 SHAPE = (1, 3, 32, 24)
 UPPER, LOWER = UnitRect(row_stop=0.5), UnitRect(row_start=0.5)
-# Finding out, telling everybody, and a busy machine.
+# For detection, notification, and a busy machine.
 GRACE_SECONDS = 10.0
 STRANGER = 77
 
@@ -89,7 +89,7 @@ def small() -> Model:
 
 @functools.cache
 def heavy() -> Model:
-    """Some milliseconds of work a layer: a second or so on a snail."""
+    """A model with some milliseconds of work per layer: about a second on a snail."""
     net = Net()
     x = net.op("Conv", net.input([1, 3, 64, 64]), net.weight(64, 3, 3, 3), pads=[1, 1, 1, 1])
     for _ in range(6):
@@ -102,7 +102,7 @@ HEAVY_SHAPE = (1, 3, 64, 64)
 
 @functools.cache
 def table() -> Model:
-    """Looks pixels up in a table of 200 entries: a pixel of 200 or more is an error at run time."""
+    """A model that looks pixels up in a table of 200 entries: a pixel of 200 or more is an error at run time."""
     net = Net()
     index = net.op("Cast", net.input(SHAPE, "uint8"), to=7)
     x = net.op("Gather", net.vector(200), index, axis=0)
@@ -110,7 +110,7 @@ def table() -> Model:
 
 
 def halves(model: Model, upper: str, lower: str, source: str = "a") -> Plan:
-    """A stage per layer, the upper half of the rows on one device and the lower half on the other."""
+    """A plan with a stage per layer, the upper half of the rows on one device and the lower half on the other."""
     stages = [(1, {upper: UPPER, lower: LOWER}) for _ in model.layers]
     return make_plan(model, stages, source)
 
@@ -120,7 +120,7 @@ def alone(model: Model, device: str) -> Plan:
 
 
 def through(model: Model, device: str) -> Plan:
-    """All but the last layer on a device, the last one at home: the layer split."""
+    """A layer split: all but the last layer on a device, the last one on the source."""
     return make_plan(model, [(1, {device: UNIT})] * (len(model.layers) - 1) + [(1, {"a": UNIT})], "a")
 
 
@@ -129,7 +129,7 @@ def assert_exact(model: Model, x: Array, got: Array) -> None:
 
 
 def check_works(cluster: Cluster, *devices: str) -> None:
-    """The cluster still answers, on a plan of these devices."""
+    """Check that the cluster still answers, on a plan of these devices."""
     x = image(SHAPE, seed=5)
     plan = halves(small(), *devices)
     assert_exact(small(), x, cluster.submit(small(), x, plan=plan).result())
@@ -144,7 +144,7 @@ def states(cluster: Cluster) -> dict[str, str]:
 
 
 def wait_until_running(cluster: Cluster, job: Any, name: str) -> None:
-    """Until a device is in the middle of a step of the frame."""
+    """Wait until a device is in the middle of a step of the frame."""
     import ray
 
     def running() -> bool:
@@ -182,8 +182,8 @@ def test_an_input_that_does_not_fit_ends_a_stream(cluster: Cluster) -> None:
 
 
 def test_a_device_that_is_not_in_the_cluster_is_named(cluster: Cluster) -> None:
-    plan = one_stage(small(), {"a": UPPER, "nobody": LOWER}, "a")
-    with pytest.raises(PlanError, match="'nobody', which is not in this cluster: a, b, snail-1"):
+    plan = one_stage(small(), {"a": UPPER, "elsewhere": LOWER}, "a")
+    with pytest.raises(PlanError, match="'elsewhere', which is not in this cluster: a, b, snail-1"):
         cluster.submit(small(), image(SHAPE), plan=plan)
 
 
@@ -209,7 +209,7 @@ def test_a_deadline_that_nothing_meets_is_refused_but_the_nearest_plan_runs(clus
 def test_a_memory_limit_below_the_need_is_refused_with_both_numbers(cluster: Cluster) -> None:
     with pytest.raises(InfeasibleError, match=r"tiny would need [0-9.]+ MB .* its limit is 0\.0 MB"):
         cluster.submit(small(), image(SHAPE), plan=alone(small(), "tiny"))
-    # Schemes that share by speed alone say so; the best plan of all does without it.
+    # Schemes that share by speed alone are infeasible; the best plan leaves the device out.
     equal = cluster.plan(small(), scheme="equal")
     assert not equal.feasible and "tiny" in equal.reason
     assert cluster.plan(small()).feasible
@@ -228,7 +228,7 @@ def test_a_timeout_that_leaves_no_time_is_refused(cluster: Cluster, timeout: flo
         cluster.submit(small(), image(SHAPE), plan=alone(small(), "a"), timeout=timeout)
 
 
-def test_nothing_of_all_this_was_sent(cluster: Cluster) -> None:
+def test_a_refused_frame_takes_no_number(cluster: Cluster) -> None:
     x = image(SHAPE)
     before = cluster.submit(small(), x, plan=alone(small(), "a"))
     with pytest.raises(InputError):
@@ -289,7 +289,7 @@ def test_a_frame_that_takes_too_long_names_the_device_and_its_step(cluster: Clus
     assert states(cluster)["snail-1"] == "ready"
 
 
-def test_waiting_with_a_timeout_of_ones_own_leaves_the_frame_alone(cluster: Cluster) -> None:
+def test_a_timeout_of_result_does_not_end_the_frame(cluster: Cluster) -> None:
     x = image(HEAVY_SHAPE)
     plan = make_plan(heavy(), [(1, {"snail-1": UNIT}), (len(heavy().layers) - 1, {"a": UNIT})], "a")
     job = cluster.submit(heavy(), x, plan=plan)
@@ -302,7 +302,7 @@ def test_waiting_with_a_timeout_of_ones_own_leaves_the_frame_alone(cluster: Clus
 
 
 def stranger_to(cluster: Cluster, name: str) -> ZmqTransport:
-    """A transport of nobody's, to a device or to the client (nothing is encrypted in this cluster)."""
+    """Return a transport of a process outside the cluster, to a device or to the client (without encryption)."""
     transport = ZmqTransport(STRANGER, "stranger", encrypted=False)
     if name == CLIENT:
         address = cluster._dispatcher._transport.endpoint.address
@@ -443,7 +443,7 @@ def test_a_device_killed_in_the_middle_of_a_frame(cluster: Cluster) -> None:
     assert f"frame {job.frame}" in str(caught.value)
     assert states(cluster)["snail-2"] == "lost"
 
-    # What does not need it goes on; what does, whether loaded before or new, fails at once.
+    # Plans without the device go on; plans with it, loaded before or new, fail at once.
     check_works(cluster, "a", "b")
     for plan in (through(model, "snail-2"), alone(model, "snail-2"), halves(model, "b", "snail-2")):
         start = time.monotonic()
@@ -494,7 +494,7 @@ def test_every_frame_of_a_stream_is_answered_once_or_fails_when_a_device_dies(cl
         assert job.done() and not job.cancel()
     assert time.monotonic() - start < 30 + GRACE_SECONDS
     assert outcomes.total() == len(frames)
-    assert outcomes["answered"] >= 30  # all that did without it
+    assert outcomes["answered"] >= 30  # all frames of plans without the device
     assert outcomes["failed"] + outcomes["refused"] >= 1
     assert states(cluster)["snail-4"] == "lost"
     check_works(cluster, "a", "b")
@@ -556,7 +556,7 @@ def test_closing_ends_frames_under_way_and_leaves_no_process_not_even_a_stopped_
 # ---------------------------------------------------------------- clusters that cannot be formed
 
 
-def test_an_address_where_nobody_answers_is_refused_soon() -> None:
+def test_an_address_without_an_answer_is_refused_soon() -> None:
     start = time.monotonic()
     with pytest.raises(ClusterError, match=r"no Ray cluster answers at 127\.0\.0\.1:1"):
         coedge.connect({"devices": [{"name": "a"}], "ray": {"address": "127.0.0.1:1"}})

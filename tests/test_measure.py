@@ -1,4 +1,4 @@
-"""What is measured on whom, and where watts come from: decisions about workers, without Ray."""
+"""The choice of devices that are measured, and the origin of watts: decisions about workers, without Ray."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workers.runtime.spec import MeteredPower, WorkerFacts
 from workers.transport.transport import Endpoint
 
 
-def member(name: str, kind: str = "cpu", metered: MeteredPower | None = None, **config: Any) -> RemoteWorker:
+def worker(name: str, kind: str = "cpu", metered: MeteredPower | None = None, **config: Any) -> RemoteWorker:
     facts = WorkerFacts(Endpoint(0, name, ""), "host", 1, "0", 1, kind, 0.0)
     return RemoteWorker(DeviceConfig(name=name, **config), None, facts, metered)
 
@@ -27,25 +27,25 @@ def model(weight_nbytes: int) -> Any:
 METERED = MeteredPower(2.0, 5.0, "RAPL package-0")
 
 
-def test_watts_are_as_configured_before_all() -> None:
+def test_configured_watts_come_first() -> None:
     power = PowerConfig(compute_watts=9.0)
-    assert (member("a", power=power).power, member("a", power=power).power_source) == (power, "configured")
-    assert member("a", metered=METERED, power=power).power_source == "configured"
+    assert (worker("a", power=power).power, worker("a", power=power).power_source) == (power, "configured")
+    assert worker("a", metered=METERED, power=power).power_source == "configured"
 
 
-def test_watts_that_are_not_configured_are_the_meter_s() -> None:
-    metered = member("a", metered=METERED)
+def test_watts_that_are_not_configured_come_from_the_meter() -> None:
+    metered = worker("a", metered=METERED)
     assert (metered.power.idle_watts, metered.power.compute_watts) == (2.0, 5.0)
     assert metered.power_source.startswith("RAPL package-0;")
 
 
-def test_without_either_watts_are_the_default() -> None:
-    assert (member("a").power, member("a").power_source) == (PowerConfig(), "default")
+def test_without_configuration_and_meter_watts_are_the_default() -> None:
+    assert (worker("a").power, worker("a").power_source) == (PowerConfig(), "default")
 
 
 def test_devices_of_a_kind_are_measured_once() -> None:
     first, second, other = _kinds(
-        model(1), [member("a", speed=0.5), member("b"), member("c", "gpu"), member("d", speed=0.1), member("e")]
+        model(1), [worker("a", speed=0.5), worker("b"), worker("c", "gpu"), worker("d", speed=0.1), worker("e")]
     )
     assert [[m.name for m in kind.workers] for kind in (first, second, other)] == [["a", "d"], ["b", "e"], ["c"]]
     assert len({kind.key for kind in (first, second, other)}) == 3
@@ -55,17 +55,15 @@ def test_devices_of_a_kind_are_measured_once() -> None:
 @pytest.mark.parametrize(
     ("weight_nbytes", "count"), [(1, MOST_AT_ONCE), (AT_ONCE_NBYTES // 2, 2), (AT_ONCE_NBYTES * 2, 1)]
 )
-def test_emulated_devices_are_measured_beside_each_other_as_far_as_there_is_room(
-    weight_nbytes: int, count: int
-) -> None:
-    (kind,) = _kinds(model(weight_nbytes), [member(f"d{i}", speed=0.1) for i in range(6)])
+def test_emulated_devices_are_measured_together_if_their_weights_fit(weight_nbytes: int, count: int) -> None:
+    (kind,) = _kinds(model(weight_nbytes), [worker(f"d{i}", speed=0.1) for i in range(6)])
     assert len(kind.measuring) == count
-    (alone,) = _kinds(model(weight_nbytes), [member("d0", speed=0.1)])
+    (alone,) = _kinds(model(weight_nbytes), [worker("d0", speed=0.1)])
     assert (alone.key == kind.key) == (count == 1)
 
 
-def test_who_has_the_most_memory_measures() -> None:
-    (kind,) = _kinds(model(AT_ONCE_NBYTES), [member("a", speed=0.1, memory_mb=100), member("b", speed=0.1)])
+def test_the_device_with_the_most_memory_measures() -> None:
+    (kind,) = _kinds(model(AT_ONCE_NBYTES), [worker("a", speed=0.1, memory_mb=100), worker("b", speed=0.1)])
     assert [m.name for m in kind.measuring] == ["b"]
 
 

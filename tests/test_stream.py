@@ -36,7 +36,7 @@ SHAPE = (1, 3, 16, 8)
 
 @functools.cache
 def pictures() -> tuple[list[Array], list[Array]]:
-    """Inputs of `halos()`, all different, and what the unsplit network makes of them."""
+    """Return different inputs of `halos()`, and the outputs of the unsplit network for them."""
     inputs = [image(SHAPE, seed=seed) for seed in range(16)]
     return inputs, [unsplit(halos(), [x])[0] for x in inputs]
 
@@ -73,7 +73,7 @@ def test_whatever_the_order_of_messages_every_frame_is_answered_once_and_in_orde
         assert all(1 <= most <= credits for most in network.most_under_way.values())
         until(lambda: not threads.waiting(), "all frames end on all devices")
 
-        # What comes after the end of its frame, or of its plan, does nothing.
+        # Messages after the end of their frame, or of their plan, do nothing.
         threads.unload(loaded[0])
         late = list(network.brought)
         for receiver, message in late:
@@ -87,7 +87,7 @@ def test_whatever_the_order_of_messages_every_frame_is_answered_once_and_in_orde
 
 @given(seed=st.integers(0, 10_000), taken=st.integers(0, 6), credits=st.integers(1, 3), plan=plans(halos()))
 @examples(15)
-def test_who_leaves_early_leaves_nothing_behind(seed: int, taken: int, credits: int, plan: Plan) -> None:
+def test_a_stream_that_is_closed_early_leaves_nothing_behind(seed: int, taken: int, credits: int, plan: Plan) -> None:
     model, (inputs, expected) = halos(), pictures()
     with shuffled(DEVICES, seed, credits) as (threads, network):
         loaded = threads.load(model, plan)
@@ -105,7 +105,7 @@ def nothing_left(threads: Threads) -> bool:
     return not client._active and not client._queues and not client._under_way
 
 
-def test_a_plan_that_stands_still_keeps_only_its_own_frames_back() -> None:
+def test_a_plan_that_stands_still_delays_only_its_own_frames() -> None:
     model, (inputs, expected) = halos(), pictures()
     with Threads(["a", "b"]) as threads:
         stuck, free = (threads.load(model, one_stage(model, {name: UNIT}, "a")) for name in ("b", "a"))
@@ -128,8 +128,8 @@ def _loaded() -> LoadedPlan:
     return LoadedPlan(1, tiny(), plan, lower(plan, tiny()))
 
 
-class Desk:
-    """Takes frames, and ends them when it is told to."""
+class ManualRuntime:
+    """A runtime that takes frames, and ends each when the test says so."""
 
     def __init__(self, refused: int | None = None) -> None:
         self.jobs: list[Job] = []
@@ -154,40 +154,40 @@ class Desk:
 def test_answers_leave_in_order_and_frames_are_taken_only_as_they_leave(
     data: st.DataObject, in_flight: int, frames: int
 ) -> None:
-    desk, left = Desk(), 0
-    # Which of the open ones end before each frame. Drawn at once: which are open depends on another thread as well.
+    runtime, left = ManualRuntime(), 0
+    # The open frames that end before each frame. Drawn in advance, as another thread decides which are open.
     ends = [data.draw(st.lists(st.integers(0, 5), unique=True)) for _ in range(frames)]
 
     def source() -> Iterator[int]:
         for frame in range(frames):
-            assert len(desk.jobs) - left < in_flight
-            open_jobs = [job.frame for job in desk.jobs if not job.done()]
-            # Some end now, in any order; where there is no room for another frame, the oldest has to.
+            assert len(runtime.jobs) - left < in_flight
+            open_jobs = [job.frame for job in runtime.jobs if not job.done()]
+            # Some end now, in any order. If there is no room for another frame, the oldest has to end.
             for one in ends[frame]:
                 if one < len(open_jobs):
-                    desk.end(open_jobs[one])
-            if len(desk.jobs) - left == in_flight - 1 and left < len(desk.jobs) and not desk.jobs[left].done():
-                desk.end(left)
+                    runtime.end(open_jobs[one])
+            if len(runtime.jobs) - left == in_flight - 1 and left < len(runtime.jobs) and not runtime.jobs[left].done():
+                runtime.end(left)
             yield frame
 
     answers = []
-    for job in _finishing(desk, in_order(source(), desk.submit, in_flight)):
+    for job in _finishing(runtime, in_order(source(), runtime.submit, in_flight)):
         answers.append(job.result().item())
         left += 1
-        assert len(desk.jobs) - left < in_flight
+        assert len(runtime.jobs) - left < in_flight
     assert answers == list(range(frames))
-    assert not desk.cancelled
+    assert not runtime.cancelled
 
 
-def _finishing(desk: Desk, stream: Iterator[Job]) -> Iterator[Job]:
-    """Ends whatever the stream waits for, a moment later, on another thread."""
+def _finishing(runtime: ManualRuntime, stream: Iterator[Job]) -> Iterator[Job]:
+    """End the frames that the stream waits for, a moment later, on another thread."""
     stop = threading.Event()
 
     def finish() -> None:
         while not stop.wait(0.001):
-            for job in list(desk.jobs):
+            for job in list(runtime.jobs):
                 if not job.done():
-                    desk.end(job.frame)
+                    runtime.end(job.frame)
                     break
 
     thread = threading.Thread(target=finish)
@@ -200,22 +200,22 @@ def _finishing(desk: Desk, stream: Iterator[Job]) -> Iterator[Job]:
 
 
 def test_where_frames_come_slowly_an_answer_leaves_as_soon_as_the_next_frame_is_there() -> None:
-    desk = Desk()
+    runtime = ManualRuntime()
 
     def camera() -> Iterator[int]:
         for frame in range(20):
             yield frame
             if frame >= 4:  # the first ones take long, then all are quick
-                for job in desk.jobs:
-                    desk.end(job.frame)
+                for job in runtime.jobs:
+                    runtime.end(job.frame)
 
-    behind = [len(desk.jobs) - 1 - job.frame for job in in_order(camera(), desk.submit, 10)]
+    behind = [len(runtime.jobs) - 1 - job.frame for job in in_order(camera(), runtime.submit, 10)]
     assert behind[0] == 5 and max(behind[8:]) <= 1
 
 
 @pytest.mark.parametrize(("refused", "error"), [(None, "the camera is gone"), (3, "this one does not fit")])
-def test_answers_to_what_was_given_come_before_the_error_of_the_source(refused: int | None, error: str) -> None:
-    desk = Desk(refused)
+def test_answers_to_earlier_frames_come_before_the_error_of_the_source(refused: int | None, error: str) -> None:
+    runtime = ManualRuntime(refused)
 
     def source() -> Iterator[int]:
         yield from range(3)
@@ -226,31 +226,31 @@ def test_answers_to_what_was_given_come_before_the_error_of_the_source(refused: 
 
     answers = []
     with pytest.raises(ValueError, match=error):
-        for job in _finishing(desk, in_order(source(), desk.submit, 8)):
+        for job in _finishing(runtime, in_order(source(), runtime.submit, 8)):
             answers.append(job.result().item())
-    assert answers == [0, 1, 2] and not desk.cancelled
+    assert answers == [0, 1, 2] and not runtime.cancelled
 
 
-def test_who_leaves_early_cancels_the_newest_first() -> None:
-    desk = Desk()
-    stream = in_order(itertools.count(), desk.submit, 5)
-    threading.Timer(0.01, lambda: until(lambda: len(desk.jobs) == 5, "five are taken") or desk.end(0)).start()
+def test_closing_a_stream_early_cancels_the_newest_frames_first() -> None:
+    runtime = ManualRuntime()
+    stream = in_order(itertools.count(), runtime.submit, 5)
+    threading.Timer(0.01, lambda: until(lambda: len(runtime.jobs) == 5, "five are taken") or runtime.end(0)).start()
     assert next(stream).result() == [0]
     stream.close()
-    assert desk.cancelled == [4, 3, 2, 1]
+    assert runtime.cancelled == [4, 3, 2, 1]
     with pytest.raises(Cancelled):
-        desk.jobs[1].result()
+        runtime.jobs[1].result()
 
 
 def test_a_frame_that_fails_keeps_its_place() -> None:
-    desk = Desk()
+    runtime = ManualRuntime()
 
     def source() -> Iterator[int]:
         for frame in range(4):
             yield frame
-            desk.jobs[frame].fail(StepFailed("no")) if frame == 1 else desk.end(frame)
+            runtime.jobs[frame].fail(StepFailed("no")) if frame == 1 else runtime.end(frame)
 
-    jobs = list(in_order(source(), desk.submit, 3))
+    jobs = list(in_order(source(), runtime.submit, 3))
     assert [job.frame for job in jobs] == [0, 1, 2, 3]
     with pytest.raises(StepFailed):
         jobs[1].result()
@@ -261,7 +261,7 @@ def test_a_frame_that_fails_keeps_its_place() -> None:
 
 
 def held(*roots: Any) -> int:
-    """How many entries all containers have that these objects of ours lead to."""
+    """Count the entries of all containers that are reachable from these objects through objects of the project."""
     seen: set[int] = set()
     count, queue = 0, list(roots)
     while queue:
@@ -302,13 +302,13 @@ def test_ten_thousand_frames_leave_nothing_behind() -> None:
         assert index == frames and nothing_left(threads)
         until(lambda: not threads.waiting(), "all frames end on all devices")
         assert len(threads.dispatcher._traced) == 0
-    assert entries[0] > 4 * 4096, "what the workers remember is seen"
+    assert entries[0] > 4 * 4096, "the count includes the memory of the workers"
     assert entries[1] - entries[0] < 200
     assert nbytes / watched < 500  # a job that is not forgotten takes more than 2 kB
 
 
 def test_ctrl_c_is_heard_also_where_another_thread_gets_the_signal() -> None:
-    """The system may give it to any thread, and the wait of the first thread then goes on."""
+    """The system may deliver the signal to any thread, and the wait of the main thread then goes on."""
     job = Job(0, _loaded(), False)
     thread = threading.Timer(0.1, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""Plans that are tried out before one is chosen."""
+"""Trials: plans with nearly the same prediction run before one is chosen."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def predicted(plan: Plan, milliseconds: float) -> Plan:
     return plan.model_copy(update={"predicted": prediction, "feasible": True})
 
 
-def test_plans_that_are_near_and_do_something_else_are_worth_trying(cluster: Cluster, model: Model) -> None:
+def test_different_plans_with_nearly_the_best_prediction_are_tried(cluster: Cluster, model: Model) -> None:
     made = {plan.digest: plan for plan in named_plans(model, cluster.profile(model), Objective())}
     best, *others = made.values()
     assert others
@@ -48,7 +48,9 @@ def test_plans_that_are_near_and_do_something_else_are_worth_trying(cluster: Clu
     assert len(worth_trying(best, [predicted(plan, 10) for plan in others], Objective())) <= MOST
 
 
-def test_the_least_median_wins_and_frames_after_another_plan_do_not_count(cluster: Cluster, model: Model) -> None:
+def test_the_least_median_wins_and_the_first_frame_after_another_plan_does_not_count(
+    cluster: Cluster, model: Model
+) -> None:
     profile = cluster.profile(model)
     a, b = list({p.digest: p for p in named_plans(model, profile, Objective())}.values())[:2]
     frames = {a.digest: iter([0.0, 5.0, 0.0, 4.0, 0.0, 90.0]), b.digest: iter([70.0, 3.0, 70.0, 80.0, 70.0, 3.5])}
@@ -61,11 +63,11 @@ def test_the_least_median_wins_and_frames_after_another_plan_do_not_count(cluste
     assert least_cost([a, b], rank_of_frame, 3) is b
     assert order == 3 * [a.digest, a.digest, b.digest, b.digest]
     late = {a.digest: (0.0, 9.0), b.digest: (0.1, 1.0)}
-    assert least_cost([b, a], lambda plan: late[plan.digest], 2) is a  # whatever it costs, it is in time
+    assert least_cost([b, a], lambda plan: late[plan.digest], 2) is a  # in time, whatever its cost
 
 
-def test_auto_is_chosen_by_running(cluster: Cluster, model: Model) -> None:
-    """The best plan or one of a scheme, under the name that was asked for; it answers as it should."""
+def test_auto_is_chosen_by_measurement(cluster: Cluster, model: Model) -> None:
+    """The choice is the best plan or that of a named scheme, under the name `auto`; its answers are exact."""
     plan = cluster.plan(model)
     assert plan.scheme == "auto" and plan.feasible and plan is cluster.plan(model)
     profile = cluster.profile(model)
