@@ -491,7 +491,7 @@ def test_a_stream_for_throughput_runs_a_mixture_of_plans(cluster: Cluster) -> No
     assert mixture is cluster.mixture(model, stream) and sum(mixture.weights) == pytest.approx(1.0)
     # A mixture of several plans, whatever was measured.
     plans = (alone(model, "home"), halves(model, "mid", "low"), alone(model, "low"))
-    mixed = dataclasses.replace(mixture, plans=plans, parts=(0.5, 0.3, 0.2))
+    mixed = dataclasses.replace(mixture, plans=plans, weights=(0.5, 0.3, 0.2))
     for plan, objective in ((mixed, None), (None, stream)):
         count = 0
         for y in cluster.stream(model, frames, plan=plan, objective=objective):

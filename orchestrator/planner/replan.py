@@ -10,7 +10,7 @@ from coedge.core.objective import Objective
 from coedge.graph.model import Model
 from coedge.plan.plan import Plan, Stage
 from coedge.profile.profile import Profile
-from orchestrator.evaluation.evaluator import Evaluator
+from orchestrator.evaluation.evaluator import Evaluator, shared_memo
 from orchestrator.search.draft import DraftStage, as_draft, as_stages
 from orchestrator.search.linear_programme import BoundaryProblem
 from orchestrator.search.receptive_field import ReceptiveFields
@@ -22,6 +22,7 @@ class BoundarySolver:
 
     def __init__(self, plan: Plan, model: Model, profile: Profile) -> None:
         self._plan, self._model, self._receptive_fields = plan, model, ReceptiveFields(model)
+        self._memo = shared_memo(model)  # the lowered plan is kept from one solution to the next
         draft = as_draft(plan.stages)  # None for a grid, whose boundaries are not in one row
         split = draft is not None and any(len(stage.layout.devices) > 1 for stage in draft)
         self._problem = (
