@@ -1,4 +1,4 @@
-"""Codecs: what is packed comes back, nothing that a peer sends does harm, and what is measured is what happens."""
+"""Codecs: exact round trips, safe decoding of hostile bytes, and measured ratios."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def bits(array: Array) -> bytes:
 
 
 def assert_same(got: Array, expected: Array) -> None:
-    """Bit by bit: -0.0 is not 0.0, and one NaN is not another."""
+    """Compare bit by bit: -0.0 differs from 0.0, and NaNs with other bits differ."""
     assert (got.shape, got.dtype) == (expected.shape, expected.dtype)
     assert bits(got) == bits(expected)
 
@@ -44,13 +44,13 @@ def there_and_back(codec: str, array: Array) -> Array:
     packed = encode(codec, array)
     assert packed.dtype == np.uint8 and packed.ndim == 1
     assert packed.nbytes <= HEADER + array.nbytes, "never larger than raw, but for the header"
-    packed.setflags(write=False)  # as it comes off the wire
+    packed.setflags(write=False)  # as a received array
     return decode(codec, packed, array.shape, array.dtype)
 
 
 @st.composite
 def arrays(draw: st.DrawFn, dtypes: tuple[str, ...] = DTYPES) -> Array:
-    """Of any dtype and shape, some mostly zero: every bit pattern that floats have, in any memory layout."""
+    """Draw arrays of any dtype, shape and memory layout, some mostly zero, with every bit pattern of floats."""
     dtype = np.dtype(draw(st.sampled_from(dtypes)))
     shape = draw(hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=9))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -65,13 +65,10 @@ def arrays(draw: st.DrawFn, dtypes: tuple[str, ...] = DTYPES) -> Array:
     return np.repeat(array, 2, axis=-1)[..., ::2] if layout == "every second" and shape else array
 
 
-# ---------------------------------------------------------------- what is packed comes back
-
-
 @pytest.mark.parametrize("codec", [RAW, *LOSSLESS])
 @given(data=st.data())
 @examples(150)
-def test_lossless_codecs_bring_back_every_bit(codec: str, data: st.DataObject) -> None:
+def test_lossless_codecs_restore_every_bit(codec: str, data: st.DataObject) -> None:
     array = data.draw(arrays())
     if codec == RAW:
         assert_same(decode(codec, encode(codec, array), array.shape, array.dtype), array)
@@ -88,7 +85,7 @@ def test_minus_zero_and_every_nan_survive(codec: str) -> None:
     assert_same(decode(codec, packed, array.shape, "float32"), array)
 
 
-def test_a_mask_halves_what_a_relu_leaves() -> None:
+def test_zero_mask_halves_the_output_of_a_relu() -> None:
     array = np.maximum(image((1, 8, 32, 32)), 0)
     share = np.count_nonzero(array) / array.size
     assert encode("zero_mask", array).nbytes == HEADER + array.size // 8 + round(share * array.nbytes)
@@ -96,7 +93,7 @@ def test_a_mask_halves_what_a_relu_leaves() -> None:
     assert encode("zero_mask", pixels).nbytes == HEADER + pixels.nbytes, "hardly a zero: they travel as they are"
 
 
-def test_blosc2_packs_rows_that_repeat() -> None:
+def test_blosc2_packs_repeated_rows() -> None:
     array = np.tile(np.linspace(0, 1, 64, dtype=np.float32), 100).reshape(1, 1, 100, 64)
     assert encode("blosc2", array).nbytes < array.nbytes / 10
     noise = np.random.default_rng(0).integers(0, 256, 4000, np.uint8)
@@ -105,8 +102,8 @@ def test_blosc2_packs_rows_that_repeat() -> None:
 
 @given(array=arrays(("f4", "f8")))
 @examples(100)
-def test_float16_rounds_or_leaves_alone(array: Array) -> None:
-    """Values that half precision does not have, too large or not finite, are not sent at half precision."""
+def test_float16_rounds_or_sends_the_array_unpacked(array: Array) -> None:
+    """An array with a value that is too large for float16, or not finite, is sent unpacked."""
     with np.errstate(over="ignore"):
         fits = np.isfinite(array.astype(np.float16)).all()
     back = there_and_back("float16", array)
@@ -118,7 +115,7 @@ def test_float16_rounds_or_leaves_alone(array: Array) -> None:
         assert_same(back, array)
 
 
-def test_float16_leaves_other_types_alone() -> None:
+def test_float16_does_not_change_other_types() -> None:
     for dtype in DTYPES:
         array = np.arange(12).reshape(3, 4).astype(dtype)
         assert_same(there_and_back("float16", array), array)
@@ -135,12 +132,12 @@ def test_raw_is_the_array_itself() -> None:
 
 
 @pytest.mark.parametrize("codec", PACKING)
-def test_what_cannot_travel_is_refused(codec: str) -> None:
+def test_dtypes_that_cannot_be_sent_are_refused(codec: str) -> None:
     with pytest.raises(ValueError, match="complex128 array cannot travel"):
         encode(codec, np.zeros(3, np.complex128))
 
 
-def test_a_codec_that_there_is_not() -> None:
+def test_an_unknown_codec_is_refused() -> None:
     with pytest.raises(ValueError, match="no codec 'lz77'"):
         encode("lz77", np.ones(3))
     with pytest.raises(RuntimeError, match=r"does not know codec 'lz77'.*zero_mask"):
@@ -156,11 +153,8 @@ def test_a_device_without_the_library_says_so(monkeypatch: pytest.MonkeyPatch) -
     assert set(speeds) == set(ratios["x"]) == {"zero_mask", "float16"}
 
 
-# ---------------------------------------------------------------- what comes from a hostile peer
-
-
 def decoded(codec: str, packed: Array, shape: tuple[int, ...], dtype: str) -> None:
-    """Either the array that is expected, or a refusal; nothing else."""
+    """Decode and check that the result is an array of the expected shape and dtype, or a refusal."""
     try:
         array = decode(codec, packed, shape, dtype)
     except MalformedMessage:
@@ -177,7 +171,9 @@ def decoded(codec: str, packed: Array, shape: tuple[int, ...], dtype: str) -> No
     dtype=st.sampled_from(DTYPES),
 )
 @examples(150)
-def test_any_bytes_are_refused_or_taken(codec: str, data: bytes, form: int, shape: tuple[int, ...], dtype: str) -> None:
+def test_any_bytes_are_refused_or_decoded(
+    codec: str, data: bytes, form: int, shape: tuple[int, ...], dtype: str
+) -> None:
     decoded(codec, np.frombuffer(bytes([form]) + bytes(HEADER - 1) + data, np.uint8), shape, np.dtype(dtype).name)
     decoded(codec, np.frombuffer(data, np.uint8), shape, np.dtype(dtype).name)
 
@@ -185,7 +181,7 @@ def test_any_bytes_are_refused_or_taken(codec: str, data: bytes, form: int, shap
 @pytest.mark.parametrize("codec", PACKING)
 @given(data=st.data())
 @examples(150)
-def test_damaged_arrays_are_refused_or_taken(codec: str, data: st.DataObject) -> None:
+def test_damaged_arrays_are_refused_or_decoded(codec: str, data: st.DataObject) -> None:
     array = np.maximum(image((1, 4, data.draw(st.integers(1, 20)), 15)), 0)
     packed = encode(codec, array).copy()
     for _ in range(data.draw(st.integers(1, 4))):
@@ -198,7 +194,7 @@ def test_damaged_arrays_are_refused_or_taken(codec: str, data: st.DataObject) ->
 
 
 @pytest.mark.parametrize("codec", PACKING)
-def test_only_flat_bytes_are_taken(codec: str) -> None:
+def test_only_flat_bytes_are_accepted(codec: str) -> None:
     array = np.zeros((4, 4), np.float32)
     packed = encode(codec, array)
     for wrong in (packed.view(np.int8), packed.reshape(1, -1), array, packed[:0], np.uint8(0).reshape(())):
@@ -207,8 +203,8 @@ def test_only_flat_bytes_are_taken(codec: str) -> None:
 
 
 @pytest.mark.parametrize("codec", PACKING)
-def test_what_is_allocated_is_what_is_expected(codec: str) -> None:
-    """A few bytes that unpack to sixteen megabytes, where four kilobytes are expected."""
+def test_decoding_allocates_no_more_than_the_expected_array(codec: str) -> None:
+    """A few bytes that unpack to 16 MB are refused where 4 KB are expected."""
     bomb = encode(codec, np.zeros(4_000_000, np.float32))
     if codec == "zero_mask":
         bomb = bomb[: HEADER + 128]
@@ -223,7 +219,7 @@ def test_what_is_allocated_is_what_is_expected(codec: str) -> None:
         tracemalloc.stop()
 
 
-def test_a_bool_is_nothing_but_zero_or_one() -> None:
+def test_a_bool_other_than_zero_or_one_is_refused() -> None:
     array = np.array([True, False] * 500)
     packed = {codec: encode(codec, array.view(np.uint8) * 2) for codec in LOSSLESS}
     for codec, wrong in packed.items():
@@ -274,7 +270,7 @@ def test_chunks_of_other_kinds_are_refused(changed: dict[str, Any]) -> None:
         (31, 0x08),
     ],
 )
-def test_a_chunk_that_names_what_it_should_not_never_reaches_the_library(
+def test_a_chunk_with_a_forbidden_header_never_reaches_the_library(
     position: int, value: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     array = np.tile(np.arange(100, dtype=np.float32), 100)
@@ -283,9 +279,6 @@ def test_a_chunk_that_names_what_it_should_not_never_reaches_the_library(
     monkeypatch.setattr(blosc2, "decompress2", lambda *_, **__: pytest.fail("the library was called"))
     with pytest.raises(MalformedMessage, match="not a Blosc2 chunk"):
         decode("blosc2", packed, array.shape, "float32")
-
-
-# ---------------------------------------------------------------- measured
 
 
 def test_measured_ratios_are_those_of_the_arrays() -> None:
@@ -302,7 +295,7 @@ def test_measured_ratios_are_those_of_the_arrays() -> None:
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3", "unet", "ssd", "alexnet"])
-def test_samples_are_rows_of_all_that_may_travel(name: str) -> None:
+def test_samples_are_rows_of_every_tensor_at_a_cut(name: str) -> None:
     model, x = zoo_model(name), zoo_image(name).numpy()
     samples = sample_activations(model, [x], threads=1)
     assert set(samples) == {tensor for cut in model.cuts for tensor in cut.tensors}
@@ -325,9 +318,6 @@ def test_samples_of_large_tensors_are_rows_from_the_middle() -> None:
     expected = intermediates(model, [x])[first][:, :, start : start + rows]
     np.testing.assert_allclose(samples[first], expected, atol=1e-5)
     assert samples[first].flags.c_contiguous
-
-
-# ---------------------------------------------------------------- in a plan
 
 
 def small_plan(codecs: dict[str, str]) -> tuple[Any, Plan]:
@@ -392,11 +382,8 @@ def test_packed_bytes_follow_from_the_measured_ratios() -> None:
     assert packed_nbytes(program, send, model, {"another": {"zero_mask": 0.5}}) == raw
 
 
-# ---------------------------------------------------------------- inputs that nobody gave
-
-
 @pytest.mark.parametrize("name", ["mobilenet_v2", "ssd"])
-def test_natural_inputs_are_inputs_whose_neighbours_are_alike(name: str) -> None:
+def test_neighbouring_pixels_of_natural_inputs_are_similar(name: str) -> None:
     model = zoo_model(name)
     (made,) = natural_inputs(model)
     (again,) = natural_inputs(model)
@@ -407,7 +394,7 @@ def test_natural_inputs_are_inputs_whose_neighbours_are_alike(name: str) -> None
     assert 0 < steps < 0.8 * values.std(), "rows next to each other differ as much as any (1.13)"
 
 
-def test_whole_numbers_are_pixels() -> None:
+def test_natural_inputs_of_integers_are_pixels() -> None:
     net = Net()
     x = net.input([1, 3, 32, 48], dtype="uint8")
     model = capture(net.proto(net.op("Cast", x, to=1)), name="pixels")
@@ -415,7 +402,7 @@ def test_whole_numbers_are_pixels() -> None:
     assert made.dtype == np.uint8 and 100 < made.mean() < 156 and made.min() < 30 and made.max() > 226
 
 
-def test_what_an_array_costs_besides_its_bytes_is_told_apart() -> None:
+def test_the_fixed_time_per_array_is_separated_from_the_time_per_byte() -> None:
     speeds, _ = measure_codecs(typical_rows(), 0.1)
     for speed in speeds.values():
         assert 0 <= speed.encode_seconds < 1e-2 and 0 <= speed.decode_seconds < 1e-2

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from nets import kept
+from waiting import listening, until
 
 import coedge
 from coedge.graph.model import Model
@@ -14,6 +16,7 @@ from coedge.graph.weight_slice import WeightSlice
 from coedge.plan.lowering import lower
 from workers.runtime.spec import WorkerSpec
 from workers.runtime.worker import Worker
+from workers.transport.local_socket import IPC
 from workers.transport.transport import InMemoryHub, InMemoryTransport
 
 
@@ -74,8 +77,20 @@ def test_a_probe_returns_the_arrival_times_of_its_messages(speed: float | None) 
             thread.join(10.0)
 
 
-def test_a_worker_that_never_served_closes_its_transport_at_stop(worker: Worker) -> None:
-    hub, transport = worker._messenger._transport._hub, worker._messenger._transport  # type: ignore[attr-defined]
-    assert transport.endpoint.address in hub.queues
+@pytest.mark.parametrize("serves", [True, False])
+def test_a_worker_that_stops_leaves_no_socket_and_no_folder(serves: bool) -> None:
+    worker = Worker(WorkerSpec(0, "device-0", "127.0.0.1", True, 1.0))
+    endpoint = worker.facts().endpoint
+    folder = Path(endpoint.local.address.removeprefix(IPC)).parent if endpoint.local else None
+    assert folder is None or folder.exists()
+    thread = threading.Thread(target=worker.serve)
+    if serves:
+        thread.start()
+        until(worker._serving.is_set, "the worker serves")
+    port = int(endpoint.address.rsplit(":", 1)[1])
+    assert port in listening()
     worker.stop(10.0)
-    assert transport.endpoint.address not in hub.queues
+    assert port not in listening()
+    assert folder is None or not folder.exists()
+    if serves:
+        thread.join(10.0)
