@@ -217,7 +217,7 @@ def test_a_memory_limit_below_the_need_is_refused_with_both_numbers(cluster: Clu
 
 def test_plans_of_a_mixture_that_do_not_fit_together_are_refused(cluster: Cluster) -> None:
     plans = (halves(small(), "a", "tiny"), alone(small(), "tiny"))
-    mixture = coedge.Mixture(plans, (0.5, 0.5), rate_fps=1.0, energy_joules=0.0, worth={}, rounds=0)
+    mixture = coedge.Mixture(plans, (0.5, 0.5), rate_fps=1.0, energy_joules=0.0, shadow_prices={}, rounds=0)
     with pytest.raises(InfeasibleError, match=r"tiny would need .* MB for its parts of 2 plans .* limit is 0\.0 MB"):
         next(iter(cluster.stream(small(), [image(SHAPE)], plan=mixture)))
 

@@ -52,7 +52,7 @@ class _CachedPlan:
 
 
 class PlanCache:
-    """Makes and keeps profiles, plans and mixtures. One thread plans at a time; kept plans are found meanwhile.
+    """The profiles, plans and mixtures of a cluster. One thread plans at a time; kept plans are found meanwhile.
 
     Args:
         group: the devices; those in `group.lost` are left out.

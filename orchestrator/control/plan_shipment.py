@@ -18,7 +18,7 @@ LOAD_SECONDS = 300.0
 
 
 class RayShipment:
-    """Ships plans to the workers of a group."""
+    """The way of programs and weights to the workers of a group (see `loader.Shipment`)."""
 
     def __init__(self, group: WorkerGroup) -> None:
         self._group = group

@@ -18,7 +18,7 @@ Statuses = Mapping[str, WorkerStatus]
 
 
 class FailureDiagnosis:
-    """Asks the devices of a group what they do, and explains why a frame has no answer."""
+    """Explanations of why a frame has no answer, from the statuses of the devices of a group."""
 
     def __init__(self, group: WorkerGroup) -> None:
         self._group = group

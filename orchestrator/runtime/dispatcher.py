@@ -65,7 +65,7 @@ class _ActiveFrame:
 
 
 class Dispatcher:
-    """Sends frames and runs a receiving thread until `close`.
+    """The sender of frames and receiver of answers. Its receiving thread runs until `close`.
 
     Args:
         index_of: wire index by device name.

@@ -43,7 +43,7 @@ class Shipment(Protocol):
 
 
 class Loader:
-    """Keeps the last used plans loaded.
+    """The plans that are loaded on the devices: the last used ones, up to `KEPT_PLANS`.
 
     Args:
         shipment: gives programs to the devices.

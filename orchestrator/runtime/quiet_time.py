@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 
 class QuietTime:
-    """Admits loads and frames, or one measurement."""
+    """A gate that admits loads and frames, or one measurement."""
 
     def __init__(self) -> None:
         self._submitting = threading.RLock()
