@@ -73,7 +73,7 @@ def test_a_longer_deal_begins_as_a_shorter_one(weights: list[float], frames: int
 
 @pytest.mark.parametrize("weights", [[], [0.0, 0.0], [-1.0, 2.0], [float("nan")], [float("inf"), 1.0]])
 def test_weights_that_are_not_shares_are_refused(weights: list[float]) -> None:
-    with pytest.raises(PlanError, match="shares >= 0"):
+    with pytest.raises(PlanError, match="weights >= 0"):
         assign_frames(weights, 3)
     with pytest.raises(PlanError):
         frame_assignment(weights)  # at once, not when the first frame is asked for

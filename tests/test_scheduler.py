@@ -108,8 +108,8 @@ def test_so_many_frames_are_remembered_and_no_more(scheduler: Scheduler) -> None
         bring(scheduler, 2, frame, 0)
         task = scheduler.next()
         assert task is not None and isinstance(finish(scheduler, task), Ended)
-    (part,) = [part for epoch, part in scheduler._parts.items() if epoch == 2]
-    assert len(part.ended) == REMEMBERED_FRAMES and not part.spans
+    (loaded,) = [loaded for epoch, loaded in scheduler._loaded.items() if epoch == 2]
+    assert len(loaded.ended) == REMEMBERED_FRAMES and not loaded.spans
     assert scheduler.came(2, REMEMBERED_FRAMES + 9, 0) is None
 
 

@@ -400,7 +400,7 @@ def test_layers_that_are_known_from_other_networks_keep_their_times() -> None:
         seen.setdefault(layer.cost.kind, []).append(layer.layer.time)
     for cost, time in zip(layer_costs(model)[:28], times.layers):
         assert time in seen[cost.kind]
-    assert "2 of 30 layers from a regression over all that was measured" in str(times)
+    assert "2 of 30 layers from a regression over all measured layers" in str(times)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2", "unet", "mobilenet_v3", "densenet"])

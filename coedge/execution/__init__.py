@@ -1,1 +1,1 @@
-"""What one device does for one frame (its program), and the pure machine that decides which step comes next."""
+"""The program of a device for one frame, and the pure scheduler that chooses the next step."""

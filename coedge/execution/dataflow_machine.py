@@ -1,11 +1,11 @@
-"""The dataflow machine: which step of which frame comes next. Pure; it neither waits nor computes.
+"""The dataflow machine: chooses the next step among all frames under way. Pure: it neither waits nor computes.
 
     events in       begin(frame)   arrived(frame, channel, arrays)   done(frame, step, arrays)   drop(frame)
     decision out    next() -> (frame, step)
 
-One rule: *the first step whose patches are here, oldest frame first*. While frame 7 waits for a halo, frame 8
-computes. A patch is let go as soon as its last reader is done. The values that flow are opaque: arrays at a
-worker and in process, nothing at all in the simulator.
+One rule: *the first step whose patches are present, oldest frame first*. While frame 7 waits for a halo, frame 8
+computes. A patch is released as soon as its last reader is done. Values are opaque: arrays on a worker and in
+process, None in the simulator.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class _Frame:
 
 
 class DataflowMachine:
-    """Runs one program over any number of frames at a time."""
+    """The state of one program over any number of frames."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
         self._reads: list[tuple[int, ...]] = []
         self._readers_of: list[list[int]] = [[] for _ in program.patches]
         self._receives: dict[int, tuple[int, Receive]] = {}
-        # Steps that read nothing and wait for no message either.
+        # Steps that read no patch and wait for no message.
         self._ready_at_once: list[int] = []
         for index, step in enumerate(program.steps):
             patches = step.reads
@@ -59,7 +59,7 @@ class DataflowMachine:
         self._wait_counts = [len(patches) for patches in self._reads]
         self._reader_counts = [len(readers) for readers in self._readers_of]
         self._frames: dict[int, _Frame] = {}
-        self._order: list[int] = []  # the frames, oldest first
+        self._order: list[int] = []  # frames under way, oldest first
 
     @property
     def idle(self) -> bool:
@@ -71,14 +71,18 @@ class DataflowMachine:
 
     @property
     def oldest(self) -> int:
-        """The first frame under way; there must be one."""
+        """The oldest frame under way.
+
+        Raises:
+            IndexError: no frame is under way.
+        """
         return self._order[0]
 
     def __contains__(self, frame: int) -> bool:
         return frame in self._frames
 
     def begin(self, frame: int) -> None:
-        """Expect a frame. Idempotent."""
+        """Start a frame. Does nothing if the frame is under way."""
         if frame in self._frames or not self.program.steps:
             return
         self._frames[frame] = _Frame(
@@ -90,7 +94,7 @@ class DataflowMachine:
         bisect.insort(self._order, frame)
 
     def arrived(self, frame: int, channel: int, values: Sequence[Any]) -> bool:
-        """A message is here. False where nobody waits for it (a stale, doubled or unknown one)."""
+        """Take the values of a message. Return False if no step waits for it (a stale, repeated or unknown message)."""
         entry = self._receives.get(channel)
         state = self._frames.get(frame)
         if entry is None or state is None or channel in state.received:
@@ -104,7 +108,7 @@ class DataflowMachine:
         return True
 
     def next(self) -> tuple[int, int] | None:
-        """The step to run now, as (frame, index of the step); None: wait for a message."""
+        """Return the step to run now as (frame, step index); None if all frames wait for messages."""
         for frame in self._order:
             ready = self._frames[frame].ready
             if ready:
@@ -112,12 +116,16 @@ class DataflowMachine:
         return None
 
     def values(self, frame: int, index: int) -> dict[int, Any]:
-        """The values of the patches that a step reads."""
+        """Return the values of the patches that a step reads, by patch."""
         held = self._frames[frame].values
         return {patch: held[patch] for patch in self._reads[index]}
 
     def done(self, frame: int, index: int, written: Sequence[Any] = ()) -> bool:
-        """A step has run; `written` are the values of a computation's patches. True when it ends the frame."""
+        """Record that a step has run, and return whether it was the last of its frame.
+
+        Args:
+            written: the values of the patches that a computation wrote.
+        """
         state = self._frames.get(frame)
         if state is None:
             return False
@@ -131,21 +139,21 @@ class DataflowMachine:
         return self._finish(frame, state, index)
 
     def drop(self, frame: int) -> None:
-        """Forget a frame: it was cancelled, or it failed."""
+        """Forget a frame that was cancelled or that failed."""
         if self._frames.pop(frame, None) is not None:
             self._order.remove(frame)
 
     def receive_of(self, channel: int) -> tuple[int, Receive] | None:
-        """The step that a message on this channel is for, with its index."""
+        """Return the step that receives messages of a channel, with its index; None if the program has none."""
         return self._receives.get(channel)
 
     def expects(self, frame: int, channel: int) -> bool:
-        """Whether a frame that is under way still waits for a message on this channel."""
+        """Return whether a frame under way still waits for a message on a channel."""
         state = self._frames.get(frame)
         return state is not None and channel in self._receives and channel not in state.received
 
     def waiting(self, frame: int) -> list[Receive]:
-        """The messages that a frame still waits for, in program order."""
+        """Return the receives that a frame still waits for, by channel."""
         state = self._frames.get(frame)
         if state is None:
             return []

@@ -1,9 +1,9 @@
-"""A program: what one device does for one frame.
+"""A program: the steps of one device for one frame.
 
     receive -> compute -> send -> ... -> answer
 
-Steps stand in dataflow order and name *patches*: arrays that hold one region of one tensor. A step may fire as
-soon as the patches that it reads are there; nothing else is decided at run time.
+Steps are in dataflow order and name *patches*: arrays that hold one region of one tensor. A step may run as soon
+as the patches that it reads are present. Nothing else is decided at run time.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from typing import ClassVar, Literal, NamedTuple, Protocol
 from coedge.core.region import Region
 
 CLIENT = "@client"
-# The codec of what travels as it is (see `coedge.plan.codec`).
+# The codec of arrays that are sent unpacked (see `coedge.plan.codec`).
 RAW = "raw"
 
 
 class Patch(NamedTuple):
-    """One region of one tensor, held by a device while a frame is under way."""
+    """One region of one tensor that a device holds while a frame is under way."""
 
     tensor: str
     region: Region
 
 
 class Part(NamedTuple):
-    """A region to be taken out of a patch."""
+    """A region within a patch."""
 
     patch: int
     region: Region
 
 
 class Read(NamedTuple):
-    """An array to put together: `region` of `tensor`, out of disjoint parts of patches."""
+    """An array to assemble: `region` of `tensor`, from disjoint parts of patches."""
 
     tensor: str
     region: Region
@@ -43,7 +43,13 @@ class Read(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TileNode:
-    """One operator of a tile: the node's index in the graph, its pads, and the crops of its inputs."""
+    """One operator of a tile.
+
+    Attributes:
+        node: index of the node in the graph.
+        adjust: pads and similar integers, as the rule of the node defines them.
+        crops: rows and columns to drop from inputs, as (name, (above, below, left, right)).
+    """
 
     node: int
     adjust: tuple[int, ...]
@@ -52,9 +58,10 @@ class TileNode:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A run of operators on one region. Holds no absolute row numbers, so one tile serves regions of any size.
+    """A run of operators on one region. It holds no absolute row numbers, so one tile serves regions of any size.
 
-    `fixed_cols` are the inputs that hold all columns of their tensors.
+    Attributes:
+        fixed_cols: the inputs that hold all columns of their tensors.
     """
 
     nodes: tuple[TileNode, ...]
@@ -65,7 +72,8 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """How much of a layer a step computes: `rows` of the layer's tensor (fractions for part of the columns)."""
+    """The amount of one layer that a step computes: rows of the layer's tensor. A part of the columns counts as a
+    fraction of a row."""
 
     layer: int
     rows: float
@@ -211,7 +219,7 @@ Step = Compute | Send | Receive | Answer
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """The steps of one device, the patches that they name, and the weights that they need."""
+    """The steps of one device for one frame, and the patches that they name."""
 
     device: str
     model_hash: str

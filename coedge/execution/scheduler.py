@@ -1,14 +1,14 @@
-"""What a device decides, apart from doing it: several programs, many frames, one task at a time. Pure.
+"""The decisions of a device: several programs, many frames, one task at a time. Pure.
 
     events in           load(epoch, program)   unload(epoch)   came(message)   done(task)   failed(task)   cancel(frame)
-    instructions out    Task: unpack, compute, send or answer this    Ended: report these spans    Failed: report this
+    instructions out    Task: unpack, compute, send or answer    Ended: report these spans    Failed: report this error
 
-No sockets, no threads, no clock: times are handed in, and what flows is opaque (see
-`coedge.execution.dataflow_machine`). Workers and the in-process runner drive it; the simulator, which has nothing to
-report and nothing late, drives its machines.
+The scheduler has no sockets, threads or clock. Times are passed in, and values are opaque (see
+`coedge.execution.dataflow_machine`). Workers and the in-process runner drive a scheduler. The simulator drives
+dataflow machines directly, because it has neither reports nor late messages.
 
-One rule: the first step that can run, of the oldest frame, whichever program that frame is of. A frame that ended,
-well or not, is remembered: a late message does not begin it again.
+One rule: the first ready step of the oldest frame, whichever program that frame belongs to. Frames that ended or
+failed are remembered, so that a late message does not start them again.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ MAX_BEGUN_FRAMES = 256
 
 
 class Task(NamedTuple):
-    """A step of a frame that is to be done now; then `Scheduler.done`, or `Scheduler.failed`.
+    """A step of a frame to run now. The caller then calls `Scheduler.done` or `Scheduler.failed`.
 
-    A `Receive` is to be unpacked: its message is here.
+    For a `Receive`, the message has arrived and is to be unpacked.
     """
 
     epoch: int
@@ -43,7 +43,7 @@ class Task(NamedTuple):
 
 
 class StepSpan(NamedTuple):
-    """A step that was done: which, when, in seconds, and the bytes of its message."""
+    """A step that ran: its index, start and stop in seconds, and the bytes of its message."""
 
     step_index: int
     start: float
@@ -52,7 +52,7 @@ class StepSpan(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """The device has nothing left to do for a frame."""
+    """The end of a frame on this device, with the spans of its steps."""
 
     epoch: int
     frame: int
@@ -60,7 +60,11 @@ class Ended(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A frame cannot be finished. `step_index`: beyond the last one: of none that the program has."""
+    """The failure of a frame.
+
+    Attributes:
+        step_index: the step that failed; the number of steps if no step of the program was the cause.
+    """
 
     epoch: int
     frame: int
@@ -70,7 +74,12 @@ class Failed(NamedTuple):
 
 @dataclass(slots=True)
 class _LoadedProgram:
-    """A program under an epoch, and what is known of its frames."""
+    """A program under an epoch, with the state of its frames.
+
+    Attributes:
+        ended: frames that ended, failed or were cancelled, oldest first. The keys are an ordered set.
+        spans: the steps that ran so far, by frame under way.
+    """
 
     machine: DataflowMachine
     ended: dict[int, None] = field(default_factory=dict)
@@ -79,7 +88,7 @@ class _LoadedProgram:
     begun_counts: Counter[str] = field(default_factory=Counter)
 
     def begin(self, frame: int, peer: str) -> bool:
-        """Begin a frame that a message of a peer asks for; False: the peer has begun too many."""
+        """Begin a frame on the message of a peer. Return False if the peer has begun too many frames."""
         if self.begun_counts[peer] >= MAX_BEGUN_FRAMES:
             return False
         self.begun_counts[peer] += 1
@@ -99,90 +108,91 @@ class _LoadedProgram:
 
 
 class Scheduler:
-    """One thread drives it; `load`, `unload`, `programs` and `waiting` may be called from others meanwhile.
+    """The scheduler of one device.
 
-    What concerns an epoch that is not loaded, or not any more, does nothing.
+    One thread drives it. Other threads may call `load`, `unload`, `programs` and `waiting` at the same time. Calls
+    for an epoch that is not loaded do nothing.
     """
 
     def __init__(self) -> None:
-        self._parts: dict[int, _LoadedProgram] = {}
+        self._loaded: dict[int, _LoadedProgram] = {}
 
     @property
     def programs(self) -> dict[int, Program]:
-        """By epoch."""
-        return {epoch: part.machine.program for epoch, part in list(self._parts.items())}
+        """The loaded programs, by epoch."""
+        return {epoch: loaded.machine.program for epoch, loaded in list(self._loaded.items())}
 
     @property
     def idle(self) -> bool:
-        """Whether no frame is under way."""
-        return all(part.machine.idle for part in list(self._parts.values()))
+        """True if no frame is under way."""
+        return all(loaded.machine.idle for loaded in list(self._loaded.values()))
 
     @property
     def waiting(self) -> dict[tuple[int, int], tuple[int, ...]]:
         """The channels that frames under way wait for, by epoch and frame."""
         return {
-            (epoch, frame): tuple(receive.channel for receive in part.machine.waiting(frame))
-            for epoch, part in list(self._parts.items())
-            for frame in part.machine.frames
+            (epoch, frame): tuple(receive.channel for receive in loaded.machine.waiting(frame))
+            for epoch, loaded in list(self._loaded.items())
+            for frame in loaded.machine.frames
         }
 
     def load(self, epoch: int, program: Program) -> None:
-        self._parts[epoch] = _LoadedProgram(DataflowMachine(program))
+        self._loaded[epoch] = _LoadedProgram(DataflowMachine(program))
 
     def unload(self, epoch: int) -> None:
-        self._parts.pop(epoch, None)
+        self._loaded.pop(epoch, None)
 
     def came(self, epoch: int, frame: int, channel: int) -> Task | Failed | None:
         """Take note of a message with rows.
 
         Returns:
-            The `Receive` to be done. None: no frame waits for the message. It is stale, or came twice, or asks for
-            one frame more than `MAX_BEGUN_FRAMES` of its peer.
+            The `Receive` to be done; a failure if the program has no such channel; None if no frame waits for the
+            message. Then it is stale or repeated, or it would begin more than `MAX_BEGUN_FRAMES` of its peer.
         """
-        part = self._parts.get(epoch)
-        if part is None or frame in part.ended:
+        loaded = self._loaded.get(epoch)
+        if loaded is None or frame in loaded.ended:
             return None
-        machine = part.machine
+        machine = loaded.machine
         entry = machine.receive_of(channel)
-        if entry is not None and frame not in machine and not part.begin(frame, entry[1].peer):
+        if entry is not None and frame not in machine and not loaded.begin(frame, entry[1].peer):
             return None
         if entry is None:
-            part.forget(frame)
+            loaded.forget(frame)
             reason = f"a message came on channel {channel}, which the program does not have"
             return Failed(epoch, frame, len(machine.program.steps), reason)
         return Task(epoch, frame, entry[0], machine.program) if machine.expects(frame, channel) else None
 
     def next(self) -> Task | None:
-        """The step to run now; None: all frames wait for messages."""
-        machines = {epoch: part.machine for epoch, part in list(self._parts.items())}
+        """Return the step to run now; None if all frames wait for messages."""
+        machines = {epoch: loaded.machine for epoch, loaded in list(self._loaded.items())}
         ready = oldest_ready(machines)
         return Task(*ready, machines[ready.key].program) if ready else None
 
     def values(self, task: Task) -> dict[int, Any]:
-        """The values of the patches that a step reads.
+        """Return the values of the patches that a step reads, by patch.
 
         Raises:
-            KeyError: its program was unloaded.
+            KeyError: the task's program was unloaded.
         """
-        return self._parts[task.epoch].machine.values(task.frame, task.step_index)
+        return self._loaded[task.epoch].machine.values(task.frame, task.step_index)
 
     def done(
         self, task: Task, made: Sequence[Any], start: float = 0.0, stop: float = 0.0, nbytes: int = 0
     ) -> Ended | None:
-        """A task is done.
+        """Record that a task is done. Return the end of its frame if this was the last step, otherwise None.
 
         Args:
-            made: the values of the patches that a `Compute` wrote, or a `Receive` brought.
-            start, stop: when, in seconds.
-            nbytes: of its message, as packed.
+            made: the values of the patches that a `Compute` wrote or a `Receive` brought.
+            start, stop: times of the task, seconds.
+            nbytes: bytes of its message as packed.
         """
-        part = self._parts.get(task.epoch)
-        if part is None:
+        loaded = self._loaded.get(task.epoch)
+        if loaded is None:
             return None
-        machine, frame = part.machine, task.frame
+        machine, frame = loaded.machine, task.frame
         if frame not in machine:
             return None  # it was cancelled
-        part.spans[frame].append(StepSpan(task.step_index, start, stop, nbytes))
+        loaded.spans[frame].append(StepSpan(task.step_index, start, stop, nbytes))
         step = task.step
         if step.kind == "receive":
             machine.arrived(frame, step.channel, made)
@@ -190,20 +200,20 @@ class Scheduler:
             machine.done(frame, task.step_index, made)
         if frame in machine:
             return None
-        spans = part.spans.pop(frame)
-        part.forget(frame)
+        spans = loaded.spans.pop(frame)
+        loaded.forget(frame)
         return Ended(task.epoch, frame, spans)
 
     def failed(self, task: Task, reason: str) -> Failed | None:
-        """A task cannot be done, so its frame cannot."""
-        part = self._parts.get(task.epoch)
-        if part is None or task.frame not in part.machine:
+        """Fail the frame of a task. Return None if the frame is no longer under way."""
+        loaded = self._loaded.get(task.epoch)
+        if loaded is None or task.frame not in loaded.machine:
             return None
-        part.forget(task.frame)
+        loaded.forget(task.frame)
         return Failed(task.epoch, task.frame, task.step_index, reason)
 
     def cancel(self, epoch: int, frame: int) -> None:
-        """Nobody wants the frame any more."""
-        part = self._parts.get(epoch)
-        if part is not None:
-            part.forget(frame)
+        """Drop a frame whose result is no longer wanted."""
+        loaded = self._loaded.get(epoch)
+        if loaded is not None:
+            loaded.forget(frame)

@@ -1,12 +1,12 @@
-"""Codecs: how rows are packed for the wire. Names and facts here; the packing itself is in `workers.transport.codecs`.
+"""Codecs: how rows are packed for the wire. This file has the names and facts; `workers.transport.codecs` packs.
 
-    raw         as they are
-    zero_mask   lossless: a bit per value, whether it is zero, and the values that are not (half, after a ReLU)
-    blosc2      lossless: bytes of equal weight together, then zstd; slower than zero_mask, and often smaller
-    float16     lossy: float32 and float64 rows at half precision; rows of other types travel as they are
+    raw         unpacked
+    zero_mask   lossless: a bit mask of the zeros, and the non-zero values (half of them after a ReLU)
+    blosc2      lossless: byte shuffle, then zstd; slower than zero_mask, and often smaller
+    float16     lossy: float32 and float64 rows at half precision; rows of other types are sent unpacked
 
-Only rows are packed. A tensor that has none, such as the output of a dense layer, is small, or its shape depends
-on the image: then a receiver could not tell how much to unpack.
+Only tensors with rows are packed. A tensor without rows, such as the output of a dense layer, is small, or its shape
+depends on the image and the receiver could not tell how much to unpack.
 
 A stage names the codecs of the channels on which it fetches: {"pi-1>pi-2": "zero_mask"}.
 """
@@ -35,15 +35,15 @@ _ARROW = ">"
 
 
 def channel_key(sender: str, receiver: str) -> str:
-    """How `Stage.codecs` names what goes from one device to another."""
+    """Return the key of the channel between two devices in `Stage.codecs`."""
     return f"{sender}{_ARROW}{receiver}"
 
 
 def check_codecs(codecs: Mapping[str, str], devices: Collection[str]) -> None:
-    """Checks the codecs of a stage.
+    """Check the codecs of a stage.
 
     Raises:
-        PlanError: a codec that there is not, a key that is not `sender>receiver`, or a device not of the plan.
+        PlanError: an unknown codec, a key that is not `sender>receiver`, or a device that is not in the plan.
     """
     for key, codec in codecs.items():
         if codec not in CODECS:
@@ -61,15 +61,15 @@ def check_codecs(codecs: Mapping[str, str], devices: Collection[str]) -> None:
 
 
 def tensor_codec(codec: str, tensor: Tensor) -> str:
-    """The codec of one tensor in a message of this codec."""
+    """Return the codec of one tensor in a message that has this codec."""
     return codec if tensor.row_axis is not None or tensor.col_axis is not None else RAW
 
 
 def packed_nbytes(program: Program, step: Send, model: Model, ratios: Mapping[str, Mapping[str, float]]) -> int:
-    """Predicted bytes of a message as packed by its codec, without its header.
+    """Return the predicted bytes of a message as packed by its codec, without its header.
 
     Args:
-        ratios: packed over raw, by tensor and codec; 1 where it was not measured.
+        ratios: packed bytes over raw bytes, by tensor and codec; 1 if not measured.
     """
     total = 0
     for name, region in step.carried(program.patches):
@@ -80,10 +80,10 @@ def packed_nbytes(program: Program, step: Send, model: Model, ratios: Mapping[st
 
 
 def codec_speed(device: DeviceProfile, codec: str) -> CodecSpeed:
-    """How fast a device packs and unpacks.
+    """Return how fast a device packs and unpacks with a codec.
 
     Raises:
-        PlanError: that was not measured.
+        PlanError: the profile lacks that speed.
     """
     speed = device.codecs.get(codec)
     if speed is None:

@@ -1,23 +1,23 @@
-"""How a device's region of a stage is cut, so that what others wait for is computed and sent before the rest.
+"""Halo first: a share is split into portions, so that rows that other devices wait for are computed and sent first.
 
-    rows that are fetched from the device above          own rows of the stage before
-    - - - - - - - - - - - - - - - - - - - - - - -        |                          |
-    |  border: the device above waits for it,   | 1 ---> needs a fetched row
-    |  or it needs rows that are fetched        |
+    rows that are fetched from the device above
+    - - - - - - - - - - - - - - - - - - - - - - -
+    |  border: the device above waits for it,   | 1    reads fetched rows
+    |  or it reads fetched rows                 |
     |-------------------------------------------|
     |                                           |
-    |  interior: nobody waits for it, and all   | 3 ---> needs own rows only
-    |  that it needs is here                    |
+    |  interior: no device waits for it, and it | 3    reads rows that the device holds
+    |  reads no fetched rows                    |
     |                                           |
     |-------------------------------------------|
-    |  border                                   | 2 ---> needs a fetched row
+    |  border                                   | 2    reads fetched rows
     - - - - - - - - - - - - - - - - - - - - - - -
     rows that are fetched from the device below
 
-Each piece is a computation of its own, in the order of the numbers, and is sent as soon as it is there: the
-borders travel while the interior is computed. A device runs the first step that is ready, so where fetched
-rows are still on their way it begins with the interior. Grids have borders on the left and on the right as
-well. The rows around a cut are computed twice where the stage has windows: that is what it costs.
+Each portion is a computation of its own. They are computed in the order of the numbers, and each is sent as soon as
+it is computed, so the borders travel while the interior is computed. A device runs the first step that is ready:
+while fetched rows are still on their way, it starts with the interior. Grids have borders on the left and right too.
+The cost: where the stage has windows, the rows around the edge between two portions are computed twice.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from coedge.core.region import Region, UnitRect
 from coedge.graph.graph import Tensor
 
-# Where in the region a part that needs nothing of others is looked for: in the middle first.
+# Where the search for a local part starts, as a fraction of the share: in the middle first.
 _PROBES = (1 / 2, 1 / 4, 3 / 4)
 
 
@@ -37,8 +37,8 @@ class Portion:
     """A part of a device's share of a stage.
 
     Attributes:
-        wanted: the region of each of the stage's results in it; those that have a pixel in it.
-        inner: the interior.
+        wanted: the region of each of the stage's results, without empty ones.
+        inner: whether the portion is the interior.
     """
 
     wanted: Mapping[str, Region]
@@ -51,41 +51,44 @@ def split_halo_first(
     fetched: Iterable[tuple[str, Region]],
     is_local: Callable[[Mapping[str, Region]], bool],
 ) -> list[Portion]:
-    """The pieces of a share, in the order in which they are to be computed; a single one if there is no interior.
+    """Split a share into portions, in computation order. Without an interior there is a single portion.
 
-    For every result, the regions of the pieces make up the region of the share.
+    For every result, the regions of the portions make up the region of the share.
 
     Args:
         rect: the share.
         tensors: the stage's results.
-        fetched: what others fetch of the share, by result.
-        is_local: whether regions of the results can be computed from what the device holds, fetching nothing.
+        fetched: the regions of the share that other devices fetch, as (result, region).
+        is_local: returns whether regions of the results can be computed from what the device holds.
     """
     fetched = list(fetched)
-    awaited = _without(rect, tensors, fetched)
+    not_awaited = _without(rect, tensors, fetched)
     local = _local_part(rect, tensors, is_local)
-    both = _intersection(awaited, local)
-    inner = next((r for r in (both, awaited, local) if _regions(r, tensors)), rect)
+    both = _intersection(not_awaited, local)
+    inner = next((r for r in (both, not_awaited, local) if _regions(r, tensors)), rect)
     interior = Portion(_regions(inner, tensors))
     before: list[Portion] = []
     after: list[Portion] = []
     for part in _minus(rect, inner):
         portion = Portion(_regions(part, tensors), inner=False)
         if portion.wanted:
-            waited_for = any(not r.intersection(portion.wanted[n]).empty for n, r in fetched if n in portion.wanted)
-            (before if waited_for else after).append(portion)
+            awaited = any(not r.intersection(portion.wanted[n]).empty for n, r in fetched if n in portion.wanted)
+            (before if awaited else after).append(portion)
     return [*before, interior, *after]
 
 
 def _regions(rect: UnitRect, tensors: Iterable[Tensor]) -> dict[str, Region]:
-    """What a share has of each tensor, where it has a pixel of it."""
+    """Return the region of each tensor in a share, without empty ones."""
     regions = {tensor.name: rect.of_extent(tensor.rows, tensor.cols) for tensor in tensors}
     return {name: region for name, region in regions.items() if not region.empty}
 
 
 def _without(rect: UnitRect, tensors: Sequence[Tensor], fetched: Iterable[tuple[str, Region]]) -> UnitRect:
-    """The share without what others fetch of it. Each fetched region is cut off together with all that lies
-    between it and one side of the share: the side for which least is lost."""
+    """Return the share without the regions that other devices fetch.
+
+    Each fetched region is cut off together with everything between it and one side of the share. The side is chosen
+    so that the smallest fraction is cut off.
+    """
     by_name = {tensor.name: tensor for tensor in tensors}
     top, bottom, left, right = rect
     for name, part in fetched:
@@ -112,10 +115,10 @@ def _without(rect: UnitRect, tensors: Sequence[Tensor], fetched: Iterable[tuple[
 def _local_part(
     rect: UnitRect, tensors: Sequence[Tensor], is_local: Callable[[Mapping[str, Region]], bool]
 ) -> UnitRect:
-    """A largest part of the share that needs nothing of others; an empty one if none was found.
+    """Return a maximal part of the share that can be computed from what the device holds, or an empty one.
 
-    Grown from one pixel of the finest result, side by side: what a larger part needs contains what a smaller
-    one needs.
+    The part starts as one pixel of the finest result. Its sides are moved outwards one after another. This works
+    because a larger part needs everything that a smaller part needs.
     """
 
     def local(part: UnitRect) -> bool:
@@ -128,7 +131,7 @@ def _local_part(
     for probe in _PROBES if not own.empty else ():
         row = own.row_start + int(own.rows.length * probe)
         col = own.col_start + int(own.cols.length * probe)
-        # Edges that reach the share's own are those, not pixels of the finest result: others may be coarser.
+        # An edge that reaches the edge of the share is set to exactly that: coarser results are rounded from it.
         part = rect._replace(row_start=row / rows, row_stop=(row + 1) / rows)
         if not local(part):
             part = part._replace(col_start=col / cols, col_stop=(col + 1) / cols)
@@ -145,9 +148,9 @@ def _local_part(
 
 
 def _grow(part: UnitRect, side: int, edges: Sequence[float], local: Callable[[UnitRect], bool]) -> UnitRect:
-    """Moves one side outwards as far as the part stays local. `edges` run from the outermost inwards.
+    """Move one side outwards as far as the part stays local. `edges` run from the outermost inwards.
 
-    Borders are thin, so the steps from outside are small at first; then halves.
+    Borders are thin, so the search doubles its steps from the outside, and then bisects.
     """
 
     def moved(index: int) -> UnitRect:
@@ -179,7 +182,7 @@ def _intersection(a: UnitRect, b: UnitRect) -> UnitRect:
 
 
 def _minus(rect: UnitRect, inner: UnitRect) -> list[UnitRect]:
-    """What lies above, below, left and right of a part of a rectangle."""
+    """Return the parts of a rectangle above, below, left and right of an inner one."""
     return [
         rect._replace(row_stop=inner.row_start),
         rect._replace(row_start=inner.row_stop),

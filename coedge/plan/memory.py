@@ -1,4 +1,4 @@
-"""How much memory a program takes: its weights, and the patches that are alive at a time."""
+"""The memory of a program: its weights, and the patches that are alive at the same time."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from coedge.graph.model import Model
 
 
 def weight_nbytes(program: Program, model: Model) -> int:
-    """Bytes of the constants that the program's nodes read, or of the parts that they read of them."""
+    """Return the bytes of the constants, or parts of constants, that the program's nodes read."""
     parts = model.weight_slices(program.tiles()).values()
     return sum(part.of(model.graph.constants[part.name]).nbytes for part in parts)
 
 
 def held_nbytes(programs: Iterable[tuple[Model, Program]], at_once: bool = False) -> int:
-    """Bytes of a device that keeps several programs: each weight once, activations of one frame.
+    """Return the bytes that several programs take on one device: each weight once, and the activations.
 
     Args:
-        at_once: they run at the same time: activations of a frame of each, rather than of the largest.
+        at_once: whether the programs run at the same time. Then the activations of one frame of each program
+            count, otherwise those of the largest one.
     """
     weights: dict[tuple[str, str], int] = {}
     activations = [0]
@@ -30,7 +31,7 @@ def held_nbytes(programs: Iterable[tuple[Model, Program]], at_once: bool = False
 
 
 def activation_nbytes(program: Program, model: Model) -> int:
-    """Most bytes of patches alive at once for one frame, with the arrays that a step assembles and makes."""
+    """Return the peak bytes of one frame: patches that are alive, and the arrays that the current step assembles."""
     tensors = model.graph.tensors
     sizes = [tensors[p.tensor].region_nbytes(p.region) for p in program.patches]
     readers = [0] * len(sizes)
@@ -50,13 +51,16 @@ def activation_nbytes(program: Program, model: Model) -> int:
 
 
 def surely_within(program: Program, model: Model, nbytes: float) -> bool:
-    """Whether a program has room even if it held all weights and let go of no patch; soon said, and often enough."""
+    """Return True if a program fits even with all weights and without releasing any patch.
+
+    This check is quick. False does not mean that the program does not fit.
+    """
     tensors = model.graph.tensors
-    # Arrays that are put together are made of parts of patches.
+    # Assembled arrays consist of parts of patches, so twice the patches is an upper bound.
     patches = sum(tensors[patch.tensor].region_nbytes(patch.region) for patch in program.patches)
     return model.weight_nbytes + 2 * patches <= nbytes
 
 
 def program_nbytes(program: Program, model: Model) -> int:
-    """Weights and activations of one frame."""
+    """Return the bytes of a program's weights and of the activations of one frame."""
     return weight_nbytes(program, model) + activation_nbytes(program, model)

@@ -1,4 +1,4 @@
-"""A plan: which device produces which part of the network, stage by stage."""
+"""A plan: the part of the network that each device produces, stage by stage."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from coedge.plan.codec import check_codecs
 
 
 class Prediction(BaseModel):
-    """What a plan is predicted to cost, for one frame at a time.
+    """The predicted cost of a plan, for one frame at a time.
 
     Attributes:
-        throughput_fps: of a stream, as the busiest device or link allows with enough frames under way.
-        bound_seconds: least latency that any plan could have, were the work as divisible as sand.
+        throughput_fps: rate of a stream with enough frames in flight, limited by the busiest device or link.
+        bound_seconds: the divisible-load bound: the latency if the work could be divided arbitrarily.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,14 +37,14 @@ class Prediction(BaseModel):
 class Stage(BaseModel):
     """Layers `first` to `last` (inclusive), and the share of their results that each device produces.
 
-    Inside a stage nobody talks: a device recomputes what its own share needs. Of each tensor that is alive at
-    the stage's end, a device owns the pixels of its rectangle.
+    Devices do not communicate inside a stage. Each recomputes the overlap that its share needs. Of each tensor that
+    is alive at the end of the stage, a device owns the pixels of its rectangle.
 
     Attributes:
-        halo_first: what others wait for is computed and sent before the rest of the region, and what needs
-            no rows of others does not wait for them (see `coedge.plan.halo_first`).
-        codecs: how what this stage fetches is packed for the wire, by "sender>receiver"; raw where not named
-            (see `coedge.plan.codec`). The answer travels as it is.
+        halo_first: each share is computed in portions. Rows that other devices wait for are computed and sent first,
+            and the interior does not wait for fetched rows (see `coedge.plan.halo_first`).
+        codecs: how the rows that this stage fetches are packed, by "sender>receiver"; raw where a channel is not
+            named (see `coedge.plan.codec`). The answer is sent unpacked.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,13 +57,13 @@ class Stage(BaseModel):
 
 
 class Plan(BaseModel):
-    """A list of stages. Transfers are not planned, they follow from the regions (see `coedge.plan.lowering`).
+    """A list of stages. Transfers are not planned; they follow from the regions (see `coedge.plan.lowering`).
 
     Attributes:
-        source: the device where the input starts.
-        sink: the device where the output is put together.
-        feasible: whether the objective's constraints are met, as predicted; `reason` says why not, or why
-            the scheme chose what it chose.
+        source: the device that has the input.
+        sink: the device that assembles the output.
+        feasible: whether the prediction meets the objective's constraints.
+        reason: why the plan is infeasible, or why the scheme chose it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,31 +81,32 @@ class Plan(BaseModel):
 
     @cached_property
     def digest(self) -> str:
-        """Identifies what is to be done (not what it is predicted to cost)."""
-        done = self.model_dump_json(exclude={"predicted", "reason", "feasible", "scheme"})
-        return hashlib.blake2b(done.encode(), digest_size=8).hexdigest()
+        """A hash of the work that the plan describes. Predictions and reasons do not count."""
+        work = self.model_dump_json(exclude={"predicted", "reason", "feasible", "scheme"})
+        return hashlib.blake2b(work.encode(), digest_size=8).hexdigest()
 
     @property
     def used_devices(self) -> tuple[str, ...]:
-        """Those with a share of some stage."""
+        """The devices that have a share of some stage."""
         shares = [(name, rect) for stage in self.stages for name, rect in stage.regions.items()]
         names = {name for name, rect in shares if rect.row_stop > rect.row_start and rect.col_stop > rect.col_start}
         return tuple(name for name in self.devices if name in names)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Plan:
         copied = super().model_copy(update=update, deep=deep)
-        copied.__dict__.pop("digest", None)  # a copy would keep what was cached of another plan
+        copied.__dict__.pop("digest", None)  # the copy would keep the digest of the original
         return copied
 
     def save(self, path: str | Path) -> None:
+        """Write the plan as JSON."""
         save_json(self, path)
 
     @classmethod
     def load(cls, path: str | Path, model: Model | None = None) -> Plan:
-        """Reads a plan; with a model, checks that it fits.
+        """Read a plan, and check that it fits if a model is given.
 
         Raises:
-            PlanError: not a plan, or not a plan for this model.
+            PlanError: the file is not a plan, or the plan is for another model.
         """
         plan = load_json(cls, path, "plan")
         if model is not None:
@@ -127,7 +128,7 @@ class Plan(BaseModel):
             shares = ", ".join(
                 f"{name} {share}" for name, share in ((n, _share(r)) for n, r in stage.regions.items()) if share
             )
-            options = [", borders first"] if stage.halo_first else []
+            options = [", halo first"] if stage.halo_first else []
             options += [f", {codec} packed" for codec in sorted(set(stage.codecs.values()))]
             lines.append(f"  {label:14s} {layers:16s} {shares}{''.join(options)}")
         return "\n".join(lines)
@@ -143,26 +144,26 @@ def _share(rect: UnitRect) -> str:
 
 
 def stage_runs(stages: Sequence[Stage]) -> list[tuple[int, int, Stage]]:
-    """Consecutive stages with the same regions, done in the same way, as (start, stop, stage)."""
+    """Return runs of consecutive stages that differ in their layers only, as (start, stop, last stage)."""
     runs: list[tuple[int, int, Stage]] = []
     for index, stage in enumerate(stages):
-        if runs and _done_as(runs[-1][2]) == _done_as(stage):
+        if runs and _all_but_layers(runs[-1][2]) == _all_but_layers(stage):
             runs[-1] = (runs[-1][0], index + 1, stage)
         else:
             runs.append((index, index + 1, stage))
     return runs
 
 
-def _done_as(stage: Stage) -> tuple[object, ...]:
-    """All but the layers."""
+def _all_but_layers(stage: Stage) -> tuple[object, ...]:
+    """Return what a stage has besides its layers."""
     return stage.regions, stage.halo_first, sorted(set(stage.codecs.values()))
 
 
 def check_plan(plan: Plan, model: Model) -> None:
-    """Checks that a plan fits its model.
+    """Check that a plan fits its model.
 
     Raises:
-        PlanError: with what does not fit.
+        PlanError: the first thing that does not fit.
     """
     if plan.model_hash != model.hash:
         raise PlanError(
@@ -196,14 +197,14 @@ def check_plan(plan: Plan, model: Model) -> None:
 
 
 def strips(shares: Mapping[str, float]) -> dict[str, UnitRect]:
-    """Horizontal strips, from the top down, proportional to the shares (which need not sum to one)."""
+    """Return horizontal strips, from the top down, proportional to the shares. The sum of the shares is arbitrary."""
     total = sum(shares.values())
     edges, passed = [0.0], 0.0
     for share in shares.values():
         passed += share
         edges.append(passed / total)
     edges[-1] = 1.0
-    # Devices behind the last one with a share meet at the end exactly.
+    # Rounding errors must not leave a gap at the end, also if the last devices have no share.
     return {name: UnitRect(row_start=min(a, 1.0), row_stop=min(b, 1.0)) for name, a, b in zip(shares, edges, edges[1:])}
 
 
@@ -214,17 +215,17 @@ def stages_of(
     stage_layers: int = 1,
     dense: Mapping[str, UnitRect] | None = None,
 ) -> tuple[Stage, ...]:
-    """Stages of so many layers each; layers that cannot be split go to the device `alone`.
+    """Return stages of `stage_layers` layers each. Layers that cannot be split are computed by the device `alone`.
 
     Args:
-        dense: who makes which of the features of layers that are split by features, each of them a stage of its
-            own; they go to `alone` as well where this is left out.
+        dense: the share of the output features that each device makes of dense layers. Each of these layers is a
+            stage of its own. Without it, `alone` computes them as well.
     """
 
     def place(layer: Layer) -> tuple[int, dict[str, UnitRect]]:
         if layer.splittable:
             return -1, dict(regions)
-        # Inside of one stage every device would make all features that the next layer reads.
+        # Within one stage, every device would have to compute all features that the next layer reads.
         return (layer.index, dict(dense)) if layer.by_features and dense else (-2, {alone: UNIT})
 
     stages: list[Stage] = []
@@ -248,19 +249,19 @@ def even_plan(
     source: str | None = None,
     split_dense: bool = False,
 ) -> Plan:
-    """A plan with equal (or given) strips, or a grid, and a stage per so many layers. Needs no profile.
+    """Return a plan with equal strips, given strips or a grid, the same in every stage. It needs no profile.
 
     Args:
-        devices: how many (`device-0`, ...), or their names.
-        boundaries: where the strips meet, from 0 to 1: `devices - 1` inner ones, or with 0 and 1 at the ends.
-        grid: (rows, columns) of a grid; `devices` may then be left out.
+        devices: the number of devices (`device-0`, ...), or their names.
+        boundaries: where the strips meet, from 0 to 1: `devices - 1` inner ones, or these with 0 and 1 at the ends.
+        grid: (rows, columns) of a grid. It also gives the number of devices if `devices` is not a list of names.
         stage_layers: layers per stage.
-        source: where the input starts and the output ends; the first device by default.
-        split_dense: dense layers are split too, by output features, by the boundaries or in equal parts; they run
-            on one device otherwise.
+        source: the device that has the input and assembles the output; the first device by default.
+        split_dense: whether dense layers are split by output features, with the boundaries or in equal parts.
+            Otherwise they run on one device.
 
     Raises:
-        PlanError: the numbers do not fit each other.
+        PlanError: the arguments do not fit each other.
     """
     if stage_layers < 1:
         raise PlanError(f"stage_layers is {stage_layers}; a stage has at least one layer")
@@ -297,7 +298,7 @@ def even_plan(
         regions = {name: UnitRect(a, b) for name, a, b in zip(names, edges, edges[1:])}
     alone = max(names, key=lambda n: regions[n].row_stop - regions[n].row_start)
     source = source or names[0]
-    # Features have no columns: a grid would leave all of them to its first one.
+    # Features have no columns: in a grid, the devices of the first column would compute all of them.
     dense = (strips(dict.fromkeys(names, 1.0)) if grid else regions) if split_dense else None
     plan = Plan(
         scheme="even", model_name=model.name, model_hash=model.hash, devices=tuple(names),

@@ -1,8 +1,8 @@
-"""Seconds of layers that nobody measured, from those of layers that somebody did.
+"""The cost model: predicts the times of layers that were not measured from those of measured layers.
 
     seconds of r of R rows  =  (r / R) (a multiply_adds + b moved_nbytes)  +  c weight_nbytes  +  d
 
-with a, b, c, d >= 0 for each family of operators: least squares of relative errors, exact, over all families.
+with a, b, c, d >= 0 for each family of operators, by least squares of relative errors.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from coedge.profile.layer_work import LayerCost
 from coedge.profile.least_squares import Array, nonnegative_least_squares
 from coedge.profile.profile import LayerTime
 
-# What a layer of another family counts: enough to settle what a family's own layers leave open, such as what
-# its weights cost where all of them are small, and too little to be heard elsewhere.
-_STRANGER = 0.003
-# Errors below this matter to nobody, however small the layer.
+# Weight of a layer of another family. It decides coefficients that the layers of the family leave open, such as the
+# cost of weights where all of them are small, and does not change the others noticeably.
+_OTHER_FAMILY_WEIGHT = 0.003
+# Times below this count with absolute errors: smaller errors do not matter.
 _FLOOR_SECONDS = 1e-5
 _SHARES = (1.0, 0.5, 0.25)
 
@@ -32,7 +32,7 @@ class CostModel:
     anything: tuple[float, ...]
 
     def time(self, cost: LayerCost) -> LayerTime:
-        """The predicted time of a layer on the machine that was measured."""
+        """Return the predicted time of a layer on the machine that was measured."""
         adds, moved, weights, once = self.families.get(cost.family, self.anything)
         return LayerTime(
             fixed_seconds=weights * cost.weight_nbytes + once,
@@ -41,10 +41,11 @@ class CostModel:
 
 
 def fit_cost_model(measured: Iterable[tuple[LayerCost, LayerTime]]) -> CostModel:
-    """The cost model of a machine.
+    """Fit the cost model of a machine.
 
     Args:
-        measured: of at least one layer; of many different ones, to be of use.
+        measured: the cost and the measured time of each layer. One layer is enough to fit, many different ones are
+            needed for a useful model.
     """
     features, seconds, families = [], [], []
     for cost, time in measured:
@@ -60,6 +61,6 @@ def fit_cost_model(measured: Iterable[tuple[LayerCost, LayerTime]]) -> CostModel
         return tuple(nonnegative_least_squares(design * weight[:, None], target * weight).tolist())
 
     return CostModel(
-        {str(family): coefficients(np.where(of == family, 1.0, _STRANGER)) for family in np.unique(of)},
+        {str(family): coefficients(np.where(of == family, 1.0, _OTHER_FAMILY_WEIGHT)) for family in np.unique(of)},
         coefficients(np.ones(len(target))),
     )

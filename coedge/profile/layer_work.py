@@ -1,6 +1,6 @@
-"""What each layer of a model costs, from the shapes of its graph alone: multiply-adds, and bytes moved.
+"""The work of each layer of a model, from the shapes of its graph alone: multiply-adds and bytes moved.
 
-Seconds are a matter of devices; `coedge.profile.cost_model` turns these figures into them.
+Seconds depend on the device; `coedge.profile.cost_model` predicts them from this work.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from coedge.graph.model import Model
 
 Family = Literal["stem", "conv", "pointwise", "depthwise", "transposed", "dense", "pool", "other"]
 
-# Which input holds the weights of what multiplies and adds.
+# The input that holds the weights, by operator.
 _WEIGHTS = {
     "Conv": 1, "ConvTranspose": 1, "ConvInteger": 1, "QLinearConv": 3,
     "Gemm": 1, "MatMul": 1, "MatMulInteger": 1, "QLinearMatMul": 3,
 }  # fmt: skip
 _DENSE = frozenset(("Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"))
 _POOLS = frozenset(("MaxPool", "AveragePool", "LpPool"))
-# Other shapes for the same bytes: nothing is moved.
+# These change the shape and move no bytes.
 _VIEWS = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"))
-# Kernels of convolutions and dense layers apply these to what they have just computed.
+# The kernels of convolutions and dense layers apply these to their own results.
 _ACTIVATIONS = frozenset(("Relu", "LeakyRelu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh"))
-# A convolution of so few channels (an image) runs on a kernel of its own.
+# Convolutions with at most this many input channels (an image) run on a separate kernel.
 _IMAGE_CHANNELS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class LayerCost:
-    """What a layer costs where one device computes all of it.
+    """The work of a layer that one device computes completely.
 
     Attributes:
-        family: of its main operator. Layers of one family run on similar kernels, so at similar speeds.
-        kind: main operator, weights, stride: layers of one kind do the same work for a pixel.
-        rows: of the layer (see `Layer`).
-        multiply_adds: of convolutions and dense layers; pooling has one for each element of its windows. Work on
-            a single pixel, in a layer of many, is left out: it does not grow with the rows.
-        moved_nbytes: bytes of activations that its operators read and write, and of a dense layer's weights, as
-            each row of its output reads its own. Grows with the rows.
-        weight_nbytes: bytes of the other weights, which are read however few the rows.
+        family: family of the main operator. Layers of one family run on similar kernels, so at similar speeds.
+        kind: main operator, weights and stride. Layers of one kind do the same work per pixel.
+        rows: rows of the layer (see `Layer`).
+        multiply_adds: multiply-adds of convolutions and dense layers. Pooling counts one per element of its windows.
+            Work on a single pixel, in a layer of many, does not count: it does not grow with the rows.
+        moved_nbytes: bytes that grow with the rows: activations that the operators read and write, and the weights
+            of a dense layer, because each row of its output reads its own weights.
+        weight_nbytes: bytes of the other weights. They are read for any number of rows.
     """
 
     family: Family
@@ -56,13 +56,13 @@ class LayerCost:
 
 
 def layer_costs(model: Model) -> tuple[LayerCost, ...]:
-    """The cost of every layer of the model, in order."""
+    """Return the cost of every layer of the model, in order."""
     makers = {name: node for node in model.graph.nodes for name in node.outputs if name}
     return tuple(_cost(model, layer, makers) for layer in model.layers)
 
 
 def multiply_adds(model: Model, node: Node) -> float:
-    """Of one operator on its whole output; 0 where it multiplies nothing, or its shapes do not tell."""
+    """Return the multiply-adds of one operator for its whole output; 0 without weights or with unknown shapes."""
     made = _shape(model, next((name for name in node.outputs if name), ""))
     if node.op in _POOLS:
         return float(math.prod(made) * math.prod(node.attributes.get("kernel_shape", ())))
@@ -97,7 +97,7 @@ def _cost(model: Model, layer: Layer, makers: dict[str, Node]) -> LayerCost:
 
 
 def _free(node: Node, makers: dict[str, Node]) -> bool:
-    """Whether the operator moves nothing of its own."""
+    """Return whether the operator moves no bytes of its own."""
     maker = makers.get(node.inputs[0]) if node.inputs else None
     return node.op in _VIEWS or (node.op in _ACTIVATIONS and maker is not None and maker.op in _WEIGHTS)
 
@@ -120,7 +120,7 @@ def _family(model: Model, node: Node) -> Family:
 
 
 def _kind(model: Model, node: Node) -> str:
-    """Such as `Conv 64x3x7x7 s2x2`."""
+    """Return the kind of an operator, such as `Conv 64x3x7x7 s2x2`."""
     given = node.attributes
     window = _weights(model, node) or tuple(given.get("kernel_shape", ()))
     words = [node.op, "x".join(str(extent) for extent in window)]
@@ -133,7 +133,7 @@ def _kind(model: Model, node: Node) -> str:
 
 
 def _weights(model: Model, node: Node) -> tuple[int, ...]:
-    """Shape of what the operator multiplies its input with; empty where it does not multiply."""
+    """Return the shape of an operator's weights; empty if it has none."""
     position = _WEIGHTS.get(node.op, len(node.inputs))
     return _shape(model, node.inputs[position]) if position < len(node.inputs) else ()
 

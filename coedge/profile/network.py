@@ -1,4 +1,4 @@
-"""What was measured of a network: links between devices, shared media, and the client's own link."""
+"""The measured network: links between devices, shared media, and the client's link."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was measured: every device's time per layer and row count, every link's rate and latency, power."""
+"""The profile: the measured times of layers on devices, rates and latencies of links, and power."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from coedge.graph.model import Model
 
 
 class LayerTime(BaseModel):
-    """Seconds for `rows` rows of a layer: `fixed_seconds + seconds_per_row * rows`."""
+    """The time of `rows` rows of a layer: `fixed_seconds + seconds_per_row * rows`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,11 +29,11 @@ class LayerTime(BaseModel):
 
 
 class CodecSpeed(BaseModel):
-    """How fast a device packs rows for the wire, and unpacks them.
+    """The speed at which a device packs and unpacks rows with a codec.
 
     Attributes:
-        encode_bytes_per_second, decode_bytes_per_second: raw bytes.
-        encode_seconds, decode_seconds: of an array, besides its bytes.
+        encode_bytes_per_second, decode_bytes_per_second: raw bytes per second.
+        encode_seconds, decode_seconds: fixed time per array.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,7 +44,7 @@ class CodecSpeed(BaseModel):
     decode_seconds: float = Field(default=0.0, ge=0)
 
     def scaled(self, factor: float) -> CodecSpeed:
-        """On a device that takes `factor` times as long."""
+        """Return the speed of a device that takes `factor` times as long."""
         return CodecSpeed(
             encode_bytes_per_second=self.encode_bytes_per_second / factor,
             decode_bytes_per_second=self.decode_bytes_per_second / factor,
@@ -54,16 +54,16 @@ class CodecSpeed(BaseModel):
 
 
 class DeviceProfile(BaseModel):
-    """One device on one model.
+    """The measurements of one device for one model.
 
     Attributes:
-        layers: the time of each layer of the model where its stage ends with it.
-        fused: the time of each layer where the next one runs in the same stage: crossing no border saves
-            something. Empty: as `layers`.
-        power_source: where the watts come from, for people: joules are only as good as that.
-        memory_bytes: what a plan may use there; None: not limited.
-        codecs: by name of the codec; a codec that is not here was not measured and is not used.
-        send_seconds, receive_seconds: how long a message occupies it at either end, besides packing and unpacking.
+        layers: time of each layer of the model at the end of a stage.
+        fused: time of each layer where the next layer runs in the same stage, which saves the cost of a stage border.
+            Empty means the same as `layers`.
+        power_source: where the watts come from, for people.
+        memory_bytes: memory that a plan may use; None is unlimited.
+        codecs: speed of each codec, by name. Codecs without a speed are not used.
+        send_seconds, receive_seconds: how long a message occupies the device, besides packing and unpacking.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,7 +82,7 @@ class DeviceProfile(BaseModel):
         return self.fused[index] if self.fused and not ends_stage else self.layers[index]
 
     def compute_seconds(self, work: Iterable[Work]) -> float:
-        """Predicted time of a stage on this device."""
+        """Return the predicted time of a stage on this device."""
         seconds, last = 0.0, None
         for item in work:
             if last is not None:
@@ -92,11 +92,11 @@ class DeviceProfile(BaseModel):
 
 
 class Link(BaseModel):
-    """From one device to another.
+    """The link from one device to another.
 
     Attributes:
-        bytes_per_second: of one large transfer.
-        latency_seconds: of an empty message, from when its sender is done with it until its receiver begins with it.
+        bytes_per_second: rate of one large transfer.
+        latency_seconds: time of an empty message, from the end of sending until its receiver begins with it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -108,11 +108,10 @@ class Link(BaseModel):
 
 
 class Medium(BaseModel):
-    """A capacity that transfers share, such as the air of a Wi-Fi: a transfer takes part of it, one at a time,
-    where its sender or its receiver is on it.
+    """A capacity that transfers share, such as a Wi-Fi channel. It carries one transfer at a time.
 
     Attributes:
-        devices: who is on it.
+        devices: the devices on the medium. A transfer uses it if its sender or its receiver is one of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -123,13 +122,14 @@ class Medium(BaseModel):
 
 
 class Profile(BaseModel):
-    """A cluster as measured on one model. `devices` are in the order in which strips lie on the image.
+    """The measurements of a cluster for one model.
 
     Attributes:
-        joules: `dynamic` counts what computing and transmitting draws above idle, as the paper does; `total`
-            adds the idle watts of every device that takes part, while the frame runs.
-        codec_ratios: per tensor and codec, packed over raw bytes, measured on sample images.
-        client_seconds: from when somebody asks until the input is at the source, and for the answer's way back.
+        devices: in the order of their strips on the image, from the top.
+        joules: `dynamic` counts the energy of computing and transmitting above idle, as the paper does. `total`
+            adds the idle power of every device that takes part, while the frame runs.
+        codec_ratios: packed bytes over raw bytes, by tensor and codec, measured on sample images.
+        client_seconds: time from the client to the source and for the answer's way back.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -146,7 +146,7 @@ class Profile(BaseModel):
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Profile:
         copied = super().model_copy(update=update, deep=deep)
-        for name in ("by_name", "_links"):  # a copy would keep what was cached of another profile
+        for name in ("by_name", "_links"):  # the copy would keep the tables of the original
             copied.__dict__.pop(name, None)
         return copied
 
@@ -163,22 +163,22 @@ class Profile(BaseModel):
         return tuple(device.name for device in self.devices)
 
     def link(self, sender: str, receiver: str) -> Link:
-        """The link between two devices.
+        """Return the link between two devices.
 
         Raises:
-            PlanError: it was not measured.
+            PlanError: the link was not measured.
         """
-        found = self._links.get((sender, receiver))
-        if found is None:
+        link = self._links.get((sender, receiver))
+        if link is None:
             raise PlanError(f"the profile has no link from {sender!r} to {receiver!r}; measure the cluster again")
-        return found
+        return link
 
     def media_between(self, sender: str, receiver: str) -> tuple[Medium, ...]:
-        """The shared media that a transfer between two devices takes part of."""
+        """Return the shared media that a transfer between two devices uses."""
         return tuple(medium for medium in self.media if {sender, receiver} & set(medium.devices))
 
     def without(self, names: Iterable[str]) -> Profile:
-        """The same cluster with some devices left out; itself, if there are none to leave out."""
+        """Return the profile without some devices; the profile itself if it has none of them."""
         gone = set(names)
         if not gone & set(self.names):
             return self
@@ -190,7 +190,11 @@ class Profile(BaseModel):
         )
 
     def check(self, model: Model) -> None:
-        """Raises PlanError where the profile is of another model, or incomplete."""
+        """Check that the profile is complete and belongs to a model.
+
+        Raises:
+            PlanError: the profile is of another model, or it lacks a layer or a link.
+        """
         if self.model_hash != model.hash:
             raise PlanError(
                 f"the profile is of model {self.model_name!r} ({self.model_hash}), "
@@ -209,14 +213,19 @@ class Profile(BaseModel):
                     self.link(a, b)
 
     def save(self, path: str | Path) -> None:
+        """Write the profile as JSON."""
         save_json(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:
-        """Raises PlanError where the file is not a profile."""
+        """Read a profile.
+
+        Raises:
+            PlanError: the file is not a profile.
+        """
         return load_json(cls, path, "profile")
 
 
 def scaled(time: LayerTime, factor: float) -> LayerTime:
-    """The time on a device that takes `factor` times as long."""
+    """Return the time on a device that takes `factor` times as long."""
     return LayerTime(fixed_seconds=time.fixed_seconds * factor, seconds_per_row=time.seconds_per_row * factor)

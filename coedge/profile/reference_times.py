@@ -1,10 +1,10 @@
-"""Layer times of the zoo on one machine, shipped with the package, and what follows from them for any model.
+"""Measured layer times of the zoo on one machine, shipped with the package, and estimates for any other model.
 
-    a model of the zoo            its layers are those that were measured: their times
-    a layer of a measured kind    the time of the most similar one, row by row as much longer as it has more to do
-    any other layer               the cost model that is fitted to all that was measured
+    a model of the zoo            the measured times of its layers
+    a layer of a measured kind    the time of the most similar layer, scaled by the work per row
+    any other layer               the cost model that is fitted to all measured layers
 
-`python -m benchmarks.reference` measures them anew.
+`python -m benchmarks.reference` repeats the measurement.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from coedge.profile.profile import CodecSpeed, LayerTime
 
 
 class Affine(NamedTuple):
-    """A `LayerTime`, in few characters."""
+    """A `LayerTime` as a short JSON array."""
 
     fixed_seconds: float
     seconds_per_row: float
@@ -38,12 +38,12 @@ class Affine(NamedTuple):
 
 
 class ReferenceLayer(BaseModel):
-    """A layer as measured.
+    """A measured layer.
 
     Attributes:
-        layer: its time where its stage ends with it.
-        fused: its time where the next layer runs in the same stage.
-        codec_ratios: packed over raw bytes, by codec, of each tensor that leaves the layer, in their order.
+        layer: time of the layer at the end of a stage.
+        fused: time of the layer where the next layer runs in the same stage.
+        codec_ratios: packed bytes over raw bytes, by codec, of each tensor that leaves the layer, in order.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,14 +55,14 @@ class ReferenceLayer(BaseModel):
 
 
 class ReferenceModel(BaseModel):
-    """A network of the zoo as measured.
+    """A measured network of the zoo.
 
     Attributes:
-        name: in the zoo.
-        input_shape, input_dtype: of its one input.
-        machine: what it was measured on, for people.
-        codecs: how fast the machine packs and unpacks.
-        input_codec_ratios: as of layers, of the input.
+        name: name in the zoo.
+        input_shape, input_dtype: shape and type of its one input.
+        machine: description of the machine, for people.
+        codecs: speeds at which the machine packs and unpacks.
+        input_codec_ratios: packed bytes over raw bytes of the input, by codec.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,7 +77,7 @@ class ReferenceModel(BaseModel):
 
     @property
     def seconds(self) -> float:
-        """Of one frame on the machine, all layers in one stage."""
+        """Time of one frame on the machine with all layers in one stage."""
         rows = [layer.cost.rows for layer in self.layers]
         return _one_stage_seconds([x.layer.time for x in self.layers], [x.fused.time for x in self.layers], rows)
 
@@ -88,11 +88,11 @@ class ReferenceTimes:
 
     Attributes:
         layers, fused: as in `DeviceProfile`.
-        seconds: of one frame, all layers in one stage.
-        like: the network of the zoo that it is, at any size; None: none of them.
-        measured, scaled, modelled: how many of the times are those of the same layer, follow from those of a
-            similar one, or from the cost model.
-        codecs, codec_ratios: as in `DeviceProfile` and `Profile`, as far as they are known.
+        seconds: time of one frame with all layers in one stage.
+        like: the network of the zoo with the same layers, at any size; None if there is none.
+        measured, scaled, modelled: how many layer times are measured, scaled from a similar layer, or predicted by
+            the cost model.
+        codecs, codec_ratios: as in `DeviceProfile` and `Profile`; empty if not known.
     """
 
     layers: tuple[LayerTime, ...]
@@ -107,15 +107,15 @@ class ReferenceTimes:
 
     @property
     def estimated(self) -> bool:
-        """Whether some of the times are of layers that were not measured."""
+        """True if some layers were not measured."""
         return self.scaled + self.modelled > 0
 
     def __str__(self) -> str:
-        """Where the times come from, for people."""
+        """Return where the times come from, for people."""
         counts = (
             (self.measured, "measured"),
             (self.scaled, "scaled from measured ones of their kind"),
-            (self.modelled, "from a regression over all that was measured"),
+            (self.modelled, "from a regression over all measured layers"),
         )
         words = ", ".join(f"{count} of {len(self.layers)} layers {how}" for count, how in counts if count)
         return f"layer times of {self.like or 'another network'} on the reference machine: {words}"
@@ -123,19 +123,19 @@ class ReferenceTimes:
 
 @functools.cache
 def reference_models() -> Mapping[str, ReferenceModel]:
-    """What ships with the package, by name in the zoo."""
+    """Return the measurements that ship with the package, by name in the zoo."""
     loaded = [load_json(ReferenceModel, path, "reference profile") for path in sorted(REFERENCE_TIMES.glob("*.json"))]
     return {model.name: model for model in loaded}
 
 
 def reference_times(model: Model, references: Mapping[str, ReferenceModel] | None = None) -> ReferenceTimes:
-    """How long the reference machine takes, or would take, for the layers of a model.
+    """Return the measured or estimated layer times of a model on the reference machine.
 
     Args:
-        references: what was measured. None: what ships with the package.
+        references: measured networks; those that ship with the package by default.
 
     Raises:
-        PlanError: nothing was measured.
+        PlanError: there is no measured network.
     """
     known = reference_models() if references is None else references
     if not known:
@@ -169,7 +169,7 @@ def reference_times(model: Model, references: Mapping[str, ReferenceModel] | Non
 
 
 def _one_stage_seconds(layers: Sequence[LayerTime], fused: Sequence[LayerTime], rows: Sequence[int]) -> float:
-    """Of all the layers in one stage on one device."""
+    """Return the time of all layers in one stage on one device."""
     times = [*fused[:-1], layers[-1]]
     return sum(time.seconds(count) for time, count in zip(times, rows, strict=True))
 
@@ -177,20 +177,20 @@ def _one_stage_seconds(layers: Sequence[LayerTime], fused: Sequence[LayerTime], 
 def _same_structure(
     name: str, costs: Sequence[LayerCost], references: Mapping[str, ReferenceModel]
 ) -> ReferenceModel | None:
-    """The network with the same layers, whatever its weights, its size and the names of its nodes.
+    """Return the measured network with the same kinds of layers; weights, size and node names do not count.
 
-    What comes before the first convolution (normalisation, a uint8 input) is part of no kind: networks of the
-    zoo are found with and without it.
+    Operators before the first convolution (normalisation, a uint8 input) are not part of a kind, so networks of the
+    zoo are recognised with and without them.
     """
     kinds = [cost.kind for cost in costs]
-    found = [r for r in references.values() if [layer.cost.kind for layer in r.layers] == kinds]
-    return next((r for r in found if r.name == name), found[0] if found else None)
+    equal = [r for r in references.values() if [layer.cost.kind for layer in r.layers] == kinds]
+    return next((r for r in equal if r.name == name), equal[0] if equal else None)
 
 
 def _most_similar(cost: LayerCost, known: Sequence[ReferenceLayer]) -> ReferenceLayer | None:
-    """Of layers of one kind, the one of the most similar size that does the most similar things to a pixel.
+    """Return the layer with the most similar work, among layers of one kind.
 
-    Where nothing is multiplied, a kind says little of what is done: there, only the same layer counts.
+    A kind without multiplications says little about the work. There only a layer with the same work is returned.
     """
 
     def distance(layer: ReferenceLayer) -> float:
@@ -204,16 +204,16 @@ def _most_similar(cost: LayerCost, known: Sequence[ReferenceLayer]) -> Reference
 
 
 def _same_work(known: LayerCost, cost: LayerCost) -> bool:
-    """What comes before the first convolution does not count."""
+    """Return whether two layers do the same work. Operators before the first convolution do not count."""
     same_adds = (known.rows, known.multiply_adds) == (cost.rows, cost.multiply_adds)
     return same_adds and (cost.multiply_adds > 0 or known.moved_nbytes == cost.moved_nbytes)
 
 
 def _scaled(time: Affine, known: LayerCost, cost: LayerCost, model: CostModel) -> LayerTime:
-    """The time of a layer of the same kind and another size.
+    """Return the time of a layer of the same kind and another size.
 
-    Where it multiplies, what it takes at all stays, and a row takes longer as it has more to do (that is, with
-    more columns). Elsewhere all of it takes longer as the cost model says.
+    For layers with multiplications, the fixed time stays and the time per row grows with the work per row. For other
+    layers, both times are scaled by the ratio that the cost model predicts.
     """
     if _same_work(known, cost):
         return time.time
@@ -228,7 +228,7 @@ def _scaled(time: Affine, known: LayerCost, cost: LayerCost, model: CostModel) -
 
 
 def _cost_models(references: Mapping[str, ReferenceModel]) -> tuple[CostModel, CostModel]:
-    """Of layers that end their stages, and of layers inside."""
+    """Return the cost models of layers at the end of a stage, and of layers inside a stage."""
     layers = [layer for reference in references.values() for layer in reference.layers]
     return (
         fit_cost_model((layer.cost, layer.layer.time) for layer in layers),
@@ -242,17 +242,20 @@ def _shipped_cost_models() -> tuple[CostModel, CostModel]:
 
 
 def _codec_ratios(model: Model, like: ReferenceModel) -> dict[str, dict[str, float]]:
-    """By tensor; tensors have other names in other versions of the exporter, so they are told by their places."""
-    taken = model.inputs[0]
-    known = like.input_codec_ratios and taken.dtype == like.input_dtype
-    found = {taken.name: like.input_codec_ratios} if known else {}
+    """Return the codec ratios by tensor.
+
+    Tensors are matched by position, because their names depend on the version of the exporter.
+    """
+    image = model.inputs[0]
+    known = like.input_codec_ratios and image.dtype == like.input_dtype
+    ratios = {image.name: like.input_codec_ratios} if known else {}
     for index, layer in enumerate(like.layers):
-        found.update(zip(leaving(model, index), layer.codec_ratios))
-    return found
+        ratios.update(zip(leaving(model, index), layer.codec_ratios))
+    return ratios
 
 
 def leaving(model: Model, index: int) -> tuple[str, ...]:
-    """The tensors that a layer makes and that others need, in the order in which they are made."""
+    """Return the tensors that a layer makes and that later layers or the outputs need, in the order of their nodes."""
     layer = model.layers[index]
     later = {n for node in model.graph.nodes[layer.stop :] for n in model.graph.activations(node)}
     later |= set(model.graph.outputs)

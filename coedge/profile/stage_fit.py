@@ -1,11 +1,11 @@
-"""From measured stages to the time of every layer: where its stage ends with it, and where the next layer follows.
+"""Fits the time of every layer to measured stages: at the end of a stage, and where the next layer is fused to it.
 
     stage [a, b, c]     fused(a) + fused(b) + layer(c)
     fused(a)            (layer(a) - u - v x bytes that would cross the border behind a) x scale(a)
 
-A border costs a call of the runtime (u), and for each byte (v) that rows are laid out as arrays and back again, out of
-the cache. Both are the same for all layers of a model on one machine, so a few measured stages tell them. What is left
-is the layer's own, scale(a): it stays near one, unless stages insist.
+A border between two stages costs one call of the runtime (u), and a time per byte (v) for writing rows to arrays and
+reading them again, out of the cache. Both are the same for all layers of a model on one machine, so a few measured
+stages suffice to fit them. The rest is a factor per layer, scale(a). A ridge keeps it near one.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from coedge.profile.profile import LayerTime, scaled
 # Times below this are not told apart.
 LEAST_SECONDS = 1e-9
 ROUNDS = 20
-# Residuals beyond so many times the median one count less (Huber's loss, by reweighting).
+# Residuals above this multiple of the median residual count less (Huber loss, by iterative reweighting).
 TOLERANCE = 1.5
-# Ridge: what a scale of 2 costs, in squared relative errors of one layer's time.
+# Ridge: cost of a scale of 2, in squared relative errors of one layer's time.
 SCALE_COST = 0.1
 LEAST_SCALE, MOST_SCALE = 0.2, 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class StageTime:
-    """What a device took for one stage: `work` is how many rows of each of its layers, in order."""
+    """The measured time of one stage on a device. `work` has the rows of each of its layers, in order."""
 
     work: tuple[Work, ...]
     seconds: float
@@ -56,10 +56,10 @@ def fit_affine(points: Iterable[tuple[float, float]]) -> LayerTime:
 
 
 def fit_layers(samples: Iterable[StageTime], alike: Sequence[int]) -> tuple[LayerTime, ...]:
-    """The affine time of every layer at the end of its stage, from stages of one layer.
+    """Fit the affine time of every layer at the end of its stage to stages of one layer.
 
     Args:
-        alike: for each layer, the number of a kind; layers of one kind share their samples.
+        alike: the kind of each layer, as a number. Layers of one kind share their samples.
     """
     seconds: dict[int, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for sample in samples:
@@ -79,12 +79,12 @@ def fit_fused(
     border_nbytes_per_row: Sequence[float],
     alike: Sequence[int],
 ) -> tuple[LayerTime, ...]:
-    """The affine time of every layer where the next one runs in the same stage, from stages of several layers.
+    """Fit the affine time of every layer that is followed by another one in its stage, to stages of several layers.
 
     Args:
-        layers: their times at the end of a stage.
-        border_nbytes_per_row: what a row of each layer adds to what crosses the border behind it.
-        alike: as of `fit_layers`; layers of one kind have one scale.
+        layers: the times of the layers at the end of a stage.
+        border_nbytes_per_row: bytes that a row of each layer adds to the transfer across the border behind it.
+        alike: as in `fit_layers`. Layers of one kind have one scale.
     """
     taken: dict[tuple[Work, ...], list[float]] = defaultdict(list)
     for sample in samples:
@@ -115,9 +115,9 @@ def _scales(
     without: Sequence[LayerTime],
     alike: Sequence[int],
 ) -> dict[int, float]:
-    """By kind of layer, so that stages take what they took: least squares of relative errors, with a ridge at one.
+    """Return the scale of each kind of layer that fits the stages: least squares of relative errors, ridge at one.
 
-    A stage counts as often as it has layers: the errors of many layers even out.
+    A stage counts as many times as it has layers, because the errors of many layers even out.
     """
     kinds = sorted(set(alike))
     place = {kind: index for index, kind in enumerate(kinds)}
@@ -129,14 +129,14 @@ def _scales(
         rest[row] = 1 - layers[work[-1].layer].seconds(work[-1].rows) / seconds
     counts = np.array([len(work) for work, _ in stages], float)
     ridge = np.sqrt(SCALE_COST) * np.eye(len(kinds))
-    found, weights = np.ones(len(kinds)), np.ones(len(stages))
+    scales, weights = np.ones(len(kinds)), np.ones(len(stages))
     for _ in range(ROUNDS):
         root = np.sqrt(weights * counts)
         terms = np.vstack([parts * root[:, None], ridge])
         wanted = np.concatenate([rest * root, ridge.sum(axis=1)])
-        found = np.clip(np.linalg.lstsq(terms, wanted, rcond=None)[0], LEAST_SCALE, MOST_SCALE)
-        weights = _huber(np.abs(parts @ found - rest))
-    return dict(zip(kinds, found.tolist()))
+        scales = np.clip(np.linalg.lstsq(terms, wanted, rcond=None)[0], LEAST_SCALE, MOST_SCALE)
+        weights = _huber(np.abs(parts @ scales - rest))
+    return dict(zip(kinds, scales.tolist()))
 
 
 def _robust(borders: Array, saved: Array, seconds: Array) -> tuple[float, float]:
@@ -151,6 +151,6 @@ def _robust(borders: Array, saved: Array, seconds: Array) -> tuple[float, float]
 
 
 def _huber(errors: Array) -> Array:
-    """The weights that make least squares count large errors no more than in proportion."""
+    """Return weights by which large errors count linearly in least squares."""
     limit = max(TOLERANCE * float(np.median(errors)), 1e-9)
     return np.where(errors > limit, limit / np.maximum(errors, limit), 1.0)

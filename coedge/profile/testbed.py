@@ -1,4 +1,4 @@
-"""Test beds: synthetic clusters to plan on, without any device. `configs/testbeds/` holds some.
+"""Test beds: descriptions of clusters to plan for without any device. `configs/testbeds/` has examples.
 
 test bed (YAML)  ─┐
 reference times  ─┴─▶ profile_of(testbed, model)     layer times = those of the reference machine / speed
@@ -27,7 +27,7 @@ from coedge.profile.reference_times import ReferenceTimes, reference_models, ref
 
 
 class TestbedLink(Section):
-    """A device's network interface, full duplex. A transfer is as slow as the slower end of it."""
+    """The network interface of a device, full duplex. A transfer runs at the rate of its slower end."""
 
     mbps: float = Field(gt=0, description="Rate of what it sends and receives, in Mbit/s (10^6 bit/s).")
     down_mbps: float | None = Field(
@@ -39,7 +39,7 @@ class TestbedLink(Section):
 
 
 class TestbedDevice(Section):
-    """A device that need not exist."""
+    """A device of a test bed. It need not exist."""
 
     name: str = Field(
         pattern=NAME_PATTERN,
@@ -80,25 +80,26 @@ class TestbedDevice(Section):
 
 
 class TestbedMedium(Section):
-    """A capacity that all transfers of the devices on it share, such as the air of a Wi-Fi."""
+    """A capacity that transfers share, such as a Wi-Fi channel."""
 
     name: str = Field(pattern=NAME_PATTERN, description="Name of the medium, unique: as of a device.")
     devices: tuple[str, ...] = Field(strict=False, min_length=1, description="Names of the devices on it.")
-    mbps: float = Field(gt=0, description="What they share, in Mbit/s (10^6 bit/s).")
+    mbps: float = Field(gt=0, description="Shared rate, in Mbit/s (10^6 bit/s).")
 
 
 class Testbed(Section):
-    """Devices, what joins them, and where inputs come from."""
+    """The devices of a test bed, their network, and the source of the inputs."""
 
     devices: tuple[TestbedDevice, ...] = Field(
-        strict=False, min_length=1, description="The devices, in the order in which strips lie on the image."
+        strict=False, min_length=1, description="The devices, in the order of their strips on the image, from the top."
     )
     media: tuple[TestbedMedium, ...] = Field(default=(), strict=False, description="Capacities that devices share.")
     source: str | None = Field(
         default=None, min_length=1, description="Device that inputs come from. Null: the first one."
     )
     joules: Literal["dynamic", "total"] = Field(
-        default="dynamic", description="What counts: above idle, or idle too while a frame runs."
+        default="dynamic",
+        description="Energy that counts: above idle (dynamic), or idle too while a frame runs (total).",
     )
 
     @field_validator("devices")
@@ -127,27 +128,27 @@ class Testbed(Section):
 
 
 def load_testbed(source: str | Path | Mapping[str, Any] | Testbed, overrides: Sequence[str] = ()) -> Testbed:
-    """Read a test bed and lay overrides over it; later ones win.
+    """Read a test bed and apply overrides. Later overrides take precedence.
 
     Args:
         source: path of a YAML file, or the values themselves.
-        overrides: each `key=value`, as of `load_config`: `devices.edge.link.mbps=0.5`.
+        overrides: `key=value` items as in `load_config`, such as `devices.edge.link.mbps=0.5`.
 
     Raises:
-        ConfigError: with all problems; each names its place, key, value, what is allowed, and what to do.
+        ConfigError: lists all problems with place, key, value, allowed values and the next step.
     """
     return load_section(Testbed, source, as_changes(overrides))
 
 
 def profile_of(testbed: Testbed, model: Model, times: ReferenceTimes | None = None) -> Profile:
-    """The profile that measuring the test bed would give.
+    """Return the profile of a test bed for a model.
 
     Args:
-        times: of the model on the reference machine, if known already: `reference_times(model)`. Their `str`
-            says whether they are measured or estimated.
+        times: layer times of the model on the reference machine; `reference_times(model)` by default. `str(times)`
+            tells whether they are measured or estimated.
 
     Raises:
-        ConfigError: a device has a time for a network that the reference machine was not measured on.
+        ConfigError: a device has a time for a network that was not measured on the reference machine.
     """
     times = times or reference_times(model)
     return Profile(
@@ -165,19 +166,20 @@ def profile_of(testbed: Testbed, model: Model, times: ReferenceTimes | None = No
 
 
 def speed_on(device: TestbedDevice, name: str | None) -> float:
-    """How fast a device computes a network; the reference machine is 1.
+    """Return how fast a device computes a network; the reference machine has speed 1.
 
-    That of its own time for this network, or its `speed`, or the geometric mean over the networks it has times for.
+    The speed follows from the device's time for this network if it has one. Otherwise it is the device's `speed`, or
+    the geometric mean over the networks that the device has times for.
 
     Args:
-        name: of the network in the zoo; None: none of them.
+        name: name of the network in the zoo; None for a network that is not in the zoo.
     """
     implied = {}
     for known, milliseconds in device.milliseconds.items():
         if known not in reference_models():
             raise ConfigError(
                 f"device {device.name!r}: the reference machine was not measured on {known}, "
-                f"so its {milliseconds:g} ms there say nothing.\n"
+                f"so a speed cannot be derived from its {milliseconds:g} ms.\n"
                 f"    Next: python -m benchmarks.reference {known}, or give a `speed` instead"
             )
         implied[known] = reference_models()[known].seconds * 1e3 / milliseconds
@@ -200,7 +202,7 @@ def _device_profile(device: TestbedDevice, times: ReferenceTimes, name: str) -> 
 
 
 def _link(sender: TestbedDevice, receiver: TestbedDevice, media: Sequence[TestbedMedium]) -> Link:
-    """As measured with nobody else on the air: a shared medium limits a transfer of its own, too."""
+    """Return the link as measured without other traffic. A shared medium limits a single transfer too."""
     rates = [sender.link.mbps, receiver.link.down_mbps or receiver.link.mbps]
     rates += [medium.mbps for medium in media if {sender.name, receiver.name} & set(medium.devices)]
     return Link(

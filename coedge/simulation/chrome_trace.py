@@ -1,4 +1,4 @@
-"""Spans as Chrome's trace format, which https://ui.perfetto.dev opens, and back."""
+"""Converts spans to Chrome's trace format, which https://ui.perfetto.dev opens, and back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FIELDS = ("frame", "stage", "peer", "nbytes", "channel", "cause", "start_second
 
 
 def to_events(spans: Sequence[Span]) -> list[dict[str, Any]]:
-    """Trace events: names of devices, spans, and an arrow from every send to its receive."""
+    """Return trace events: names of devices, spans, and an arrow from every send to its receive."""
     pids = {name: pid for pid, name in enumerate(sorted({span.device for span in spans}))}
     events: list[dict[str, Any]] = []
     for name, pid in pids.items():
@@ -30,7 +30,7 @@ def to_events(spans: Sequence[Span]) -> list[dict[str, Any]]:
             "tid": _THREADS.index(span.kind) if span.kind in _THREADS else 0,
             "ts": span.start_seconds * 1e6,
             "dur": span.seconds * 1e6,
-            # Seconds again, as microseconds do not bring back the same float.
+            # Seconds as well, because microseconds do not convert back to the same float.
             "args": {name: getattr(span, name) for name in _FIELDS},
         }
         events.append(event)
@@ -42,10 +42,10 @@ def to_events(spans: Sequence[Span]) -> list[dict[str, Any]]:
 
 
 def to_spans(events: Iterable[dict[str, Any]]) -> tuple[Span, ...]:
-    """The spans in the events of a trace that this module made.
+    """Return the spans in the events of a trace that `to_events` made.
 
     Raises:
-        KeyError, TypeError, AttributeError: it is another trace.
+        KeyError, TypeError, AttributeError: the trace is from another program.
     """
     events = list(events)
     names = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}

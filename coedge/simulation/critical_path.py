@@ -1,12 +1,12 @@
-"""The critical path: from the answer back, what each step really waited for.
+"""The critical path: the chain of steps that an answer waited for, found from the answer backwards.
 
     device a  [compute]                                 compute <- send <- compute <- answer
     up-link a          [ send ]
     latency                    ...
     device b                      [compute][answer]     the gap is the latency
 
-A prediction knows what every span waited for. Of a measurement it follows from the times: a step waited for
-the step before it on its device, or for the message that came after that one had ended.
+In a prediction, every span has its cause. In a measurement, causes are inferred from the times: a step waited for the
+step before it on its device, or for a message that arrived after that step had ended.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from collections.abc import Sequence
 
 from coedge.simulation.span import Span
 
-# A message that a device takes so soon after a step had been lying there: the device was what kept it waiting.
+# A message that a device takes within this time after a step had arrived before: it waited for the device.
 HANDLING_SECONDS = 2e-4
 
 
 def critical_path(spans: Sequence[Span], frame: int, asked_seconds: float, measured: bool) -> tuple[Span, ...]:
-    """The spans that the answer to a frame waited for, one after another, first to last.
+    """Return the spans that the answer to a frame waited for, first to last.
 
-    A span that the path leaves before its end is cut there, and the first one where the frame was asked for, so
-    that spans and the gaps between them add up to the latency. A gap is a latency, and of a measurement also
-    what is not measured: the wire, the client. A receive stands on the path where it queued for its down-link
-    behind another one; otherwise its send stands for it.
+    Spans and the gaps between them add up to the latency of the frame. For this, a span that the path leaves before
+    its end is cut there, and the first span is cut at the time when the frame was asked for. A gap is the latency of a
+    link; in a measurement also unmeasured time, such as the wire and the client. A receive is on the path only if it
+    queued for its down-link behind another message. Otherwise its send stands for both.
     """
     index = next((i for i in reversed(range(len(spans))) if spans[i].kind == "answer" and spans[i].frame == frame), -1)
     causes = _causes(spans) if measured else [span.cause for span in spans]
     path: list[Span] = []
     until = spans[index].stop_seconds if index >= 0 else asked_seconds
-    for _ in spans:  # each at most once
+    for _ in spans:  # every span is on the path at most once
         if index < 0 or (path and spans[index].stop_seconds <= asked_seconds):
             break
         span, cause = spans[index], causes[index]
@@ -45,7 +45,7 @@ def critical_path(spans: Sequence[Span], frame: int, asked_seconds: float, measu
 
 
 def _causes(spans: Sequence[Span]) -> list[int]:
-    """What each span of a measurement waited for, as places in it."""
+    """Return the index of the span that each span of a measurement waited for; -1 for none."""
     causes = [-1] * len(spans)
     sends = {(span.frame, span.channel): i for i, span in enumerate(spans) if span.kind == "send"}
     by_device: dict[str, list[int]] = defaultdict(list)
@@ -53,14 +53,14 @@ def _causes(spans: Sequence[Span]) -> list[int]:
         by_device[spans[i].device].append(i)
     for indices in by_device.values():
         busy, busy_until = -1, float("-inf")
-        came: dict[int, int] = {}  # the last message, by frame
+        arrived: dict[int, int] = {}  # the last message, by frame
         for i in indices:
             span = spans[i]
             if span.kind == "receive":
                 causes[i] = sends.get((span.frame, span.channel), -1)
-                came[span.frame] = i
+                arrived[span.frame] = i
                 continue
-            message = came.get(span.frame, -1)
+            message = arrived.get(span.frame, -1)
             waited = message >= 0 and spans[message].stop_seconds > busy_until + HANDLING_SECONDS
             causes[i] = message if waited else busy
             busy, busy_until = i, span.stop_seconds

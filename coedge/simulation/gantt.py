@@ -1,8 +1,8 @@
-"""A timeline as a picture: a lane per device, for a file or for the terminal.
+"""Draws a timeline as a Gantt chart, one lane per device, to a file or for the terminal.
 
-board-1   |  send     ▬▬▬▬                |   what is on its up-link
+board-1   |  send     ▬▬▬▬                |   messages on the up-link
           |  compute  ██████░░░░░████     |   kernels; grey is waiting
-          |  receive         ▬▬▬          |   what is on its down-link
+          |  receive         ▬▬▬          |   messages on the down-link
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from coedge.simulation.timeline import Span, Timeline
 
 SUFFIXES = (".png", ".svg")
 
-# Okabe and Ito's colours, which the colour-blind tell apart; every other frame of a stream has the lighter one.
+# Colours by Okabe and Ito, which colour-blind people can tell apart. Every other frame of a stream has the lighter one.
 _COLOURS = {"compute": ("#0072B2", "#56A5D8"), "send": ("#D55E00", "#EE9A5B"), "receive": ("#009E73", "#5CC4A5")}
 _WAIT = "#E9E9EC"
-# Of a lane of height 1, counted downwards: (middle, height).
+# (middle, height) within a lane of height 1, downwards.
 _STRIPS = {"send": (-0.27, 0.11), "compute": (0.0, 0.36), "receive": (0.27, 0.11)}
 _WIDTH_INCHES, _DOTS_PER_INCH = 10.5, 160
 
 
 @dataclass(frozen=True, slots=True)
 class _TimeWindow:
-    """What part of the time is looked at, seconds."""
+    """The part of the time that is shown, in seconds."""
 
     first: float
     last: float
@@ -43,13 +43,14 @@ class _TimeWindow:
 def draw(
     timeline: Timeline, path: str | Path, first_seconds: float | None = None, last_seconds: float | None = None
 ) -> None:
-    """Writes a picture, PNG or SVG as the name ends. Of a single frame it also shows the critical path.
+    """Draw a PNG or SVG file, depending on the suffix. A single frame is drawn with its critical path.
 
     Args:
         first_seconds, last_seconds: the part of the time to show; all of it by default.
 
     Raises:
-        ConfigError: the name ends in something else, or there is nothing to show between these times.
+        ConfigError: the suffix is another one, or there is nothing to show between these times.
+        CoEdgeError: matplotlib is not installed.
     """
     target = Path(path)
     if target.suffix.lower() not in SUFFIXES:
@@ -73,10 +74,11 @@ def draw(
 def text(
     timeline: Timeline, width: int = 100, first_seconds: float | None = None, last_seconds: float | None = None
 ) -> str:
-    """The same for a terminal: a line per device, of characters that need no colour.
+    """Return the chart as text for a terminal: one line per device, without colours.
 
     Args:
         width: characters per line, at least 40.
+        first_seconds, last_seconds: the part of the time to show; all of it by default.
 
     Raises:
         ConfigError: there is nothing to show between these times.
@@ -115,7 +117,7 @@ def _window(timeline: Timeline, first: float | None, last: float | None) -> _Tim
 
 
 def _inside(span: Span, window: _TimeWindow) -> float:
-    """Seconds of a span that lie in the window."""
+    """Return the seconds of a span that lie in the window."""
     return max(min(span.stop_seconds, window.last) - max(span.start_seconds, window.first), 0.0)
 
 
@@ -129,11 +131,8 @@ def _title(timeline: Timeline) -> str:
 
 
 def _ms(seconds: float) -> str:
-    """Milliseconds, four digits or all before the point."""
+    """Return milliseconds with four digits, or all digits before the decimal point."""
     return f"{seconds * 1e3:.4g}" if abs(seconds) < 1 else f"{seconds * 1e3:.0f}"
-
-
-# The picture.
 
 
 def _bars(axes: Any, timeline: Timeline, window: _TimeWindow, lanes: Mapping[str, int]) -> None:
@@ -152,7 +151,7 @@ def _bars(axes: Any, timeline: Timeline, window: _TimeWindow, lanes: Mapping[str
         middle, height = _STRIPS[kind]
         widths = [(start * 1e3, max(stop - start, pixel) * 1e3) for start, stop in _merged(times, pixel)]
         colour = _COLOURS[kind][odd if many else 0]
-        # A white seam parts steps and messages, where there is room for it.
+        # A white edge separates steps and messages that are wide enough for it.
         axes.broken_barh(
             widths, (lane + middle - height / 2, height), facecolors=colour, edgecolors="white",
             linewidth=[0.5 if width > 6e3 * pixel else 0.0 for _, width in widths], zorder=2,
@@ -160,7 +159,7 @@ def _bars(axes: Any, timeline: Timeline, window: _TimeWindow, lanes: Mapping[str
 
 
 def _merged(times: Iterable[tuple[float, float]], pixel: float) -> list[tuple[float, float]]:
-    """Intervals in order, those put together of which one is too short to be seen, or the gap between them."""
+    """Return the intervals in order. Intervals that are too short to be seen, or too close together, are merged."""
     merged: list[tuple[float, float]] = []
     for start, stop in sorted(times):
         if merged and start - merged[-1][1] < pixel and min(stop - start, merged[-1][1] - merged[-1][0]) < 3 * pixel:
@@ -206,16 +205,13 @@ def _frame(axes: Any, timeline: Timeline, window: _TimeWindow, devices: tuple[st
     )  # fmt: skip
 
 
-# The terminal.
-
-
 def _axis(window: _TimeWindow, cells: int) -> str:
     first, last = _ms(window.first), f"{_ms(window.last)} ms"
     return first + " " * max(cells - len(first) - len(last), 1) + last
 
 
 def _row(spans: Iterable[Span], window: _TimeWindow, cells: int, many: bool) -> str:
-    """One character per cell: what the device did for most of it, kernels before messages."""
+    """Return one character per cell: what the device did for most of it, kernels before messages."""
     spent: list[dict[str, float]] = [defaultdict(float) for _ in range(cells)]
     width = window.seconds / cells
     for span in spans:

@@ -7,14 +7,14 @@
     down-link b                        [== receive ==]          n / rate of the link: the message streams through
     device b                                          [ compute ]
 
-device      kernels as long as the profile says; packing before a message leaves, where its channel has a codec,
-            and unpacking before its rows are there, which goes before kernels
-up-link     one message at a time per sender, in the order in which they were sent. The first in line also waits
-            for its media, and holds the up-link until the slowest of them all would have carried it
-medium      one message at a time, first come first served
-down-link   one message at a time per receiver, in the order in which they begin to come to it
+device      Kernels take the time that the profile predicts. Where a channel has a codec, the device packs a message
+            before it leaves and unpacks it after it arrived. Unpacking goes before kernels.
+up-link     One message at a time per sender, in the order in which they were sent. The first in line also waits
+            for its media. It holds the up-link until the slowest of link and media would have carried it.
+medium      One message at a time, first come, first served.
+down-link   One message at a time per receiver, in the order in which they begin to arrive.
 
-Ties in time keep the order in which their causes came about: the same input gives the same timeline.
+Events at the same time keep the order in which they were caused, so the same input gives the same timeline.
 """
 
 from __future__ import annotations
@@ -27,99 +27,89 @@ from typing import Any
 
 from coedge.core.errors import PlanError
 from coedge.execution.dataflow_machine import DataflowMachine, oldest_ready
-from coedge.execution.program import CLIENT, Program, Step
+from coedge.execution.program import Program
 from coedge.graph.model import Model
-from coedge.plan.codec import packed_nbytes
 from coedge.plan.frame_assignment import assign_frames
 from coedge.profile.profile import Profile
 from coedge.simulation.span import Span, SpanKind
-from coedge.simulation.step_costs import packing_seconds
+from coedge.simulation.timed_step import MediumQueue, TimedStep, timed_step
 from coedge.simulation.timeline import Timeline
 
 
 @dataclass(slots=True)
-class _MediumQueue:
-    free: float = 0.0
-    last_send: int = -1
-
-
-@dataclass(slots=True)
-class _Action:
-    """A step, with all that is the same in every frame.
-
-    Attributes:
-        busy_seconds: how long it occupies its device.
-        wire_seconds: how long a message occupies its up-link at least, and its down-link.
-    """
-
-    kind: SpanKind
-    label: str
-    busy_seconds: float = 0.0
-    values: tuple[None, ...] = ()
-    stage: int = -1
-    peer: str = ""
-    channel: int = -1
-    nbytes: int = 0
-    wire_seconds: float = 0.0
-    latency_seconds: float = 0.0
-    media: tuple[tuple[_MediumQueue, float], ...] = ()
-
-
-@dataclass(slots=True)
 class _ProgramRun:
-    """What a device does for one of the program sets."""
+    """The program of a device for one of the program sets, while it runs."""
 
     machine: DataflowMachine
-    actions: list[_Action]
-    receives: dict[int, _Action]
+    steps: list[TimedStep]
+    receives: dict[int, TimedStep]  # by channel
 
 
 @dataclass(slots=True)
 class _SimulatedDevice:
+    """A device with its links.
+
+    Attributes:
+        runs, machines: its program and the program's machine, by program set.
+        inbox: messages that wait to be unpacked, as (step, frame).
+        outbox: messages that wait for the up-link.
+        up_free_at, down_free_at: when its links can take the next message, seconds.
+        last_send, last_receive: indices of the last spans on its links.
+    """
+
     name: str
-    parts: dict[int, _ProgramRun] = field(default_factory=dict)
+    runs: dict[int, _ProgramRun] = field(default_factory=dict)
     machines: dict[int, DataflowMachine] = field(default_factory=dict)
     busy: bool = False
-    inbox: deque[tuple[_Action, int]] = field(default_factory=deque)  # to be unpacked
-    outbox: deque[tuple[_Action, int]] = field(default_factory=deque)
-    up_free: float = 0.0
+    inbox: deque[tuple[TimedStep, int]] = field(default_factory=deque)
+    outbox: deque[tuple[TimedStep, int]] = field(default_factory=deque)
+    up_free_at: float = 0.0
     last_send: int = -1
-    down_free: float = 0.0
+    down_free_at: float = 0.0
     last_receive: int = -1
 
     def next(self) -> tuple[_ProgramRun, int, int] | None:
-        """Return the step to run now, as a worker chooses it."""
+        """Return the step to run now as (run, frame, step index). A worker chooses it in the same way."""
         ready = oldest_ready(self.machines)
-        return (self.parts[ready.key], ready.frame, ready.step_index) if ready else None
+        return (self.runs[ready.key], ready.frame, ready.step_index) if ready else None
 
 
 class _Run:
-    """One simulation. `cause` is everywhere the span that ended now, so that this may begin."""
+    """One simulation: events in virtual time.
+
+    `cause` is the index of the span that ended now and thereby lets the event happen.
+
+    Attributes:
+        set_of: per frame, the program set that it belongs to.
+        begun: how many frames have begun.
+        answered_in_order: how many frames from the first on are answered.
+    """
 
     def __init__(
-        self, parts: Sequence[Mapping[str, Program]], profile: Profile, model: Model, part_of: Sequence[int]
+        self, program_sets: Sequence[Mapping[str, Program]], profile: Profile, model: Model, set_of: Sequence[int]
     ) -> None:
-        self.part_of, self.begun, self.left = part_of, 0, 0
+        self.set_of, self.begun, self.answered_in_order = set_of, 0, 0
         self.spans: list[Span] = []
         self.answered: dict[int, tuple[float, float]] = {}
         self._asked: dict[int, float] = {}
         self._client_seconds = profile.client_seconds
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._count = 0
-        self.devices = {name: _SimulatedDevice(name) for programs in parts for name in programs}
+        self.devices = {name: _SimulatedDevice(name) for programs in program_sets for name in programs}
         self._inputs: dict[int, list[tuple[_SimulatedDevice, int]]] = defaultdict(list)
-        media = {medium.name: _MediumQueue() for medium in profile.media}
-        for index, programs in enumerate(parts):
+        media = {medium.name: MediumQueue() for medium in profile.media}
+        for index, programs in enumerate(program_sets):
             for name, program in programs.items():
                 device = self.devices[name]
-                actions = [_action(program, step, profile, model, media) for step in program.steps]
-                receives = {action.channel: action for action in actions if action.kind == "receive"}
+                steps = [timed_step(program, step, profile, model, media) for step in program.steps]
+                receives = {step.channel: step for step in steps if step.kind == "receive"}
                 machine = device.machines[index] = DataflowMachine(program)
-                device.parts[index] = _ProgramRun(machine, actions, receives)
-                self._inputs[index] += [(device, a.channel) for a in receives.values() if a.peer == CLIENT]
-            _join(self.devices, index)
+                device.runs[index] = _ProgramRun(machine, steps, receives)
+                self._inputs[index] += [(device, channel) for channel in program.input_channels]
+            _size_receives(self.devices, index)
 
     def run(self, in_flight: int) -> None:
+        """Run all frames, at most `in_flight` at a time."""
         for _ in range(in_flight):
             self._ask(0.0, -1)
         while self._events:
@@ -127,113 +117,120 @@ class _Run:
             happen(time, *details)
 
     def _at(self, time: float, happen: Callable[..., None], *details: Any) -> None:
+        """Schedule an event."""
         self._count += 1
         heapq.heappush(self._events, (time, self._count, happen, details))
 
     def _ask(self, now: float, cause: int) -> None:
-        """Begins the next frame, if there is one left."""
+        """Begin the next frame, if there is one."""
         frame = self.begun
-        if frame < len(self.part_of):
+        if frame < len(self.set_of):
             self.begun += 1
             self._asked[frame] = now
-            for device, channel in self._inputs[self.part_of[frame]]:
+            for device, channel in self._inputs[self.set_of[frame]]:
                 self._at(now + self._client_seconds, self._deliver, device, frame, channel, cause)
 
     def _deliver(self, now: float, device: _SimulatedDevice, frame: int, channel: int, cause: int) -> None:
-        """A message is through the down-link."""
-        part = device.parts[self.part_of[frame]]
-        part.machine.begin(frame)
-        action = part.receives[channel]
-        if action.busy_seconds > 0:
-            device.inbox.append((action, frame))
+        """Handle a message that has passed the down-link."""
+        run = device.runs[self.set_of[frame]]
+        run.machine.begin(frame)
+        step = run.receives[channel]
+        if step.busy_seconds > 0:
+            device.inbox.append((step, frame))
         else:
-            part.machine.arrived(frame, channel, action.values)
+            run.machine.arrived(frame, channel, step.values)
         self._fire(now, device, cause)
 
-    def _unpacked(self, now: float, device: _SimulatedDevice, action: _Action, frame: int, span: int) -> None:
+    def _unpacked(self, now: float, device: _SimulatedDevice, step: TimedStep, frame: int, span: int) -> None:
+        """Handle the end of unpacking a message."""
         device.busy = False
-        device.parts[self.part_of[frame]].machine.arrived(frame, action.channel, action.values)
+        device.runs[self.set_of[frame]].machine.arrived(frame, step.channel, step.values)
         self._fire(now, device, span)
 
     def _fire(self, now: float, device: _SimulatedDevice, cause: int) -> None:
+        """Start what the device can do now: unpacking first, then its next steps."""
         if device.inbox and not device.busy:
-            action, frame = device.inbox.popleft()
+            step, frame = device.inbox.popleft()
             device.busy = True
-            self._at(now + action.busy_seconds, self._unpacked, device, action, frame, len(self.spans))
-            self._span(device, frame, action, now, now + action.busy_seconds, cause, "compute")
+            self._at(now + step.busy_seconds, self._unpacked, device, step, frame, len(self.spans))
+            self._span(device, frame, step, now, now + step.busy_seconds, cause, "compute")
         while not device.busy and (ready := device.next()) is not None:
-            part, frame, index = ready
-            action = part.actions[index]
-            if action.kind == "compute" or action.busy_seconds > 0:
-                stop = now + action.busy_seconds
+            run, frame, index = ready
+            step = run.steps[index]
+            if step.kind == "compute" or step.busy_seconds > 0:
+                stop = now + step.busy_seconds
                 device.busy = True
-                self._at(stop, self._done, device, part, frame, index, len(self.spans))
-                self._span(device, frame, action, now, stop, cause, "compute")
+                self._at(stop, self._done, device, run, frame, index, len(self.spans))
+                self._span(device, frame, step, now, stop, cause, "compute")
             else:
-                self._finish(now, device, part, frame, index, cause)
+                self._finish(now, device, run, frame, index, cause)
 
-    def _done(self, now: float, device: _SimulatedDevice, part: _ProgramRun, frame: int, index: int, span: int) -> None:
-        """The device is free again."""
+    def _done(self, now: float, device: _SimulatedDevice, run: _ProgramRun, frame: int, index: int, span: int) -> None:
+        """Handle the end of a step that occupied the device."""
         device.busy = False
-        self._finish(now, device, part, frame, index, span)
+        self._finish(now, device, run, frame, index, span)
         self._fire(now, device, span)
 
     def _finish(
-        self, now: float, device: _SimulatedDevice, part: _ProgramRun, frame: int, index: int, cause: int
+        self, now: float, device: _SimulatedDevice, run: _ProgramRun, frame: int, index: int, cause: int
     ) -> None:
-        action = part.actions[index]
-        part.machine.done(frame, index, action.values)
-        if action.kind == "send":
-            if device.outbox or device.up_free > now:
-                device.outbox.append((action, frame))
+        """Let the results of a step go where they are needed."""
+        step = run.steps[index]
+        run.machine.done(frame, index, step.values)
+        if step.kind == "send":
+            if device.outbox or device.up_free_at > now:
+                device.outbox.append((step, frame))
                 if len(device.outbox) == 1:
-                    self._at(device.up_free, self._leave, device)
+                    self._at(device.up_free_at, self._leave, device)
             else:
-                self._send(now, device, action, frame, cause)
-        elif action.kind == "answer":
+                self._send(now, device, step, frame, cause)
+        elif step.kind == "answer":
             self.answered[frame] = (self._asked[frame], now)
-            self._span(device, frame, action, now, now, cause)
-            while self.left in self.answered:  # answers leave in order, and make room for as many frames
-                self.left += 1
+            self._span(device, frame, step, now, now, cause)
+            # Answers leave in the order of their frames. Each makes room for a new frame.
+            while self.answered_in_order in self.answered:
+                self.answered_in_order += 1
                 self._ask(now, len(self.spans) - 1)
 
     def _leave(self, now: float, device: _SimulatedDevice) -> None:
-        """The up-link is free for the next message in line."""
-        action, frame = device.outbox.popleft()
-        self._send(now, device, action, frame, device.last_send)
+        """Send the next message in line, now that the up-link is free."""
+        step, frame = device.outbox.popleft()
+        self._send(now, device, step, frame, device.last_send)
         if device.outbox:
-            self._at(device.up_free, self._leave, device)
+            self._at(device.up_free_at, self._leave, device)
 
-    def _send(self, now: float, device: _SimulatedDevice, action: _Action, frame: int, cause: int) -> None:
-        start, seconds = now, action.wire_seconds
-        for medium, medium_seconds in action.media:
+    def _send(self, now: float, device: _SimulatedDevice, step: TimedStep, frame: int, cause: int) -> None:
+        """Put a message on the up-link and on its media."""
+        start, seconds = now, step.wire_seconds
+        for medium, medium_seconds in step.media:
             seconds = max(seconds, medium_seconds)
-            if medium.free > start:
-                start, cause = medium.free, medium.last_send
+            if medium.free_at > start:
+                start, cause = medium.free_at, medium.last_send
         index = len(self.spans)
-        for medium, medium_seconds in action.media:
-            medium.free, medium.last_send = start + medium_seconds, index
-        device.up_free, device.last_send = start + seconds, index
-        self._span(device, frame, action, start, device.up_free, cause)
-        # So that what comes slower than the down-link could take it does not hold it.
-        begins = start + (seconds - action.wire_seconds) + action.latency_seconds
-        self._at(begins, self._arrive, self.devices[action.peer], frame, action.channel, index)
+        for medium, medium_seconds in step.media:
+            medium.free_at, medium.last_send = start + medium_seconds, index
+        device.up_free_at, device.last_send = start + seconds, index
+        self._span(device, frame, step, start, device.up_free_at, cause)
+        # A message that comes in more slowly than the down-link could take it occupies the down-link only as long
+        # as its bytes need there, at the end.
+        begins = start + (seconds - step.wire_seconds) + step.latency_seconds
+        self._at(begins, self._arrive, self.devices[step.peer], frame, step.channel, index)
 
     def _arrive(self, now: float, device: _SimulatedDevice, frame: int, channel: int, cause: int) -> None:
-        """A message begins to come to its down-link."""
-        action = device.parts[self.part_of[frame]].receives[channel]
+        """Put a message that begins to arrive on the down-link."""
+        step = device.runs[self.set_of[frame]].receives[channel]
         start = now
-        if device.down_free > now:
-            start, cause = device.down_free, device.last_receive
-        device.down_free, device.last_receive = start + action.wire_seconds, len(self.spans)
-        self._at(device.down_free, self._deliver, device, frame, channel, len(self.spans))
-        self._span(device, frame, action, start, device.down_free, cause)
+        if device.down_free_at > now:
+            start, cause = device.down_free_at, device.last_receive
+        device.down_free_at, device.last_receive = start + step.wire_seconds, len(self.spans)
+        self._at(device.down_free_at, self._deliver, device, frame, channel, len(self.spans))
+        self._span(device, frame, step, start, device.down_free_at, cause)
 
     def _span(
         self,
         device: _SimulatedDevice,
         frame: int,
-        action: _Action,
+        step: TimedStep,
         start: float,
         stop: float,
         cause: int,
@@ -241,8 +238,8 @@ class _Run:
     ) -> None:
         self.spans.append(
             Span(
-                device.name, frame, kind or action.kind, action.label, start, stop,
-                action.stage, action.peer, action.nbytes, action.channel, cause,
+                device.name, frame, kind or step.kind, step.label, start, stop,
+                step.stage, step.peer, step.nbytes, step.channel, cause,
             )
         )  # fmt: skip
 
@@ -250,11 +247,13 @@ class _Run:
 def simulate(
     programs: Mapping[str, Program], profile: Profile, model: Model, frames: int = 1, in_flight: int = 1
 ) -> Timeline:
-    """The timeline that these programs are predicted to have. Deterministic.
+    """Return the predicted timeline of some programs. Equal arguments give equal timelines.
 
     Args:
-        frames: how many; the next begins as soon as fewer than `in_flight` are under way. Answers leave in the
-            order of the frames, as from a cluster: one that is ahead of its turn is under way until then.
+        frames: number of frames.
+        in_flight: number of frames that may be under way. The next frame begins as soon as fewer are. As in a
+            cluster, answers leave in the order of the frames; a frame that is answered out of order counts as
+            under way until its turn.
 
     Raises:
         PlanError: the profile lacks a device or a link, or the programs do not end.
@@ -263,70 +262,46 @@ def simulate(
 
 
 def simulate_mixture(
-    parts: Sequence[tuple[Mapping[str, Program], float]],
+    weighted_programs: Sequence[tuple[Mapping[str, Program], float]],
     profile: Profile,
     model: Model,
     frames: int,
     in_flight: int,
 ) -> Timeline:
-    """The predicted timeline of a stream whose frames are dealt to several program sets by weight.
+    """Return the predicted timeline of a stream whose frames are assigned to several plans by weight.
 
     Args:
-        parts: the programs of a plan, and its weight (see `coedge.plan.frame_assignment`).
-        in_flight: how many frames may be under way, of all parts together.
+        weighted_programs: the programs of each plan, and the plan's weight (see `coedge.plan.frame_assignment`).
+        frames: number of frames.
+        in_flight: number of frames of all plans together that may be under way.
 
     Raises:
-        PlanError: as `simulate`, or the weights are no shares.
+        PlanError: as in `simulate`, or a weight is negative, or all weights are zero.
     """
     if in_flight < 1:
-        raise PlanError(f"with {in_flight} frames in flight nothing runs; at least 1 is needed")
-    run = _Run(
-        [programs for programs, _ in parts], profile, model, assign_frames([weight for _, weight in parts], frames)
-    )
+        raise PlanError(f"in_flight is {in_flight}; at least 1 frame must be in flight")
+    set_of = assign_frames([weight for _, weight in weighted_programs], frames)
+    run = _Run([programs for programs, _ in weighted_programs], profile, model, set_of)
     run.run(in_flight)
     if len(run.answered) < frames:
-        stuck = [d.name for d in run.devices.values() if any(not p.machine.idle for p in d.parts.values())]
-        raise PlanError(f"the programs do not end: {', '.join(stuck)} wait for messages that nobody sends")
+        stuck = [d.name for d in run.devices.values() if any(not machine.idle for machine in d.machines.values())]
+        raise PlanError(f"the programs do not end: {', '.join(stuck)} wait for messages that no device sends")
     return Timeline(tuple(run.spans), run.answered, measured=False)
 
 
 def credits_of(devices: int) -> int:
-    """How many frames of a stream a cluster of so many devices has under way."""
+    """Return how many frames of a stream may be under way in a cluster of `devices` devices."""
     return 2 * devices + 2
 
 
-def _action(program: Program, step: Step, profile: Profile, model: Model, media: Mapping[str, _MediumQueue]) -> _Action:
-    label = step.label(model.layers)
-    if step.kind == "answer":
-        return _Action("answer", label)
-    device = profile.by_name.get(program.device)
-    if device is None:
-        raise PlanError(f"the profile has no device {program.device!r}; measure the cluster again")
-    if step.kind == "receive":  # what it carries on the wire is known at the other end, see `_join`
-        seconds = device.receive_seconds + packing_seconds(program, step, model, device)
-        return _Action("receive", label, seconds, (None,) * len(step.writes), step.stage, step.peer, step.channel)
-    if step.kind == "compute":
-        return _Action("compute", label, device.compute_seconds(step.work), (None,) * len(step.writes), step.stage)
-    seconds = device.send_seconds + packing_seconds(program, step, model, device)
-    nbytes = packed_nbytes(program, step, model, profile.codec_ratios)
-    link = profile.link(program.device, step.peer)
-    return _Action(
-        "send", label, seconds, (), step.stage, step.peer, step.channel, nbytes,
-        nbytes / link.bytes_per_second, link.latency_seconds,
-        tuple((media[m.name], nbytes / m.bytes_per_second) for m in profile.media_between(link.sender, link.receiver)),
-    )  # fmt: skip
-
-
-def _join(devices: Mapping[str, _SimulatedDevice], index: int) -> None:
-    """Tells the receiving end of every message how large it is."""
+def _size_receives(devices: Mapping[str, _SimulatedDevice], index: int) -> None:
+    """Copy the size of every message of a program set to its receiving end."""
     for device in devices.values():
-        for action in device.parts[index].actions if index in device.parts else ():
-            if action.kind != "send":
+        for step in device.runs[index].steps if index in device.runs else ():
+            if step.kind != "send":
                 continue
-            peer = devices.get(action.peer)
-            receive = peer.parts[index].receives.get(action.channel) if peer and index in peer.parts else None
+            peer = devices.get(step.peer)
+            receive = peer.runs[index].receives.get(step.channel) if peer and index in peer.runs else None
             if receive is None:
-                raise PlanError(
-                    f"{device.name} sends to {action.peer} on channel {action.channel}, where nobody receives"
-                )
-            receive.nbytes, receive.wire_seconds = action.nbytes, action.wire_seconds
+                raise PlanError(f"{device.name} sends to {step.peer} on channel {step.channel}, where no step receives")
+            receive.nbytes, receive.wire_seconds = step.nbytes, step.wire_seconds

@@ -1,4 +1,4 @@
-"""A span: one step of one device, on the clock of whoever asked."""
+"""A span: one step of one device, on the clock of the client."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ SpanKind = Literal["compute", "send", "receive", "answer"]
 
 
 class Span(NamedTuple):
-    """One step of one device. Seconds are of the client's clock, from the start of the first frame.
+    """One step of one device. Times are in seconds on the client's clock, from the start of the first frame.
 
                 predicted                               measured
-        compute the kernels of a step, or (un)packing   the kernels of a step
-        send    the message is on the up-link           the device packs it and hands it to the transport
+        compute kernels, packing or unpacking           kernels
+        send    the message is on the up-link           the device packs it and gives it to the transport
         receive the message is on the down-link         the device takes it and unpacks it
-        answer  the outputs are there                   the device packs them and hands them to the transport
+        answer  the outputs are assembled               the device assembles them and gives them to the transport
 
     Attributes:
-        nbytes: what a message carried as packed, without its header.
-        stage: of a computation; of a message, the stage that needs what it brings.
-        peer: of a message, the other device.
-        channel: of a message; with the frame it tells which receive belongs to which send.
-        cause: of a prediction, the place in the timeline of the span that this one waited for until it began;
-            -1: it waited for nothing but the frame.
+        stage: the stage of a computation, or the stage that needs a message; -1 for an answer.
+        peer: the other device of a message.
+        nbytes: bytes of a message as packed, without its header.
+        channel: the channel of a message. Frame and channel identify the receive that belongs to a send.
+        cause: in a prediction, the index of the span that this one waited for; -1 if it waited for the frame only.
     """
 
     device: str

@@ -1,4 +1,4 @@
-"""What happened, or would happen: one span per step, per device, per frame, and what follows from them."""
+"""The timeline of a run, measured or predicted: one span per step, device and frame, and figures derived from them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ EnergyCause = Literal["compute", "transmit", "receive", "idle"]
 
 @dataclass(frozen=True, slots=True)
 class EnergyItem:
-    """What one device drew for one reason, over all frames of a timeline.
+    """The energy of one device for one cause, over all frames of a timeline.
 
     Attributes:
-        source: where the joules come from: whose watts, and that they were multiplied, not metered.
+        source: where the joules come from: the source of the watts, and that they are modelled.
     """
 
     device: str
@@ -39,8 +39,13 @@ class EnergyItem:
 
 @dataclass(frozen=True, slots=True)
 class Utilisation:
-    """How much of the time each thing was in use, 0 to 1, by name: devices in kernels, their up- and down-links
-    with messages, and shared media. At 1 nothing else could go through."""
+    """The fraction of the makespan in which each resource was in use, 0 to 1, by name.
+
+    Attributes:
+        devices: time in kernels.
+        up_links, down_links: time of messages on the links of each device.
+        media: time of messages on shared media.
+    """
 
     devices: Mapping[str, float]
     up_links: Mapping[str, float]
@@ -53,9 +58,9 @@ class Timeline:
     """Spans of one or more frames, predicted (virtual time) or measured.
 
     Attributes:
-        answered: (asked, answered) of every frame.
-        clock_uncertainty_seconds: how well the clocks of the devices were aligned; 0 for virtual time.
-        clock_offsets: what was taken off the clock of each device to align it with the client's, seconds.
+        answered: the times (asked, answered) of every frame.
+        clock_uncertainty_seconds: uncertainty of the alignment of the devices' clocks; 0 for virtual time.
+        clock_offsets: seconds subtracted from the clock of each device to align it with the client's.
     """
 
     spans: tuple[Span, ...]
@@ -66,36 +71,38 @@ class Timeline:
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """Those that take part, in order of their names."""
+        """The devices that take part, sorted by name."""
         return tuple(sorted({span.device for span in self.spans}))
 
     @property
     def latency_seconds(self) -> float:
-        """Mean over the frames, from asked to answered."""
+        """Mean time over the frames from asked to answered."""
         return sum(stop - start for start, stop in self.answered.values()) / max(len(self.answered), 1)
 
     @property
     def makespan_seconds(self) -> float:
-        """From the first frame asked to the last one answered."""
+        """Time from the first frame asked to the last frame answered."""
         if not self.answered:
             return 0.0
         return max(stop for _, stop in self.answered.values()) - min(start for start, _ in self.answered.values())
 
     @property
     def throughput_fps(self) -> float:
-        """Answers per second; where there are several, without the time until the first one."""
+        """Answers per second. The time until the first answer does not count if there are several."""
         stops = sorted(stop for _, stop in self.answered.values())
         if len(stops) < 2:
             return 1 / self.latency_seconds if self.latency_seconds > 0 else 0.0
         return (len(stops) - 1) / max(stops[-1] - stops[0], 1e-12)
 
     def steady_fps(self, in_flight: int) -> float:
-        """Answers per second in the middle of a stream: while it filled (two rounds of frames in flight) and
-        emptied (one) does not count, and whole rounds are counted, as answers often come in bursts of one.
+        """Return the answers per second in the middle of a stream.
+
+        A round is `in_flight` frames. The first two rounds (filling) and the last one (emptying) do not count. Whole
+        rounds are counted, because answers often come in bursts of one round.
 
         Args:
-            in_flight: how many frames were under way. A stream of at least six rounds is best; one of less than
-                four and a frame is taken as a whole.
+            in_flight: number of frames in flight. Six rounds or more give a good estimate. A stream of up to four
+                rounds is taken as a whole.
         """
         stops = sorted(stop for _, stop in self.answered.values())
         first, rounds = 2 * in_flight, (len(stops) - 1) // in_flight - 3
@@ -105,15 +112,17 @@ class Timeline:
         return count / max(stops[first + count] - stops[first], 1e-12)
 
     def saturated_fps(self, profile: Profile) -> float:
-        """Frames per second at which the busiest device, link or medium would have no time left. No stream of
-        such frames is faster; one with enough frames in flight comes close."""
+        """Return the frames per second at which the busiest device, link or medium is fully used.
+
+        This is an upper bound for streams. With enough frames in flight, a stream comes close to it.
+        """
         used = self.utilisation(profile)
         shares = [*used.devices.values(), *used.up_links.values(), *used.down_links.values(), *used.media.values()]
         busiest_seconds = max(shares, default=0.0) * self.makespan_seconds
         return len(self.answered) / busiest_seconds if busiest_seconds > 0 else math.inf
 
     def compute_seconds(self) -> dict[str, float]:
-        """Time in kernels, by device."""
+        """Return the time in kernels, by device."""
         busy: dict[str, float] = defaultdict(float)
         for span in self.spans:
             if span.kind == "compute":
@@ -121,12 +130,12 @@ class Timeline:
         return dict(busy)
 
     def idle_seconds(self) -> dict[str, float]:
-        """Time out of kernels while frames were under way, by device that takes part."""
+        """Return the time outside of kernels while frames were under way, by device that takes part."""
         busy = self.compute_seconds()
         return {name: max(self.makespan_seconds - busy.get(name, 0.0), 0.0) for name in self.devices}
 
     def sent_nbytes(self) -> dict[tuple[str, str], int]:
-        """Bytes on every link, by (sender, receiver)."""
+        """Return the bytes on every link, by (sender, receiver)."""
         total: dict[tuple[str, str], int] = defaultdict(int)
         for span in self.spans:
             if span.kind == "send":
@@ -134,7 +143,7 @@ class Timeline:
         return dict(total)
 
     def utilisation(self, profile: Profile) -> Utilisation:
-        """Of everything that is shared, as a part of the makespan. A message takes nbytes / rate of its link."""
+        """Return the utilisation of devices, links and media. A message takes nbytes / rate of its link."""
         devices = dict.fromkeys(self.devices, 0.0)
         up_links, down_links = dict(devices), dict(devices)
         media = {medium.name: 0.0 for medium in profile.media}
@@ -151,10 +160,10 @@ class Timeline:
         return Utilisation(devices, up_links, down_links, media)
 
     def energy(self, profile: Profile) -> tuple[EnergyItem, ...]:
-        """Joules of all frames by device and cause, from the profile's watts: modelled, not metered.
+        """Return the joules of all frames by device and cause, modelled from the watts of the profile.
 
-        Where the profile counts `total` joules, every device that takes part draws its idle watts from the
-        first frame asked to the last one answered, beside what it draws for a reason.
+        If the profile counts `total` joules, every device that takes part also draws its idle watts from the first
+        frame asked to the last frame answered.
         """
         seconds: dict[tuple[str, EnergyCause], float] = defaultdict(float)
         for name, busy in self.compute_seconds().items():
@@ -175,17 +184,17 @@ class Timeline:
         return tuple(items)
 
     def energy_joules(self, profile: Profile) -> float:
-        """Joules per frame: the sum of `energy`."""
+        """Return the joules per frame: the sum of `energy` over the number of frames."""
         return sum(item.joules for item in self.energy(profile)) / max(len(self.answered), 1)
 
     def critical_path(self, frame: int | None = None) -> tuple[Span, ...]:
-        """The spans that the answer to a frame waited for, first to last (see `coedge.simulation.critical_path`).
+        """Return the spans that the answer to a frame waited for, in order (see `coedge.simulation.critical_path`).
 
         Args:
-            frame: the first one by default.
+            frame: number of the frame; the first one by default.
 
         Raises:
-            PlanError: this frame was not answered.
+            PlanError: the frame was not answered.
         """
         if frame is None and self.answered:
             frame = min(self.answered)
@@ -194,7 +203,7 @@ class Timeline:
         return critical_path(self.spans, frame, self.answered[frame][0], self.measured)
 
     def save(self, path: str | Path) -> None:
-        """Writes Chrome's trace format, which https://ui.perfetto.dev opens; packed where the name ends in .gz."""
+        """Write the timeline in Chrome's trace format, which https://ui.perfetto.dev opens; a name in .gz is gzipped."""
         other = {
             "measured": self.measured,
             "clock_uncertainty_seconds": self.clock_uncertainty_seconds,
@@ -203,15 +212,15 @@ class Timeline:
         }
         text = json.dumps({"traceEvents": to_events(self.spans), "otherData": other})
         data = text.encode()
-        # No time stamp inside: the same timeline is the same file.
+        # Without a time stamp, equal timelines give equal files.
         Path(path).write_bytes(gzip.compress(data, mtime=0) if Path(path).suffix == ".gz" else data)
 
     @classmethod
     def load(cls, path: str | Path) -> Timeline:
-        """Reads what `save` wrote.
+        """Read a timeline that `save` wrote.
 
         Raises:
-            PlanError: the file cannot be read, or holds something else.
+            PlanError: the file cannot be read, or is not a timeline.
         """
         try:
             data = Path(path).read_bytes()
