@@ -203,7 +203,7 @@ class Timeline:
         return critical_path(self.spans, frame, self.answered[frame][0], self.measured)
 
     def save(self, path: str | Path) -> None:
-        """Write the timeline in Chrome's trace format, which https://ui.perfetto.dev opens; a name in .gz is gzipped."""
+        """Write the timeline in Chrome's trace format, which https://ui.perfetto.dev opens (gzipped for .gz)."""
         other = {
             "measured": self.measured,
             "clock_uncertainty_seconds": self.clock_uncertainty_seconds,
