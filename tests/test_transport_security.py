@@ -137,7 +137,7 @@ class TestLocalSocket:
         assert not any(folder.exists() for folder in folders)
 
     def test_a_peer_that_does_not_see_the_socket_uses_the_network(self) -> None:
-        """As in a container with another file system and the same network."""
+        """The sender may be in a container with another file system and the same network."""
         with three(local=True) as (a, b, _):
             local = LocalEndpoint("ipc:///nowhere/inbox", "secret")
             a.connect([replace(b.endpoint, local=local)])

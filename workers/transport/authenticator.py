@@ -71,7 +71,7 @@ class Authenticator:
                 self._admit()
         except zmq.ContextTerminated:
             pass
-        except BaseException as error:  # nobody could connect any more: the receiving thread reports it
+        except BaseException as error:  # no peer can connect any more: the receiving thread reports it
             self.failure = error
             self._on_failure()
         finally:

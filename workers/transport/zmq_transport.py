@@ -374,4 +374,4 @@ class ZmqTransport:
 
 def _require_authentication(socket: zmq.Socket[bytes]) -> None:
     socket.zap_domain = ZAP_DOMAIN
-    socket.zap_enforce_domain = True  # without the authenticator nobody can connect
+    socket.zap_enforce_domain = True  # without the authenticator no peer can connect
