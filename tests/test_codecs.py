@@ -67,13 +67,23 @@ def arrays(draw: st.DrawFn, dtypes: tuple[str, ...] = DTYPES) -> Array:
 
 @pytest.mark.parametrize("codec", [RAW, *LOSSLESS])
 @given(data=st.data())
-@examples(150)
+@examples(150, 100)
 def test_lossless_codecs_restore_every_bit(codec: str, data: st.DataObject) -> None:
     array = data.draw(arrays())
     if codec == RAW:
         assert_same(decode(codec, encode(codec, array), array.shape, array.dtype), array)
     else:
         assert_same(there_and_back(codec, array), array)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "f4", "f8"])
+def test_a_mask_covers_the_last_value_of_any_count(dtype: str) -> None:
+    """The mask has one bit per value: its last byte is partly used where the count is no multiple of 8."""
+    for count in range(17, 140):
+        array = np.zeros(count, dtype)
+        array[[0, -1]] = 1, 3
+        assert encode("zero_mask", array).nbytes < HEADER + array.nbytes, "it is packed"
+        assert_same(there_and_back("zero_mask", array), array)
 
 
 @pytest.mark.parametrize("codec", LOSSLESS)

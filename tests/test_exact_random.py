@@ -805,6 +805,13 @@ def last_window_beyond_the_end() -> Any:
 
 
 @case
+def last_window_over_the_end() -> Any:
+    net = start(20, (1, 2, 8, 6))
+    given = {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}
+    return net, (net.op("MaxPool", "x", **given), net.op("AveragePool", "x", **given))
+
+
+@case
 def dilated_pool_under_same() -> Any:
     net = start(20, (1, 1, 6, 5))
     given = {"auto_pad": "SAME_UPPER", "kernel_shape": [2, 2], "dilations": [2, 2]}
