@@ -230,11 +230,11 @@ def rack_plan(objective: Objective) -> Plan:
     return make_plan(*rack(), objective)
 
 
-def constraint(objective: Objective, model: Model, profile: Profile, everybody: Profile | None = None):
+def constraint(objective: Objective, model: Model, profile: Profile, full_profile: Profile | None = None):
     plan = make_plan(model, profile, objective)
     assert plan.predicted is not None
     figures = figures_of(simulate(lower(plan, model), profile, model), profile)
-    return plan, {c.name: c for c in check_constraints(plan, model, profile, objective, figures, everybody)}
+    return plan, {c.name: c for c in check_constraints(plan, model, profile, objective, figures, full_profile)}
 
 
 def test_a_binding_deadline_has_the_savings_of_a_later_one() -> None:

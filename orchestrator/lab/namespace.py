@@ -77,14 +77,14 @@ def namespaces() -> list[str]:
 
 def processes(namespace: str) -> list[psutil.Process]:
     """Return the processes in a namespace except this one."""
-    found = []
+    running = []
     for pid in map(int, call(["ip", "netns", "pids", namespace]).split()):
         if pid != os.getpid():
             try:
-                found.append(psutil.Process(pid))
+                running.append(psutil.Process(pid))
             except psutil.NoSuchProcess:
                 continue
-    return found
+    return running
 
 
 def end_processes(names: Sequence[str], at_once: Callable[[psutil.Process], bool]) -> int:
@@ -111,13 +111,13 @@ def end_processes(names: Sequence[str], at_once: Callable[[psutil.Process], bool
 
 
 def _signal(names: Sequence[str], send: Callable[[psutil.Process], None]) -> list[psutil.Process]:
-    found = [process for name in names for process in processes(name)]
-    for process in found:
+    running = [process for name in names for process in processes(name)]
+    for process in running:
         try:
             send(process)
         except psutil.NoSuchProcess:
             continue
-    return found
+    return running
 
 
 def delete(name: str) -> None:
