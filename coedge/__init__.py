@@ -1,11 +1,11 @@
-"""One neural-network inference, run together by the unequal devices that you already have.
+"""Joint execution of one neural-network inference on several unequal devices.
 
     model = coedge.capture(torch_module, example)
     with coedge.connect("configs/demo.yaml") as cluster:
         y = cluster.submit(model, x).result()
 
-What is named here is the public interface; everything else may move. Names load when first used, so that
-`import coedge` is quick and a worker never loads torch or cvxpy.
+The names in this module are the public interface; everything else may move. Names load when they are first used, so
+that `import coedge` is quick and a worker never loads torch or cvxpy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m coedge`."""
+"""Run the command line: `python -m coedge`."""
 
 from orchestrator.cli import main
 

@@ -1,4 +1,4 @@
-"""Capturing: what is taken, what comes back, what is refused and in which words."""
+"""Capture: accepted models, the captured model, refused models and their messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from coedge import CaptureError, InputError, Model, capture, even_plan, run_in_p
 
 
 class Small(nn.Module):
-    """A convolution, then `finish` of its output."""
+    """A convolution, followed by the function `finish`."""
 
     def __init__(self, finish: Callable[..., Any] = lambda y: y, seed: int = 0) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def conv_net(shape: tuple[int | str, ...] = (1, 3, 12, 10), dtype: str = "float3
 # ---------------------------------------------------------------- what is taken
 
 
-def test_module(small: tuple[Small, Model]) -> None:
+def test_a_module_is_captured(small: tuple[Small, Model]) -> None:
     module, model = small
     assert model.name == "Small"
     assert capture(module, X, name="mine").name == "mine"
@@ -64,7 +64,7 @@ def test_module(small: tuple[Small, Model]) -> None:
     torch.testing.assert_close(run(model, X), module(X).detach())
 
 
-def test_training_flags_are_as_they_were() -> None:
+def test_capture_restores_training_flags() -> None:
     module = Small()
     module.train()
     module.conv.eval()
@@ -77,7 +77,7 @@ def test_training_flags_are_as_they_were() -> None:
     assert module.training and module.drop.training and not module.conv.training
 
 
-def test_exported_program_and_its_file(tmp_path: Path) -> None:
+def test_an_exported_program_and_its_file_are_captured(tmp_path: Path) -> None:
     module = Small(lambda y: {"y": y, "low": y[:, :, ::2]}).eval()
     expected = module(X)
     program = torch.export.export(module, (X,))
@@ -90,7 +90,7 @@ def test_exported_program_and_its_file(tmp_path: Path) -> None:
     assert capture(tmp_path / "net.pt2").name == "net"
 
 
-def test_onnx_file_with_and_without_external_data(tmp_path: Path) -> None:
+def test_an_onnx_file_with_and_without_external_data_is_captured(tmp_path: Path) -> None:
     onnx.save(conv_net(), tmp_path / "one.onnx")
     onnx.save(conv_net(), tmp_path / "two.onnx", save_as_external_data=True, location="weights.bin", size_threshold=100)
     assert (tmp_path / "weights.bin").stat().st_size > 1000
@@ -121,7 +121,7 @@ def test_dynamic_dimensions_are_fixed_by_an_example(tmp_path: Path) -> None:
         capture(tmp_path / "net.onnx", (image((1, 3, 8, 8)), image((1, 3, 8, 8))))
 
 
-def test_several_inputs() -> None:
+def test_a_model_with_several_inputs_is_captured() -> None:
     class Two(nn.Module):
         def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
             return left[:, :1] * 2 + right.mean(1, keepdim=True)
@@ -133,7 +133,7 @@ def test_several_inputs() -> None:
         run(model, left)
 
 
-def test_bytes_with_normalisation() -> None:
+def test_uint8_images_are_normalised_in_the_model() -> None:
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     module = Small().eval()
     raw = torch.randint(0, 256, (1, 3, 12, 10), dtype=torch.uint8)
@@ -150,12 +150,12 @@ def test_bytes_with_normalisation() -> None:
 @pytest.mark.parametrize(
     ("mean", "std"), [([0.5], [0.5, 0.5]), ([], []), ([0.5, 0.5], [1.0, 0.0])], ids=["lengths", "none", "zero"]
 )
-def test_normalisation_that_makes_no_sense(mean: list[float], std: list[float]) -> None:
+def test_invalid_normalisation_is_refused(mean: list[float], std: list[float]) -> None:
     with pytest.raises(ValueError, match=r"channel|zero"):
         coedge.with_normalisation(Small(), mean, std)
 
 
-def test_weights_that_are_not_numbers_are_let_through() -> None:
+def test_nan_and_infinite_weights_are_accepted() -> None:
     module = Small().eval()
     with torch.no_grad():
         module.conv.weight[1] = torch.nan
@@ -195,7 +195,7 @@ def test_outputs_have_the_structure_of_the_module(finish: Callable[..., Any]) ->
             torch.testing.assert_close(torch.as_tensor(leaf), wanted)
 
 
-def test_arrays_in_any_memory_layout(small: tuple[Small, Model]) -> None:
+def test_arrays_of_any_memory_layout_are_accepted(small: tuple[Small, Model]) -> None:
     _, model = small
     expected = run(model, X.numpy())
     turned = np.asfortranarray(X.numpy())
@@ -234,8 +234,8 @@ def test_hash_tells_weights_and_graphs_apart(small: tuple[Small, Model]) -> None
     assert len(hashes) == 2, "weights that the skeleton leaves out count as well"
 
 
-def test_the_hash_does_not_tell_where_a_model_was_captured() -> None:
-    """Exporters note the lines of source, with their paths: a plan is to be good for the same model elsewhere."""
+def test_the_hash_does_not_depend_on_where_a_model_was_captured() -> None:
+    """Exporters note source lines with their paths. A plan must be valid for the same model captured elsewhere."""
     hashes = set()
     for folder in ("/home/one", "/home/two"):
         net = Net()
@@ -248,7 +248,7 @@ def test_the_hash_does_not_tell_where_a_model_was_captured() -> None:
     assert len(hashes) == 1
 
 
-def test_nor_do_notes_on_branches() -> None:
+def test_the_hash_ignores_exporter_notes_in_branches() -> None:
     hashes = set()
     for folder in ("/home/one", "/home/two"):
         net = Net()
@@ -290,7 +290,7 @@ def test_a_worker_needs_only_the_weights_of_its_layers() -> None:
     assert part.rules == model.rules and part.layers == model.layers
 
 
-def test_saved_it_is_the_network_before_any_rewrite(tmp_path: Path) -> None:
+def test_save_writes_the_network_before_any_rewrite(tmp_path: Path) -> None:
     model = zoo_model("mobilenet_v3")
     model.save(tmp_path / "net.onnx")
     x = image(model.inputs[0].shape)
@@ -343,12 +343,12 @@ def test_cuts_list_what_is_alive() -> None:
         ((1, 5, 12, 10), torch.float32, "Small does not export: "),
     ],
 )
-def test_examples_that_are_no_images(shape: tuple[int, ...], dtype: torch.dtype, words: str) -> None:
+def test_an_example_that_is_not_an_image_is_refused(shape: tuple[int, ...], dtype: torch.dtype, words: str) -> None:
     with pytest.raises(CaptureError, match=words):
         capture(Small(), torch.zeros(shape, dtype=dtype))
 
 
-def test_things_that_are_no_models(tmp_path: Path) -> None:
+def test_values_that_are_not_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CaptureError, match=r"needs an example input: coedge\.capture\(module, example\)"):
         capture(Small())
     with pytest.raises(CaptureError, match=r"cannot capture a dict: give a torch\.nn\.Module"):
@@ -372,7 +372,7 @@ def test_things_that_are_no_models(tmp_path: Path) -> None:
         capture(tmp_path / "bad.pt2")
 
 
-def test_onnx_inputs_that_are_no_images() -> None:
+def test_onnx_inputs_that_are_not_images_are_refused() -> None:
     with pytest.raises(CaptureError, match="'x' is float64"):
         capture(conv_net(dtype="float64"))
     flat = Net()
@@ -385,7 +385,7 @@ def test_onnx_inputs_that_are_no_images() -> None:
         capture(unknown.proto(unknown.op("Frobnicate", "x")))
 
 
-def test_outputs_that_cannot_be_given() -> None:
+def test_outputs_that_are_not_tensors_are_refused() -> None:
     with pytest.raises(CaptureError, match="value 1 of what the module returns is None, not a tensor"):
         capture(Small(lambda y: (y, None)), X)
     with pytest.raises(CaptureError, match="value 1 of what the module returns is 4, not a tensor"):
@@ -400,7 +400,7 @@ def test_outputs_that_cannot_be_given() -> None:
 
 
 @pytest.mark.parametrize("axis", [2, 3])
-def test_images_without_rows_or_columns_on_the_way(axis: int) -> None:
+def test_an_empty_intermediate_image_is_refused(axis: int) -> None:
     net = Net()
     x = net.op("Relu", net.input((1, 3, 8, 6)))
     empty = net.slice(x, 0, 0, axis)
@@ -412,7 +412,7 @@ def test_images_without_rows_or_columns_on_the_way(axis: int) -> None:
         capture(net.proto(net.op("Concat", x, empty, axis=axis)))
 
 
-def test_no_channels_on_the_way_are_no_trouble() -> None:
+def test_an_intermediate_tensor_without_channels_is_accepted() -> None:
     net = Net()
     x = net.op("Relu", net.input((1, 3, 8, 6)))
     model = capture(net.proto(net.op("Concat", x, net.slice(x, 0, 0, 1), axis=1)))
@@ -456,6 +456,6 @@ def test_control_flow_that_depends_on_the_image_is_quoted(capfd: pytest.CaptureF
     ],
     ids=["height", "axes", "batch", "double", "bytes", "two", "none"],
 )  # fmt: skip
-def test_inputs_that_do_not_fit(small: tuple[Small, Model], x: Any, words: str) -> None:
+def test_inputs_that_do_not_fit_are_refused(small: tuple[Small, Model], x: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
         run(small[1], x)

@@ -1,4 +1,4 @@
-"""Reading the cluster configuration: precedence, places in errors, what is refused."""
+"""Loading of the cluster configuration: precedence, places in errors, refused values."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def load(tmp_path: Path) -> Callable[..., ClusterConfig]:
 
 @pytest.fixture
 def refusal(load: Callable[..., ClusterConfig], tmp_path: Path) -> Callable[..., str]:
-    """The text of the error; the folder of the file is left out, its name is kept."""
+    """Return the text of the error with the name of the file, without its folder."""
 
     def refusal(text: str, overrides: Sequence[str] = (), **environment: str) -> str:
         with pytest.raises(ConfigError) as caught:
@@ -101,7 +101,7 @@ def test_any_source_is_accepted_while_the_devices_are_not_known(load: Callable[.
     assert load("source: 10.0.0.7").source == "10.0.0.7"
 
 
-def test_the_cache_is_where_the_config_or_xdg_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_folder_follows_the_config_and_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     monkeypatch.setenv("XDG_CACHE_HOME", "/fast")
     assert ClusterConfig().cache_path == Path("/fast/coedge")
@@ -179,7 +179,7 @@ def test_a_config_dumped_to_yaml_loads_back_equal(
     config: ClusterConfig, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "dumped.yaml"
-    # Escaped, PyYAML's default: with allow_unicode=True it writes U+0085 raw and reads it as a line end.
+    # With allow_unicode=True, PyYAML would write U+0085 unescaped and read it as a line end.
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
     assert load_config(path, environment={}) == config
     assert load_config(config.model_dump(), environment={}) == config
@@ -283,7 +283,7 @@ def test_providers_are_names_or_names_with_options(load: Callable[..., ClusterCo
         ("[5]", ["devices.0.providers.0: must be a section"]),
     ],
 )
-def test_providers_that_cannot_be(refusal: Callable[..., str], providers: str, parts: list[str]) -> None:
+def test_invalid_providers_are_refused(refusal: Callable[..., str], providers: str, parts: list[str]) -> None:
     message = refusal(f"devices: [{{name: a, providers: {providers}}}]")
     assert [part for part in parts if part not in message] == []
 
@@ -303,7 +303,7 @@ def test_an_unknown_section_is_found_at_its_key_not_at_its_value(refusal: Callab
     assert refusal("scheme: auto\nrays:\n  address: auto\n").startswith("cluster.yaml:2: rays: there is no")
 
 
-def test_a_key_in_the_wrong_section_is_told_where_it_belongs(refusal: Callable[..., str]) -> None:
+def test_a_key_in_the_wrong_section_names_the_right_one(refusal: Callable[..., str]) -> None:
     assert "did you mean `ray.address`?" in refusal("address: auto")
     assert "did you mean `devices.N.link.mbps`?" in refusal("devices: [{name: a, mbps: 3}]")
 
@@ -332,7 +332,7 @@ def test_all_problems_are_listed_together(refusal: Callable[..., str]) -> None:
         assert part in message
 
 
-def test_a_device_named_like_a_yaml_boolean_is_told_to_quote(refusal: Callable[..., str]) -> None:
+def test_a_device_named_like_a_yaml_boolean_has_to_be_quoted(refusal: Callable[..., str]) -> None:
     message = refusal("devices:\n  - name: no\n")
     assert "cluster.yaml:2: devices.0.name: must be text; given no." in message
     assert 'YAML reads it as false; quote it: "no"' in message
@@ -399,7 +399,7 @@ media:
 """
 
 
-def test_a_medium_is_of_devices_that_there_are(refusal: Callable[..., str]) -> None:
+def test_a_medium_refuses_unknown_devices(refusal: Callable[..., str]) -> None:
     message = refusal(TWO_DEVICES + MEDIA.replace("  - name: wifi\n    devices: [pi-1]\n    mbps: 50\n", ""))
     assert message.startswith("cluster.yaml:11: media.0.devices.1: must be a device: pi-1, pi.local; given pi.lokal.")
     assert message.endswith("did you mean `pi.local`?")
@@ -418,7 +418,7 @@ def test_any_medium_is_accepted_while_the_devices_are_not_known(load: Callable[.
     assert medium == MediumConfig(name="wifi", devices=("a", "b"), mbps=50.0)
 
 
-def test_it_is_known_whether_power_was_written_down(load: Callable[..., ClusterConfig]) -> None:
+def test_power_given_tells_given_watts_from_defaults(load: Callable[..., ClusterConfig]) -> None:
     config = load(TWO_DEVICES, ["devices.pi-1.power.compute_watts=3"])
     for loaded in (config, load_config(config, ["devices.0.speed=0.25"], {})):
         assert [device.power_given for device in loaded.devices] == [True, False]
@@ -483,7 +483,7 @@ def test_a_key_that_yaml_does_not_read_as_text_is_refused(refusal: Callable[...,
         ("\nhello\n", "cluster.yaml:2: the file must have keys and values at its top level; it has a single"),
     ],
 )
-def test_what_is_not_yaml_keys_and_values_is_refused(refusal: Callable[..., str], text: str, start: str) -> None:
+def test_a_file_other_than_yaml_keys_and_values_is_refused(refusal: Callable[..., str], text: str, start: str) -> None:
     message = refusal(text)
     assert message.startswith(start)
     assert "\n    Next: " in message
@@ -540,7 +540,7 @@ def test_a_bad_override_is_named_instead_of_the_file(refusal: Callable[..., str]
     assert "cluster.yaml" not in message
 
 
-def test_what_a_replaced_device_lacks_is_blamed_on_the_override(refusal: Callable[..., str]) -> None:
+def test_a_missing_key_of_a_replaced_device_names_the_override(refusal: Callable[..., str]) -> None:
     message = refusal(TWO_DEVICES, ["devices.0={speed: 0.5}", "source=pi.local"])
     assert message.startswith("override 'devices.0={speed: 0.5}': devices.0.name: must be given")
 

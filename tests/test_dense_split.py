@@ -310,8 +310,8 @@ def test_features_in_another_shape_are_gathered_by_the_dense_layer_that_reads_th
 
 
 REASONS = [
-    ("flowing weights", "multiplies two tensors that flow"),
-    ("flowing bias", "its bias flows"),
+    ("flowing weights", "multiplies two tensors that are not constant"),
+    ("flowing bias", "its bias is not constant"),
     ("rows", "its input has rows"),
     ("transposed", "its input is transposed"),
 ]

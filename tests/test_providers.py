@@ -1,4 +1,4 @@
-"""Execution providers: which there are, that sessions are made with them, and what is said where they are not."""
+"""Execution providers: availability, sessions made with them, and messages for missing ones."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def small() -> coedge.Model:
 
 @pytest.fixture
 def made_with(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The providers of every session that is made, and whether it may fall back unseen."""
+    """Return the providers of every session that is made, and whether it may fall back."""
     seen: list[Any] = []
     real = onnxruntime.InferenceSession
 
@@ -56,23 +56,23 @@ def made_with(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return seen
 
 
-def test_every_provider_of_this_onnxruntime_may_be_named() -> None:
+def test_every_provider_of_this_onnxruntime_is_known() -> None:
     assert set(onnxruntime.get_all_providers()) <= set(KNOWN)
 
 
-def test_the_cpu_is_last_where_it_is_not_named() -> None:
+def test_the_cpu_is_added_last() -> None:
     cuda = Provider("CUDAExecutionProvider")
     assert with_fallback([]) == ON_CPU
     assert with_fallback([cuda]) == (cuda, *ON_CPU)
     assert with_fallback([ARENA, cuda]) == (ARENA, cuda)
 
 
-def test_what_is_there_has_no_problem() -> None:
+def test_an_available_provider_has_no_problem() -> None:
     assert problem_of(ON_CPU) == problem_of((ARENA,)) == ""
     assert worker((ARENA,)).facts().provider_problem == ""
 
 
-def test_what_is_not_there_is_named_with_what_is() -> None:
+def test_a_missing_provider_is_named_with_the_available_ones() -> None:
     problem = worker(with_fallback([Provider(ABSENT)])).facts().provider_problem
     for part in (f"{ABSENT} is not available", onnxruntime.__version__, CPU, "Install a build", "leave it out"):
         assert part in problem
@@ -107,7 +107,7 @@ def test_a_start_that_fails_is_reported_for_either_behaviour_of_onnx_runtime(
     assert problem.startswith(f"{ABSENT} {words}") and "leave it out" in problem
 
 
-def test_a_session_never_falls_back_to_the_cpu_unseen(made_with: list[Any]) -> None:
+def test_sessions_are_made_without_fallback(made_with: list[Any]) -> None:
     """An unknown provider raises, or the session is made with fallback switched off."""
     with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -131,7 +131,7 @@ def test_kernels_with_providers_are_exact() -> None:
     check_split(model, even_plan(model, 3), [image((1, 3, 12, 12))], kernels=Kernels(model, 1, (ARENA,)))
 
 
-def test_what_was_measured_with_one_provider_is_not_of_another() -> None:
+def test_the_fingerprint_of_a_device_depends_on_its_providers() -> None:
     told = {
         worker(providers).facts().fingerprint for providers in (ON_CPU, (ARENA,), with_fallback([Provider(ABSENT)]))
     }
@@ -149,7 +149,7 @@ def test_a_cluster_refuses_a_device_without_its_provider() -> None:
 
 
 @pytest.mark.ray
-def test_devices_tells_what_each_runs_on(cli: Any, tmp_path: Path) -> None:
+def test_the_devices_command_lists_providers(cli: Any, tmp_path: Path) -> None:
     config = tmp_path / "cluster.yaml"
     devices = [{"name": "a", "speed": 1.0, "providers": [{"name": CPU, "options": {"use_arena": 0}}]}]
     config.write_text(json.dumps({"devices": [*devices, {"name": "b", "speed": 1.0}], "source": "a"}))

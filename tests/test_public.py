@@ -1,4 +1,4 @@
-"""The public surface: what `coedge` names, and how little importing it costs."""
+"""The public interface: the names in `coedge`, and the libraries that importing them loads."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def test_errors_have_one_root() -> None:
         assert issubclass(getattr(coedge, name), coedge.CoEdgeError)
 
 
-def test_a_name_that_there_is_not() -> None:
+def test_an_unknown_name_raises() -> None:
     with pytest.raises(AttributeError, match="module 'coedge' has no attribute 'captur'"):
         coedge.captur  # noqa: B018
 
 
 def test_type_checkers_see_the_same_names() -> None:
-    """What stands under TYPE_CHECKING, line by line, is what loads lazily."""
+    """The imports under TYPE_CHECKING and the names that load lazily are the same."""
     text = Path(inspect.getfile(coedge)).read_text(encoding="utf-8")
     block = text.split("if TYPE_CHECKING:")[1].split("_HOMES")[0]
     scope: dict[str, object] = {}
@@ -91,7 +91,7 @@ def test_heavy_libraries_load_when_first_needed(statement: str, unwanted: list[s
 
 
 def test_no_submodule_hides_a_public_name() -> None:
-    """After everything was imported, `coedge.capture` is still the function."""
+    """After all modules were imported, `coedge.capture` is still the function."""
     for package in (coedge, orchestrator, workers):
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not found.name.endswith("__main__"):

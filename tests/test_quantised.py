@@ -104,8 +104,8 @@ def test_excitation_branches_joins_and_transposed_convolutions_are_exact_to_the_
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_what_travels_is_8_bit(name: str) -> None:
-    """A quarter of what the same values take in float32; but for the answer."""
+def test_values_travel_in_8_bit(name: str) -> None:
+    """All messages except the answer have a quarter of the bytes of float32."""
     captured = model(name)
     tensors = captured.graph.tensors
     assert {tensors[n].dtype for cut in captured.cuts[1:] for n in cut.tensors} == {"uint8"}
@@ -124,7 +124,7 @@ def test_what_travels_is_8_bit(name: str) -> None:
 
 
 def fused_operators(captured: Model, plans: Sequence[Plan], folder: Path) -> Counter[str]:
-    """The operators of all tiles, as ONNX Runtime fuses them."""
+    """Return the operators of all tiles after fusion by ONNX Runtime."""
     found = Counter[str]()
     for tile in {tile for plan in plans for program in lower(plan, captured).values() for tile in program.tiles()}:
         made, weights = build_tile(captured, tile)
@@ -183,7 +183,7 @@ def scaled(net: Net, scale: Any = 0.05, zero: Any = 3, dtype: str = "uint8") -> 
 
 
 def convolved(net: Net, x: str, scale: list[str], outputs: int, inputs: int, kernel: int = 3, **options: Any) -> str:
-    """An 8-bit convolution with a scale per output channel, as quantisers write it."""
+    """Return an 8-bit convolution with a scale per output channel, as quantisers write it."""
     weight = net.const(net.random.integers(-90, 90, (outputs, inputs, kernel, kernel)), "int8")
     per_channel = [net.const(net.random.uniform(0.002, 0.01, outputs)), net.const(np.zeros(outputs), "int8")]
     weight = net.op("DequantizeLinear", weight, *per_channel, axis=0)
@@ -193,7 +193,7 @@ def convolved(net: Net, x: str, scale: list[str], outputs: int, inputs: int, ker
 @given(data=st.data())
 @examples(60)
 def test_borders_are_padded_with_the_zero_point(data: st.DataObject) -> None:
-    """Of the image, not of a tile: a padding of 8-bit zeros would be a value of its own."""
+    """The padding is the zero point of the image. Padding with 8-bit zeros would add other values."""
     number = functools.partial(lambda low, high: data.draw(st.integers(low, high)))
     net = Net(opset=17, seed=number(0, 99))
     dtype = data.draw(st.sampled_from(["uint8", "int8"]))
@@ -221,7 +221,7 @@ def test_scales_along_channels_are_split_and_along_rows_are_not() -> None:
 
 
 def test_a_skip_travels_in_8_bit_however_late_it_is_read() -> None:
-    """One DequantizeLinear for two readers that are layers apart, and right behind its QuantizeLinear."""
+    """One DequantizeLinear, directly behind its QuantizeLinear, has two readers in different layers."""
     net = Net(opset=17)
     scale = scaled(net)
     y = net.op("QuantizeLinear", net.input((1, 4, 9, 8)), *scale)
@@ -237,7 +237,7 @@ def test_a_skip_travels_in_8_bit_however_late_it_is_read() -> None:
 
 
 def test_float_images_are_quantised_by_a_layer_of_its_own() -> None:
-    """So that who has them can send bytes. Images that are bytes are sent before normalisation."""
+    """The source can then send bytes. uint8 images are sent before normalisation."""
     firsts = {}
     for dtype in ("float32", "uint8"):
         net = Net(opset=17)
@@ -287,7 +287,7 @@ def test_a_sum_that_is_not_rounded_is_taken_in_parts() -> None:
 @given(data=st.data())
 @examples(40)
 def test_tightening_changes_order_and_nothing_else(data: st.DataObject) -> None:
-    """Random graphs of 8-bit and float values, quantised and dequantised anywhere, read once, often or returned."""
+    """Random graphs of 8-bit and float values: quantised anywhere, read once or several times, or returned."""
     net = Net(opset=17)
     scale = scaled(net, 0.05, 100)
     floats, bytes_ = [net.input((1, 2, 4, 3))], []
@@ -326,7 +326,7 @@ def test_tightening_changes_order_and_nothing_else(data: st.DataObject) -> None:
             assert following == readers[0] or following.op_type == "DequantizeLinear"
 
 
-def test_what_an_inner_graph_reads_stays_where_it_is() -> None:
+def test_a_value_that_an_inner_graph_reads_is_not_moved() -> None:
     net = Net(opset=17)
     scale = scaled(net)
     y = net.op("DequantizeLinear", net.op("QuantizeLinear", net.input((1, 2, 4, 3)), *scale), *scale)
@@ -360,7 +360,7 @@ def test_the_commands_take_a_quantised_file(cli: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_on_real_workers() -> None:
+def test_a_quantised_model_runs_on_real_workers() -> None:
     captured = model("resnet18")
     devices = [{"name": name, "speed": 1.0} for name in ("a", "b")]
     with tempfile.TemporaryDirectory() as folder:

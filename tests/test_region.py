@@ -1,4 +1,4 @@
-"""Rectangles, and which input rows an output row needs: against brute force."""
+"""Regions, and the input rows that output rows need, compared with brute force."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXTENT = 7
 
 @st.composite
 def regions(draw: st.DrawFn) -> Region:
-    """Empty ones and ones that are inside out among them."""
+    """Draw a region; it may be empty or end before it starts."""
     edge = st.integers(0, EXTENT)
     return Region(draw(edge), draw(edge), draw(edge), draw(edge))
 
@@ -61,7 +61,7 @@ def test_intersection_hull_contains_and_area(one: Region, other: Region) -> None
 
 @given(st.lists(st.floats(0, 1), max_size=6), st.integers(1, 40), st.integers(1, 9))
 @examples(200)
-def test_strips_part_the_rows_of_every_tensor(inner: list[float], rows: int, cols: int) -> None:
+def test_strips_partition_the_rows_of_every_tensor(inner: list[float], rows: int, cols: int) -> None:
     edges = [0.0, *sorted(inner), 1.0]
     got = [UnitRect(a, b).of_extent(rows, cols) for a, b in itertools.pairwise(edges)]
     assert [row for region in got for row in range(*region.rows)] == list(range(rows))
@@ -80,7 +80,7 @@ def test_strips_follow_their_shares(shares: list[float]) -> None:
 
 @given(st.data(), st.integers(1, 6), st.integers(1, 20), st.integers(1, 20))
 @examples(200)
-def test_every_tiling_of_the_unit_square_parts_every_tensor(
+def test_every_tiling_of_the_unit_square_partitions_every_tensor(
     data: st.DataObject, count: int, rows: int, cols: int
 ) -> None:
     names = [str(i) for i in range(count)]
@@ -101,17 +101,17 @@ def test_every_tiling_of_the_unit_square_parts_every_tensor(
         ([UnitRect(0, 0.5), UnitRect(0.5, 1, 0, 0.9)], r"columns 0\.9000\.\.1\.0000.*no device"),
         ([UnitRect(-0.1, 1)], "outside of the unit square"),
         ([UnitRect(0, 1.1)], "outside of the unit square"),
-        ([UnitRect(0.6, 0.4)], "inside out"),
+        ([UnitRect(0.6, 0.4)], "ends before it starts"),
         ([UnitRect(0, math.nan)], "not a number"),
         ([UnitRect(0, math.inf)], "not a number"),
     ],
 )
-def test_a_cover_that_is_none_is_refused(rects: list[UnitRect], words: str) -> None:
+def test_rectangles_that_do_not_cover_the_square_once_are_refused(rects: list[UnitRect], words: str) -> None:
     with pytest.raises(PlanError, match=words):
         check_cover(rects)
 
 
-def test_a_device_without_rows_does_not_disturb_the_cover() -> None:
+def test_empty_rectangles_do_not_affect_the_cover() -> None:
     check_cover([UnitRect(0, 0.5), UnitRect(0.5, 0.5), UnitRect(0.5, 1), UnitRect(0.2, 0.2), UnitRect(1, 1)])
 
 
@@ -119,7 +119,7 @@ def test_a_device_without_rows_does_not_disturb_the_cover() -> None:
 
 
 def influence(net: Net, y: str, extent: int) -> np.ndarray:
-    """[output row, input row]: whether the one feels the other. One image per input row, with a one in it."""
+    """Return [output row, input row]: whether the output row depends on the input row."""
     run = session(net.proto(y))
     images = np.zeros((extent, 1, extent, 1), np.float32)
     images[np.arange(extent), 0, np.arange(extent), 0] = 1
@@ -128,7 +128,7 @@ def influence(net: Net, y: str, extent: int) -> np.ndarray:
 
 
 def check_map(net: Net, y: str, extent: int, slack: int | None = 0) -> AxisMap:
-    """Compares the row map of the last node of a captured column with what every output row feels.
+    """Compare the row map of the last node of a captured column with the inputs that each output row depends on.
 
     Args:
         slack: rows on each side that a map may ask for beyond need. None: any number.
@@ -167,7 +167,7 @@ def test_window(extent: int, kernel: int, stride: int, dilation: int, above: int
     net = column(extent)
     weight = net.const(np.ones((1, 1, kernel, 1)))
     y = net.op("Conv", "x", weight, strides=[stride, 1], dilations=[dilation, 1], pads=[above, 0, below, 0])
-    # Between the taps of a dilated window lie rows that it does not read.
+    # A dilated window does not read the rows between its taps.
     assert isinstance(check_map(net, y, extent, slack=0 if dilation == 1 else None), Window)
 
 
@@ -248,7 +248,7 @@ def test_row_local_and_whole() -> None:
 
 @pytest.mark.parametrize("maps", [[Window(9, 3, 1, 1, 1), Window(9, 5, 2, 1, 2), Repeat(4, 3), Spread(5, 3, 2, 1, 1)]])
 def test_needs_grow_with_what_is_asked_for(maps: Sequence[AxisMap]) -> None:
-    """The hull of what two intervals need lies in what their hull needs."""
+    """The hull of the needs of two intervals lies in the needs of their hull."""
     for axis_map in maps:
         for a, b, c, d in itertools.product(range(8), repeat=4):
             if a < b and c < d:

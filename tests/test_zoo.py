@@ -1,4 +1,4 @@
-"""The zoo: seeded, the published sizes, sane outputs. Light widths keep this to seconds."""
+"""The zoo: seeded weights, published sizes, outputs of normal magnitude. Small widths keep the tests short."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_batch_norm_is_not_the_identity(name: str) -> None:
 
 @pytest.mark.parametrize("name", zoo.NAMES)
 @pytest.mark.parametrize("size", [96, (65, 91)])
-def test_output(name: str, size: int | tuple[int, int]) -> None:
+def test_outputs_have_shape_and_normal_magnitude(name: str, size: int | tuple[int, int]) -> None:
     height, width = (size, size) if isinstance(size, int) else size
     net = light(name, size, num_classes=7)
     got = outputs(net, zoo.example(name, batch=2, image_size=size))
@@ -90,13 +90,13 @@ def test_output(name: str, size: int | tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(zoo.NAMES) - set(FIXED_SIZE)))
-def test_small_images(name: str) -> None:
+def test_networks_take_small_images(name: str) -> None:
     got = outputs(light(name), zoo.example(name, image_size=32))
     assert all(value.isfinite().all() for value in got.values())
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3", "ssd", "unet"])
-def test_full_width_on_the_usual_size(name: str) -> None:
+def test_networks_of_full_width_take_images_of_the_usual_size(name: str) -> None:
     shapes = {key: tuple(value.shape) for key, value in outputs(zoo.build(name), zoo.example(name)).items()}
     anchors = 4 * 19**2 + 6 * 10**2 + 6 * 5**2 + 4 * 3**2
     expected = {
@@ -107,13 +107,13 @@ def test_full_width_on_the_usual_size(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_parameter_count(name: str) -> None:
+def test_parameter_counts_are_those_of_the_papers(name: str) -> None:
     with torch.device("meta"):  # counting needs no memory
         count = sum(parameter.numel() for parameter in zoo.build(name).parameters())
     assert count == pytest.approx(PUBLISHED[name], rel=0.01)
 
 
-def test_unknown_name() -> None:
+def test_an_unknown_name_is_refused_with_a_suggestion() -> None:
     with pytest.raises(ValueError, match="did you mean 'resnet50'") as caught:
         zoo.build("resnet-50")
     assert all(name in str(caught.value) for name in zoo.NAMES)
@@ -121,7 +121,7 @@ def test_unknown_name() -> None:
         zoo.example("nothing")
 
 
-def test_image_too_small() -> None:
+def test_an_image_that_is_too_small_is_refused() -> None:
     for name in FIXED_SIZE:
         with pytest.raises(ValueError, match="too small"):
             light(name, 10)
@@ -139,7 +139,7 @@ def test_feature_size_agrees_with_torch() -> None:
             assert feature_size(layers, (side, side + 5)) == tuple(shape)
 
 
-def test_example() -> None:
+def test_examples_are_seeded_and_of_the_given_shape() -> None:
     state = torch.get_rng_state()
     assert zoo.example("ssd").shape == (1, 3, 300, 300)
     assert zoo.example("vgg16", batch=3).shape == (3, 3, 224, 224)
@@ -149,7 +149,7 @@ def test_example() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_naming_the_networks_does_not_import_torch() -> None:
+def test_listing_the_networks_does_not_import_torch() -> None:
     code = "import sys; from coedge import zoo; assert zoo.NAMES; sys.exit('torch' in sys.modules)"
     environment_path = [path for path in sys.path if path]
     assert (

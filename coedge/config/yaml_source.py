@@ -1,10 +1,10 @@
-"""Settings: plain nested values that remember where each of them was written.
+"""Settings: plain nested values with the place where each of them was written.
 
     text of a file ──parse_yaml──▶ Settings ◀──override── "devices.pi-1.speed=0.5"
                                    .value     {"devices": [{"name": "pi-1", "speed": 0.5}]}
                                    .origins   {("devices", 0, "speed"): the override, ...}
 
-Nothing here knows which keys exist. YAML that is ambiguous (a key twice, a key that is no text) is refused.
+This module does not know which keys exist. Ambiguous YAML (a repeated key, a key that is not text) is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MAPPING, _SEQUENCE, _TEXT, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value was given, for example `cluster.yaml:7`, and the unquoted scalar as it was written."""
+    """The place of a value, for example `cluster.yaml:7`, and its text if it is an unquoted scalar."""
 
     where: str
     written: str | None = None
@@ -35,13 +35,13 @@ class Origin:
 
 @dataclass
 class Settings:
-    """Nested dicts, lists and scalars; `origins` has an entry for each place that is known."""
+    """Nested dicts, lists and scalars. `origins` has the origin of each value for which it is known."""
 
     value: Any
     origins: dict[KeyPath, Origin] = field(default_factory=dict)
 
     def origin(self, path: KeyPath) -> Origin:
-        """The origin of the value at `path`, or of the nearest thing around it."""
+        """Return the origin of the value at `path`, or else of the innermost value around it."""
         for length in range(len(path), -1, -1):
             if path[:length] in self.origins:
                 known = self.origins[path[:length]]
@@ -49,10 +49,10 @@ class Settings:
         return Origin("the configuration")
 
     def override(self, text: str, where: str) -> None:
-        """Apply `a.b=c`: the value is YAML, a list item is picked by index or by its `name`.
+        """Apply an override `a.b=c`. The value is YAML; a list item is given by its index or its `name`.
 
         Raises:
-            ConfigError: `text` is no override, or it leads through something that is not there.
+            ConfigError: `text` is not an override, or its path does not exist.
         """
         key, equals, value_text = text.partition("=")
         parts = key.strip().split(".")
@@ -85,7 +85,7 @@ class Settings:
 
 
 def dotted(path: KeyPath) -> str:
-    """A key path as an override writes it."""
+    """Return a key path as it is written in an override."""
     return ".".join(str(step) for step in path)
 
 
@@ -104,7 +104,7 @@ def read_yaml(path: str | Path) -> Settings:
     """Read a UTF-8 file whose top level is keys and values.
 
     Raises:
-        ConfigError: it cannot be read, it is empty, or it is something else.
+        ConfigError: the file cannot be read, is empty, or has another top level.
     """
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8-sig")
@@ -126,9 +126,9 @@ def read_yaml(path: str | Path) -> Settings:
 
 
 def _pick(items: list[Any], parts: list[str], path: KeyPath, where: str) -> tuple[int, list[str]]:
-    """The index that the first of `parts` means, and the parts after it. A number is always an index.
+    """Return the index of the item that `parts` begin with, and the remaining parts.
 
-    A name may have dots in it, so the longest run of parts that is a name counts.
+    A number is always an index. A name may contain dots, so the longest run of parts that is a name is taken.
     """
     names = [item.get("name") if isinstance(item, dict) else None for item in items]
     if parts[0].isdecimal():
@@ -149,10 +149,13 @@ def _pick(items: list[Any], parts: list[str], path: KeyPath, where: str) -> tupl
 
 
 def parse_yaml(text: str, where: Callable[[int], str]) -> Settings:
-    """Read one YAML document; `where` turns a line number (from 1) into words. Empty text gives None.
+    """Read one YAML document. The value of an empty text is None.
+
+    Args:
+        where: returns the name of a place for messages, given a line number from 1.
 
     Raises:
-        ConfigError: with every repeated or ambiguous key, or with the first syntax error.
+        ConfigError: lists all repeated or ambiguous keys, or has the first syntax error.
     """
     try:
         loader = yaml.SafeLoader(text)
@@ -180,7 +183,7 @@ def parse_yaml(text: str, where: Callable[[int], str]) -> Settings:
 
 
 class _Walk:
-    """Turns nodes into fresh values (an alias is a copy) and notes the line of each."""
+    """A walk over YAML nodes that makes their values (an alias becomes a copy) and records the line of each."""
 
     def __init__(self, loader: yaml.SafeLoader, where: Callable[[int], str]) -> None:
         self.loader, self.where = loader, where
@@ -217,7 +220,7 @@ class _Walk:
             return None
 
     def mapping(self, node: yaml.MappingNode, path: KeyPath, ancestors: tuple[int, ...]) -> dict[str, Any]:
-        if id(node) not in self.checked:  # before merging: overriding a merged key is what `<<` is for
+        if id(node) not in self.checked:  # checked before merging, since a key may override a merged one
             self.checked.add(id(node))
             self.check_keys(node, path)
             self.loader.flatten_mapping(node)

@@ -1,4 +1,4 @@
-"""Every error that the project raises on purpose.
+"""The errors that the project raises on purpose.
 
     CoEdgeError
     ├── CaptureError        a model could not be turned into a graph
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 
 class CoEdgeError(Exception):
-    """Base of every deliberate error."""
+    """Base class of all errors of this project."""
 
 
 class CaptureError(CoEdgeError):
@@ -56,7 +56,7 @@ class DeviceLost(ClusterError):
 
 
 class StepFailed(ClusterError):
-    """A device raised while it ran a step."""
+    """A device raised an exception while it ran a step."""
 
 
 class FrameTimeout(CoEdgeError, TimeoutError):

@@ -1,4 +1,4 @@
-"""How every picture looks: the ink, the frame of its axes, and logarithmic ticks that people read."""
+"""Common style of all figures: colours, frame of the axes, logarithmic ticks."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ INK, PALE = "#222222", "#D5D5DA"
 
 
 def frame(axes: Any, grid: str = "both", size: float | None = None) -> None:
-    """Two sides, a pale grid behind what is drawn.
+    """Draw the left and bottom side of the axes and a pale grid behind the data.
 
     Args:
-        axes: of matplotlib.
+        axes: matplotlib axes.
         grid: `x`, `y` or `both`.
-        size: of the ticks' labels.
+        size: font size of the tick labels, in points. None: matplotlib's own.
     """
     axes.grid(color=PALE, linewidth=0.5, axis=grid)
     axes.set_axisbelow(True)
@@ -25,7 +25,7 @@ def frame(axes: Any, grid: str = "both", size: float | None = None) -> None:
 
 
 def logarithmic(axes: Any, which: str) -> None:
-    """Ticks at 1, 2 and 5 times powers of ten, written as people write them.
+    """Make an axis logarithmic, with ticks at 1, 2 and 5 times powers of ten, written without exponents.
 
     Args:
         which: `x` or `y`.

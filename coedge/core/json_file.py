@@ -1,4 +1,4 @@
-"""Values on disk: pydantic models as JSON, with errors that say what is wrong with a file."""
+"""Saving and loading of pydantic models as JSON files."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ Value = TypeVar("Value", bound=BaseModel)
 
 
 def save_json(value: BaseModel, path: str | Path) -> None:
+    """Write a value to a file as JSON."""
     Path(path).write_text(value.model_dump_json(indent=1), encoding="utf-8")
 
 
 def load_json(kind: type[Value], path: str | Path, what: str) -> Value:
-    """The value in a file.
+    """Load a value from a file.
 
     Args:
-        what: for messages: "plan", "profile".
+        what: name of the kind in messages: "plan", "profile".
 
     Raises:
-        PlanError: the file cannot be read, or holds something else.
+        PlanError: the file cannot be read, or does not hold a value of this kind.
     """
     try:
         return kind.model_validate_json(Path(path).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What the user wants of a plan."""
+"""The objective: what a plan minimises, and its limits."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Objective(BaseModel):
-    """What a plan is to minimise, and what it must keep to.
+    """The cost that a plan minimises, and the limits that it must meet.
 
     Attributes:
         goal: `latency` minimises `latency_seconds + energy_weight * energy_joules`; `energy` minimises joules;
             `throughput` minimises the seconds between answers of a stream, `+ energy_weight * energy_joules`.
         deadline_ms: a plan whose predicted latency exceeds it is infeasible. None: no deadline.
-        energy_weight: seconds that one joule is worth, but for `goal="energy"`.
-        keep_local: how many layers, from the first on, stay on the source, and with them the raw input.
+        energy_weight: seconds that one joule is worth. Not used with `goal="energy"`.
+        keep_local: number of layers, from the first on, that stay on the source. The raw input stays there too.
         lossy: whether rows may travel as float16. The output is then no longer exact.
     """
 
@@ -32,10 +32,10 @@ class Objective(BaseModel):
         return None if self.deadline_ms is None else self.deadline_ms / 1000
 
     def cost(self, latency_seconds: float, energy_joules: float, throughput_fps: float | None = None) -> float:
-        """The number to minimise: joules for `energy`, weighted seconds otherwise.
+        """Return the number to minimise: joules for `energy`, weighted seconds otherwise.
 
         Args:
-            throughput_fps: of a stream; one frame at a time, where it is not known.
+            throughput_fps: frames per second of a stream. None: one frame at a time.
         """
         if self.goal == "energy":
             return energy_joules

@@ -1,4 +1,4 @@
-"""Files that come with the package."""
+"""Paths of the files that come with the package."""
 
 from __future__ import annotations
 

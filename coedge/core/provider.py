@@ -1,4 +1,4 @@
-"""ONNX Runtime's execution providers: what a device's kernels run on."""
+"""Execution providers of ONNX Runtime, such as the CPU or CUDA, which kernels run on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 CPU = "CPUExecutionProvider"
-# All that ONNX Runtime is built with somewhere; which of them a device has, only its worker can tell.
+# Providers that some build of ONNX Runtime has. A worker reports which of them its device has.
 KNOWN = (
     "ACLExecutionProvider", "AzureExecutionProvider", "CANNExecutionProvider", "CPUExecutionProvider",
     "CUDAExecutionProvider", "CoreMLExecutionProvider", "DmlExecutionProvider", "DnnlExecutionProvider",
@@ -18,7 +18,7 @@ KNOWN = (
 
 
 class Provider(NamedTuple):
-    """A provider with its options, (key, value) in ONNX Runtime's words."""
+    """A provider with its options as (key, value), as ONNX Runtime names them."""
 
     name: str
     options: tuple[tuple[str, str], ...] = ()
@@ -32,6 +32,9 @@ ON_CPU = (Provider(CPU),)
 
 
 def with_fallback(providers: Iterable[Provider]) -> tuple[Provider, ...]:
-    """In order of preference, with the CPU last: ONNX Runtime runs on it whatever the others do not take."""
+    """Return the providers in order of preference, and the CPU last if it is missing.
+
+    ONNX Runtime runs the operators on the CPU that no other provider takes.
+    """
     given = tuple(providers)
     return given if any(provider.name == CPU for provider in given) else (*given, *ON_CPU)

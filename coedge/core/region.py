@@ -18,6 +18,8 @@ from coedge.core.errors import PlanError
 
 
 class Interval(NamedTuple):
+    """Positions [start, stop) along one axis."""
+
     start: int
     stop: int
 
@@ -61,7 +63,7 @@ class Region(NamedTuple):
         return self.row_stop <= self.row_start or self.col_stop <= self.col_start
 
     def hull(self, other: Region) -> Region:
-        """The smallest region that holds both."""
+        """Return the smallest region that contains both."""
         return Region.of(self.rows.hull(other.rows), self.cols.hull(other.cols))
 
     def intersection(self, other: Region) -> Region:
@@ -76,7 +78,7 @@ class Region(NamedTuple):
         return other.empty or self.intersection(other) == other
 
     def minus(self, other: Region) -> list[Region]:
-        """This region without `other`, as at most four disjoint regions: above, below, left, right."""
+        """Return this region without `other`, as at most four disjoint regions: above, below, left, right."""
         hole = self.intersection(other)
         if hole.empty:
             return [] if self.empty else [self]
@@ -109,7 +111,7 @@ class UnitRect(NamedTuple):
     col_stop: float = 1.0
 
     def of_extent(self, rows: int, cols: int) -> Region:
-        """The pixels of a tensor with that many rows and columns that belong to this share."""
+        """Return the pixels of a tensor with these numbers of rows and columns that belong to this share."""
         return Region(
             edge_to_row(self.row_start, rows),
             edge_to_row(self.row_stop, rows),
@@ -145,18 +147,18 @@ def check_cover(rects: Iterable[UnitRect]) -> None:
     """Check that the rectangles cover the unit square exactly once.
 
     Raises:
-        PlanError: outside of the square, overlapping, or leaving a gap.
+        PlanError: a rectangle lies outside of the square, two overlap, or there is a gap.
     """
     _check_cover(tuple(rects))
 
 
-@functools.lru_cache(4096)  # searches ask again and again
+@functools.lru_cache(4096)  # a search checks the same rectangles many times
 def _check_cover(rects: tuple[UnitRect, ...]) -> None:
     for rect in rects:
         if not all(math.isfinite(edge) for edge in rect):
             raise PlanError(f"a region has an edge that is not a number: {tuple(rect)}")
         if not (0 <= rect.row_start <= rect.row_stop <= 1 and 0 <= rect.col_start <= rect.col_stop <= 1):
-            raise PlanError(f"a region lies outside of the unit square or is inside out: {tuple(rect)}")
+            raise PlanError(f"a region lies outside of the unit square or ends before it starts: {tuple(rect)}")
     row_edges = sorted({0.0, 1.0} | {edge for rect in rects for edge in rect[:2]})
     col_edges = sorted({0.0, 1.0} | {edge for rect in rects for edge in rect[2:]})
     for top, bottom in zip(row_edges, row_edges[1:]):

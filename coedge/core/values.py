@@ -1,4 +1,4 @@
-"""Between what the user hands over (tensors, structures) and what flows (arrays)."""
+"""Conversion between the values of users (tensors, structures) and the arrays that travel."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from coedge.core.errors import InputError
 
 
 def as_arrays(values: Any) -> tuple[np.ndarray, ...]:
-    """Tensors or arrays, one or several, as a tuple of arrays.
+    """Convert one or several tensors or arrays to a tuple of arrays.
 
     Raises:
-        InputError: something else was given, or a tensor of a dtype that arrays do not have.
+        InputError: a value is neither a tensor nor an array, or NumPy does not have its dtype.
     """
     if values is None:
         return ()
@@ -35,13 +35,13 @@ def _as_array(value: Any) -> np.ndarray:
 
 
 def wants_tensors(given: Any) -> bool:
-    """Whether somebody who hands this over gets torch tensors back (arrays otherwise)."""
+    """Return whether the answer to this input is given as torch tensors (otherwise as arrays)."""
     first = given[0] if isinstance(given, (tuple, list)) and given else given
     return not isinstance(first, np.ndarray)
 
 
 def output(array: np.ndarray, as_tensor: bool) -> Any:
-    """The array, writable, or as a torch tensor."""
+    """Return the array, made writable, or a torch tensor of it."""
     if not array.flags.writeable:
         array = np.array(array)
     if not as_tensor:
@@ -52,7 +52,7 @@ def output(array: np.ndarray, as_tensor: bool) -> Any:
 
 
 def restore(structure: str | None, flat: list[Any]) -> Any:
-    """The outputs in the structure that the module returns: a single value, a tuple, a dict, nested."""
+    """Return the outputs in the structure that the module returns: a value, a tuple, a dict, or nested."""
     if structure is not None:
         from torch.utils import _pytree
 

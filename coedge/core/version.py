@@ -1,3 +1,3 @@
-"""The version, for the check that all devices run the same."""
+"""The version of the package. All devices of a cluster must run the same one."""
 
 VERSION = "0.1.0"

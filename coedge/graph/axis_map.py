@@ -1,7 +1,7 @@
-"""Which input interval does an output interval need, along one spatial axis?
+"""Axis maps: the interval of the input that an interval of the output needs, along one spatial axis.
 
-One small class per family of operators. `needs(a, b)` gives the interval of the input that the output
-interval [a, b) reads, clipped to the input; what is clipped is the operator's own padding.
+There is one class per family of operators. `needs` returns the interval of the input that the output interval
+[a, b) reads, clipped to the input. The clipped positions are the operator's own padding.
 
     Window, kernel 3, stride 1, padding 1, an output of rows 2..5 of 8:
 
@@ -19,12 +19,14 @@ from coedge.core.region import Interval
 
 
 class AxisMap(Protocol):
+    """A map from intervals of an output axis to intervals of an input axis."""
+
     def needs(self, out: Interval) -> Interval: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Same:
-    """Row-local: the same rows in as out."""
+    """A row-local operator: output row o reads input row o."""
 
     def needs(self, out: Interval) -> Interval:
         return out
@@ -32,7 +34,7 @@ class Same:
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """Every output row needs the whole input (or the input has one row, which is broadcast)."""
+    """A dependence of every output row on the whole input. The input may have one row, which is broadcast."""
 
     extent: int
 
@@ -58,7 +60,7 @@ class Window:
         inside = self.unclipped(out).clip(self.extent)
         if inside.length:
             return inside
-        # The window lies in the padding altogether: one row of the border keeps the tile well formed.
+        # The window lies entirely in the padding. One row at the border keeps the tile well formed.
         row = min(max(inside.start, 0), self.extent - 1)
         return Interval(row, row + 1)
 
@@ -105,8 +107,8 @@ class Spread:
     def needs(self, out: Interval) -> Interval:
         reach = self.dilation * (self.kernel - 1)
         first, last = out.start + self.pad, out.stop - 1 + self.pad
-        # A kernel shorter than its stride leaves rows that no input row writes: they need one all the same,
-        # so that the tile has somewhere to start from.
+        # With a kernel shorter than its stride, some output rows depend on no input row. They need one all the same,
+        # because a tile cannot be empty.
         start = min(-(-(first - reach) // self.stride), first // self.stride)
         stop = max(last // self.stride + 1, start + 1)
         start = min(max(start, 0), self.extent - 1)
@@ -115,7 +117,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """Reflecting or repeating pad: border rows of the output read rows from the inside of the border."""
+    """Reflecting or repeating padding: border rows of the output read rows inside the input."""
 
     extent: int
     pad: int

@@ -2,7 +2,7 @@
 
 [N, C, H, W]   row_axis 2, col_axis 3       channels first
 [N, H, W, C]   row_axis 1, col_axis 2       channels last
-[N, F]         row_axis 1, features         a dense layer's output: each feature is a row, and there is no image
+[N, F]         row_axis 1, features         a dense layer's output: each feature is a row; there is no image
 [N, C]         row_axis None: one pixel     a pooled image
 [1, N, C, 1, 1] with partial_extent (H, W)  one device's share of a sum over H x W; axis 0 counts shares
 """
@@ -23,7 +23,7 @@ from coedge.core.region import Region
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """An activation: what flows between nodes. Constants are not tensors in this sense.
+    """An activation: a value between nodes that depends on the input. Constants are not tensors in this sense.
 
     Attributes:
         features: the rows are the output features of a dense layer, not rows of an image.
@@ -55,20 +55,20 @@ class Tensor:
 
     @property
     def divisible(self) -> bool:
-        """Several devices can each hold some of it: rows or columns of an image, or features."""
+        """Whether several devices can each hold a part: rows or columns of an image, or features."""
         return self.rows > 1 or self.cols > 1
 
     @property
     def spatial(self) -> bool:
-        """An image of several pixels."""
+        """Whether the tensor is an image of several pixels."""
         return self.divisible and not self.features
 
     def as_pixel(self) -> Tensor:
-        """The same tensor for who does not know features: one pixel, nothing to divide."""
+        """Return this tensor as one pixel, which cannot be divided, for rules that do not handle features."""
         return replace(self, row_axis=None, features=False)
 
     def region_shape(self, region: Region) -> tuple[int, ...]:
-        """Shape of the array that holds a region (of one share, for a partial sum)."""
+        """Return the shape of the array that holds a region (one share, for a partial sum)."""
         shape = list(self.shape)
         if not self.partial_extent:
             if self.row_axis is not None:
@@ -87,7 +87,7 @@ class Tensor:
         return nbytes
 
     def slices(self, held: Region, wanted: Region) -> tuple[slice, ...]:
-        """Index of `wanted` in an array that holds `held`."""
+        """Return the index of region `wanted` in an array that holds region `held`."""
         index = [slice(None)] * len(self.shape)
         if not self.partial_extent:
             if self.row_axis is not None:
@@ -99,14 +99,14 @@ class Tensor:
 
 @functools.cache
 def _line_nbytes(shape: tuple[int, ...], dtype: str, without: tuple[int | None, int | None] | None) -> int:
-    """Bytes of an array that has one row and one column."""
+    """Return the bytes of an array that has one row and one column."""
     counts = [extent for axis, extent in enumerate(shape) if axis not in (without or ())]
     return math.prod(counts) * np.dtype(dtype).itemsize
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One operator. `inputs` are activations and constants in the operator's order, "" where left out."""
+    """One operator. `inputs` are activations and constants in the operator's order; "" is an omitted input."""
 
     index: int
     proto: onnx.NodeProto = field(repr=False)
@@ -133,7 +133,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Nodes, tensors and constants. The order of nodes is topological."""
+    """Nodes in topological order, tensors and constants."""
 
     nodes: tuple[Node, ...]
     tensors: Mapping[str, Tensor]
@@ -142,6 +142,6 @@ class Graph:
     outputs: tuple[str, ...]
 
     def activations(self, node: Node) -> tuple[str, ...]:
-        """The inputs of a node that flow (not constants), in order, each once."""
+        """Return the inputs of a node that are not constant, in order, each once."""
         names = (*node.inputs, *node.captured)
         return tuple(dict.fromkeys(n for n in names if n and n not in self.constants))

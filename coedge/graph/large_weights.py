@@ -1,4 +1,4 @@
-"""Large weights beside an ONNX graph rather than in it: hundreds of megabytes are slow to pass back and forth."""
+"""Large weights kept outside of an ONNX graph, because passing hundreds of megabytes around is slow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 
 def stub(name: str, data_type: int, dims: Sequence[int]) -> TensorProto:
-    """An initialiser without its values: they are handed to the session apart."""
+    """Return an initialiser without its values, which the session receives separately."""
     made = TensorProto(name=name, data_type=data_type, dims=dims)
     made.data_location = TensorProto.EXTERNAL
     made.external_data.add(key="location", value="memory")
@@ -17,7 +17,7 @@ def stub(name: str, data_type: int, dims: Sequence[int]) -> TensorProto:
 
 
 def without_initializers(proto: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
-    """A copy of the model that lacks some initialisers, made without copying them."""
+    """Return a copy of the model without some initialisers, whose values are not copied."""
     light = onnx.ModelProto()
     for field, value in proto.ListFields():
         if field.name == "graph":

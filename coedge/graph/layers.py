@@ -1,11 +1,11 @@
 """Layers: the runs of nodes that plans are made of.
 
-A layer begins at an operator that costs something (convolution, pooling, dense, a whole operator) or that
-waits for everybody (combine, or all features of a dense layer), and takes along the cheap operators that follow
-it. A stage is a run of layers.
+A layer begins at an expensive operator (convolution, pooling, dense, a whole operator) or at one that waits for all
+devices (combine, or a reader of all features of a dense layer). It includes the cheap operators that follow. A stage
+is a run of layers.
 
-    MaxPool | Reshape Gemm Relu | Gemm Relu | Gemm | Softmax      what makes an image the input of a dense layer
-                                                                  belongs to that layer
+    MaxPool | Reshape Gemm Relu | Gemm Relu | Gemm | Softmax      operators that reshape an image for a dense layer
+                                                                  belong to that layer
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Layer:
     """Nodes [first, stop) of the graph.
 
     Attributes:
-        name: of the node that gives the layer its cost.
-        tensor: the activation whose rows measure how much of the layer a device computes.
+        name: name of the most expensive node.
+        tensor: the activation whose rows measure which part of the layer a device computes.
         splittable: several devices can each compute a part of the rows of an image. Otherwise one device should
             take it, unless it is split `by_features`.
         by_features: several devices can each compute a part of a dense layer's output features, which are its
@@ -66,7 +66,7 @@ _ANCHORS = frozenset(
         "MatMulInteger", "QLinearConv", "Resize", "Upsample",
     )
 )  # fmt: skip
-# What may make the vector of an image that a dense layer reads.
+# Operators that may turn an image into the vector that a dense layer reads.
 _MOVES = frozenset(
     (
         "Cast", DEQUANTISE, "Dropout", "Flatten", "Identity", QUANTISE, "Reshape", "Squeeze",
@@ -76,6 +76,7 @@ _MOVES = frozenset(
 
 
 def make_layers(graph: Graph, rules: tuple[Rule, ...]) -> tuple[Layer, ...]:
+    """Return the layers of a graph, in topological order."""
     starts = [0]
     costs_already = False
     heads = {node.index: _head(graph, rules, node.index) for node in graph.nodes if rules[node.index].kind == "dense"}
@@ -85,7 +86,7 @@ def make_layers(graph: Graph, rules: tuple[Rule, ...]) -> tuple[Layer, ...]:
         gathers = features.gathered_by(node)
         if node.index not in moved and (_begins(graph, node, rule) or gathers):
             start = head = heads.get(node.index, node.index)
-            # A dequantisation belongs to the operator that reads it, so that 8-bit values are what travels.
+            # A dequantisation belongs to the operator that reads it, so that 8-bit values travel.
             while start - 1 > starts[-1] and _is_dequantised_for(graph, start - 1, graph.nodes[head]):
                 start -= 1
             alone = costs_already or rule.kind == "combine" or _quantises_images(graph, start)
@@ -104,13 +105,13 @@ def _begins(graph: Graph, node: Node, rule: Rule) -> bool:
     if rule.kind in ("combine", "whole"):
         return True
     if node.op in _ANCHORS:
-        # A 1x1 convolution of one pixel, as in a squeeze-and-excite block, is nobody's stage.
+        # A 1x1 convolution of one pixel, as in a squeeze-and-excite block, does not begin a layer.
         return rule.kind != "pixel" or node.op in ("Gemm", "MatMul") or _made(graph, node).spatial
     return False
 
 
 def _made(graph: Graph, node: Node) -> Tensor:
-    """The first output that is not left out."""
+    """Return the first output that is not omitted."""
     return next(graph.tensors[name] for name in node.outputs if name)
 
 
@@ -120,15 +121,18 @@ def _is_dequantised_for(graph: Graph, position: int, node: Node) -> bool:
 
 
 def _quantises_images(graph: Graph, stop: int) -> bool:
-    """Whether nodes [0, stop) make 8-bit images of larger ones: a layer of their own, for who has the images."""
+    """Return whether nodes [0, stop) turn the input images into 8-bit images.
+
+    Such nodes are a layer of their own, which the source can run before anything travels.
+    """
     wide = any(np.dtype(graph.tensors[name].dtype).itemsize > 1 for name in graph.inputs)
     return wide and stop > 0 and graph.nodes[stop - 1].op == QUANTISE
 
 
 def _head(graph: Graph, rules: tuple[Rule, ...], dense: int) -> int:
-    """The first of the nodes right before a dense one that only bring what they gather into the shape of its input.
+    """Return the first node of the run before a dense node that only reshapes what it gathers.
 
-    Itself, if nothing is gathered but by itself.
+    If no node of the run gathers anything, the dense node itself is returned.
     """
     head = first = dense
     while first > 0:
@@ -144,20 +148,20 @@ def _head(graph: Graph, rules: tuple[Rule, ...], dense: int) -> int:
 
 
 def _gathered(graph: Graph, rule: Rule) -> set[str]:
-    """The inputs of which a node reads all features."""
+    """Return the inputs of which a node reads all features."""
     tensors = {name: graph.tensors[name] for name, (rows, _) in rule.maps.items() if isinstance(rows, Whole)}
     return {name for name, tensor in tensors.items() if tensor.features and tensor.divisible}
 
 
 class _Features:
-    """The features that the dense nodes of a layer make, while its nodes are gone through in order."""
+    """The features that the dense nodes of a layer make, collected in a pass over its nodes."""
 
     def __init__(self, graph: Graph, rules: tuple[Rule, ...]) -> None:
         self._graph, self._rules = graph, rules
         self._made: set[str] = set()
 
     def gathered_by(self, node: Node) -> bool:
-        """Whether a node that works on one pixel reads all of such features: whoever runs it waits for them."""
+        """Return whether a node on one pixel reads all of these features, and so has to wait for all devices."""
         if _made(self._graph, node).spatial:
             return False
         return bool(self._made & _gathered(self._graph, self._rules[node.index]))
@@ -175,7 +179,7 @@ def _layer(index: int, first: int, stop: int, graph: Graph, rules: tuple[Rule, .
     nodes = graph.nodes[first:stop]
     real = [n for n in nodes if rules[n.index].kind != "partial" and n.op != DEQUANTISE] or list(nodes)
     anchors = [n for n in real if _begins(graph, n, rules[n.index])]
-    # The combine that opens a layer works on one pixel; what the layer costs lies behind it.
+    # A combine at the start of a layer works on one pixel and is cheap; the expensive nodes follow it.
     main = next((n for n in anchors if _made(graph, n).spatial), max(real, key=lambda n: _weight(graph, rules, n)))
     tensor = _made(graph, main)
     splittable = tensor.spatial and not any(rules[n.index].kind == "whole" for n in nodes)
@@ -186,12 +190,13 @@ def _layer(index: int, first: int, stop: int, graph: Graph, rules: tuple[Rule, .
 
 
 def _weight(graph: Graph, rules: tuple[Rule, ...], node: Node) -> tuple[int, bool]:
-    """What a layer is about: the largest image, or else the dense node."""
+    """Return a sort key for the main node of a layer: the largest image first, then the dense node."""
     made = _made(graph, node)
     return made.whole.area if made.spatial else 1, rules[node.index].kind == "dense"
 
 
 def make_cuts(graph: Graph, layers: tuple[Layer, ...]) -> tuple[Cut, ...]:
+    """Return the cut before each layer."""
     made_at = dict.fromkeys(graph.inputs, -1)
     last_use: dict[str, int] = {}
     for node in graph.nodes:

@@ -23,7 +23,7 @@ from coedge.graph.receptive_field import BackwardRule, region_rules, row_rules
 from coedge.graph.rules import Rule
 from coedge.graph.weight_slice import WeightSlice
 
-# Constants up to this size travel with the graph: rules look at their values (axes, pads, shapes).
+# Constants up to this size travel with the graph, because rules read their values (axes, pads, shapes).
 SMALL_NBYTES = 4096
 
 
@@ -32,12 +32,12 @@ class Model:
     """A network that can be planned, split and run.
 
     Attributes:
-        name: for people.
-        graph: nodes in topological order; reductions over space are split in partial and combine.
+        name: shown to users.
+        graph: nodes in topological order. Reductions over space are split in partial and combine.
         rules: the region rule of every node, in the order of `graph.nodes`.
-        opset: of the standard operators.
+        opset: version of the standard operators.
         opset_imports: (domain, version) of every operator set.
-        structure: how the flat outputs make up what the module returns; JSON of torch's tree specification.
+        structure: how the flat outputs form the value that the module returns, as JSON of torch's tree specification.
         original: the network before any rewrite; None on workers.
     """
 
@@ -56,17 +56,17 @@ class Model:
 
     @cached_property
     def cuts(self) -> tuple[Cut, ...]:
-        """The position before each layer, with the activations that are alive there."""
+        """The positions before each layer, with the activations that are alive there."""
         return make_cuts(self.graph, self.layers)
 
     @cached_property
     def backward_regions(self) -> tuple[BackwardRule[Region], ...]:
-        """Per node, how a region of its outputs maps to regions of its inputs."""
+        """The backward rule of each node, from a region of its outputs to regions of its inputs."""
         return region_rules(self.graph, self.rules)
 
     @cached_property
     def backward_rows(self) -> tuple[BackwardRule[Interval], ...]:
-        """Per node, how rows of its outputs map to rows of its inputs."""
+        """The backward rule of each node for rows alone."""
         return row_rules(self.graph, self.rules)
 
     @property
@@ -79,7 +79,7 @@ class Model:
 
     @cached_property
     def hash(self) -> str:
-        """Identifies graph and weights: 16 hexadecimal digits."""
+        """A digest of graph and weights: 16 hexadecimal digits."""
         digest = hashlib.blake2b(self.skeleton, digest_size=8)
         for name in sorted(self.graph.constants):
             value = self.graph.constants[name]
@@ -90,7 +90,7 @@ class Model:
 
     @property
     def reference(self) -> bytes:
-        """The network before any rewrite, as serialised ONNX: what split output is compared with."""
+        """The network before any rewrite, as serialised ONNX. Split output is compared with its output."""
         text: bytes = self.original_proto.SerializeToString()
         return text
 
@@ -99,15 +99,17 @@ class Model:
         """The network before any rewrite.
 
         Raises:
-            CaptureError: on workers, who never see it.
+            CaptureError: the model was not captured in this process. Workers do not have the original network.
         """
         if self.original is None:
-            raise CaptureError(f"{self.name} was not captured here, so the network before its rewrite is not known")
+            raise CaptureError(
+                f"{self.name} was not captured in this process, so its original network is not available"
+            )
         return self.original
 
     @cached_property
     def skeleton(self) -> bytes:
-        """The graph as ONNX without the values of its large weights: what a worker needs to build tiles."""
+        """The graph as ONNX without the values of its large weights. A worker builds tiles from it."""
         text: bytes = _skeleton(self).SerializeToString(deterministic=True)
         return text
 
@@ -128,7 +130,7 @@ class Model:
         return model_from_proto(onnx.load_model_from_string(skeleton), weights=weights)
 
     def weight_slices(self, tiles: Iterable[Tile]) -> dict[str, WeightSlice]:
-        """What the tiles read of the constants, large and small, by key."""
+        """Return the slices of large and small constants that the tiles read, by key."""
         parts: dict[str, WeightSlice] = {}
         for tile_node in (part for tile in tiles for part in tile.nodes):
             node = self.graph.nodes[tile_node.node]
@@ -140,7 +142,7 @@ class Model:
         return parts
 
     def weight_names(self, first: int, stop: int) -> set[str]:
-        """Large constants that nodes [first, stop) read."""
+        """Return the names of the large constants that nodes [first, stop) read."""
         return {
             name
             for node in self.graph.nodes[first:stop]
@@ -149,10 +151,10 @@ class Model:
         }
 
     def check_inputs(self, arrays: Iterable[np.ndarray]) -> tuple[np.ndarray, ...]:
-        """The arrays, if they fit the model's inputs.
+        """Return the arrays if they fit the model's inputs.
 
         Raises:
-            InputError: naming the input, what it should be and what was given.
+            InputError: an array does not fit; names the input, the expected and the given value.
         """
         given = tuple(arrays)
         if len(given) != len(self.inputs):
@@ -172,7 +174,7 @@ class Model:
         return given
 
     def describe(self) -> str:
-        """What can be split and how, and which nodes cannot, with the reason."""
+        """Describe how many nodes can be split in which way, and list the others with the reason."""
         kinds: Counter[str] = Counter(rule.kind for rule in self.rules)
         words = {
             "local": "row-local", "window": "window (halo rows)", "partial": "reduction, each device its share",
@@ -190,7 +192,7 @@ class Model:
         return "\n".join(lines)
 
     def save(self, path: str | Path) -> None:
-        """Writes the network before any rewrite as an .onnx file."""
+        """Write the network before any rewrite to an .onnx file."""
         Path(path).write_bytes(self.reference)
 
 
@@ -222,8 +224,10 @@ def _skeleton(model: Model) -> onnx.ModelProto:
 
 
 def _bare(node: onnx.NodeProto) -> onnx.NodeProto:
-    """Without what exporters note for people, such as the lines of source, with paths, that a node comes from: the
-    same network has the same hash wherever it was captured."""
+    """Return a node without the notes of exporters, such as the source lines and paths that it comes from.
+
+    The same network then has the same hash wherever it was captured.
+    """
     bare = onnx.NodeProto()
     bare.CopyFrom(node)
     bare.ClearField("metadata_props")
@@ -231,7 +235,7 @@ def _bare(node: onnx.NodeProto) -> onnx.NodeProto:
     for attribute in bare.attribute:
         for inner in (attribute.g, *attribute.graphs):
             kept = [_bare(one) for one in inner.node]
-            if kept:  # to look at an attribute's graph does not make one, to write to it does
+            if kept:  # writing to the graph of an attribute would create one
                 del inner.node[:]
                 inner.node.extend(kept)
     return bare

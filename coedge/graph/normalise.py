@@ -1,4 +1,4 @@
-"""A module that takes uint8 images, so that the raw bytes travel and not four times as many."""
+"""A wrapper that makes a module take uint8 images: raw bytes travel instead of four times as many."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def with_normalisation(module: Any, mean: Sequence[float], std: Sequence[float], scale: float = 255.0) -> Any:
-    """The module behind `(x / scale - mean) / std`, channel by channel.
+    """Return a module that applies `(x / scale - mean) / std` per channel, and then the given module.
 
     Args:
         module: takes float32 [N, C, H, W].
@@ -17,7 +17,7 @@ def with_normalisation(module: Any, mean: Sequence[float], std: Sequence[float],
         A `torch.nn.Module` that takes uint8 (or any real dtype) [N, C, H, W].
 
     Raises:
-        ValueError: mean and std differ in length, or a deviation is zero.
+        ValueError: mean and std are empty or differ in length, or a deviation is zero.
     """
     import torch
 

@@ -1,9 +1,9 @@
-"""Where the 8-bit values of a quantised (QDQ) network begin and end, so that they are what travels.
+"""Order of the nodes of a quantised (QDQ) network, such that 8-bit values travel at the cuts.
 
     Conv - QuantizeLinear  |  DequantizeLinear - Conv - QuantizeLinear  |  ...        cuts lie at |
 
-ONNX Runtime runs what is between a DequantizeLinear and a QuantizeLinear as one integer operator. Cut like this, a
-tile has such operators whole.
+ONNX Runtime runs the nodes between a DequantizeLinear and a QuantizeLinear as one integer operator. With these cuts
+no such operator is divided between two tiles.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ QUANTISE, DEQUANTISE = "QuantizeLinear", "DequantizeLinear"
 
 
 def tighten(proto: onnx.ModelProto) -> None:
-    """Moves each QuantizeLinear right behind the node whose output it reads, and each DequantizeLinear right before
-    the one that reads it; of several readers each gets its own."""
+    """Move each QuantizeLinear directly behind its producer, and each DequantizeLinear directly before its reader.
+
+    A DequantizeLinear with several readers is copied for each of them.
+    """
     nodes = list(proto.graph.node)
     constants = {i.name for i in proto.graph.initializer}
     fixed = {o.name for o in proto.graph.output} | {name for node in nodes for name in _captured(node)}
-    steady = [set(node.input[1:]) <= constants for node in nodes]  # the scale does not flow
+    steady = [set(node.input[1:]) <= constants for node in nodes]  # the scale is constant
     late = {
         node.output[0]: node
         for node, known in zip(nodes, steady)
@@ -59,7 +61,7 @@ def tighten(proto: onnx.ModelProto) -> None:
 
 
 def rounded_later(nodes: Sequence[onnx.NodeProto]) -> set[str]:
-    """Names of what a QuantizeLinear further on depends on."""
+    """Return the names of the values that some later QuantizeLinear depends on."""
     names: set[str] = set()
     for node in reversed(nodes):
         if node.op_type == QUANTISE or names.intersection(node.output):
@@ -68,7 +70,7 @@ def rounded_later(nodes: Sequence[onnx.NodeProto]) -> set[str]:
 
 
 def _captured(node: onnx.NodeProto) -> Iterator[str]:
-    """Names that the inner graphs of a node read."""
+    """Yield the names that the inner graphs of a node read."""
     for attribute in node.attribute:
         for inner in [attribute.g, *attribute.graphs]:
             for part in inner.node:

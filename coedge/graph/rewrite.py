@@ -1,11 +1,11 @@
-"""Rewrites that make reductions over rows and columns splittable, done once when a model is captured.
+"""Rewrites that make reductions over rows and columns splittable, applied once when a model is captured.
 
     GlobalAveragePool, ReduceMean over H, W           ->  partial sum, [all-gather], combine, scale
     InstanceNormalization, GroupNormalization,
     LayerNormalization over H, W                      ->  mean, subtract, variance, divide  (two reductions)
     Reshape - InstanceNormalization - Reshape         ->  the same, with groups on an axis of their own
 
-The result is ordinary ONNX: with a single share, `combine` reduces an axis of extent one.
+The result is ordinary ONNX. With a single share, `combine` reduces an axis of extent one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from coedge.graph.rules.reduce import COMBINE, PARTIAL, SHARE, reduced_axes, red
 
 @dataclass
 class Draft:
-    """A graph that is being rewritten. New constants, shapes and dtypes are added as nodes are."""
+    """The values of a graph that is being rewritten. New nodes add constants, shapes and dtypes."""
 
     constants: dict[str, np.ndarray]
     shapes: dict[str, tuple[int, ...]]
@@ -34,7 +34,7 @@ class Draft:
     _count: int = field(default=0)
 
     def copy(self) -> Draft:
-        """To try out a rewrite."""
+        """Return a copy, on which a rewrite can be tried."""
         return Draft(dict(self.constants), dict(self.shapes), dict(self.dtypes), self.opset)
 
     def constant(self, value: np.ndarray) -> str:
@@ -67,7 +67,7 @@ class Draft:
         keepdims: int,
         name: str,
     ) -> onnx.NodeProto:
-        """A Reduce node in the form that this opset wants: axes as an attribute or as an input."""
+        """Return a Reduce node for this opset, with its axes as an attribute or as an input."""
         as_input = self.opset >= (13 if op == "ReduceSum" else 18)
         if as_input:
             inputs = [source, self.constant(np.array(axes, np.int64))]
@@ -84,12 +84,12 @@ class Draft:
 
 
 _FLOATS = ("float32", "float16", "float64")
-# What these make does not depend on the order in which they go through the pixels.
+# The result of these does not depend on the order of the pixels.
 ORDERLESS = frozenset(("GlobalMaxPool", "MaxPool", "ReduceMax", "ReduceMin"))
 
 
 def expand(node: Node, tensors: Mapping[str, Tensor], draft: Draft) -> list[onnx.NodeProto] | None:
-    """The nodes that stand for this one, or None where it stays."""
+    """Return the nodes that replace this one. None: it is not rewritten."""
     if node.domain or not node.inputs or node.inputs[0] not in tensors:
         return None
     tensor = tensors[node.inputs[0]]
@@ -127,7 +127,7 @@ def expand(node: Node, tensors: Mapping[str, Tensor], draft: Draft) -> list[onnx
             scale = draft.constants[node.inputs[1]]
             has_bias = len(node.inputs) > 2 and node.inputs[2]
             bias = draft.constants[node.inputs[2]] if has_bias else np.zeros((), tensor.dtype)
-            # A scale that differs from row to row is a constant with rows, which a tile cannot hold.
+            # A scale that differs from row to row would be a constant with rows, which a tile cannot hold.
             if scale.size == 1 or not _varies(scale, bias, tensor, axis):
                 return _normalise(node.inputs[0], node.outputs[0], tensor.shape, axes, epsilon, scale, bias, draft)
     if node.op == "GroupNormalization" and channels_first:
@@ -173,7 +173,7 @@ def _reduction(
 def reduction(
     op: str, source: str, output: str, shape: tuple[int, ...], axes: list[int], keepdims: bool, draft: Draft
 ) -> list[onnx.NodeProto]:
-    """partial -> share -> combine (-> scale) (-> squeeze)."""
+    """Return the nodes of a reduction in parts: partial -> share -> combine (-> scale) (-> squeeze)."""
     base = "ReduceSum" if op == "ReduceMean" else op
     kept = tuple(1 if axis in axes else extent for axis, extent in enumerate(shape))
     squeezed = tuple(extent for axis, extent in enumerate(shape) if axis not in axes)
@@ -204,7 +204,7 @@ def _normalise(
     bias: np.ndarray,
     draft: Draft,
 ) -> list[onnx.NodeProto]:
-    """(x - mean) / sqrt(variance + epsilon) * scale + bias, with the variance taken about the mean."""
+    """Return the nodes of (x - mean) / sqrt(variance + epsilon) * scale + bias, with the variance about the mean."""
     dtype = draft.dtypes[source]
     kept = tuple(1 if axis in axes else extent for axis, extent in enumerate(shape))
     name = {
@@ -234,7 +234,10 @@ def _group_norm(
     bias: np.ndarray,
     draft: Draft,
 ) -> list[onnx.NodeProto]:
-    """Groups get an axis of their own: [N, C, H, W] -> [N, G, C/G, H, W]. Scale and bias per group or channel."""
+    """Return the nodes of a group normalisation, with groups as an axis: [N, C, H, W] -> [N, G, C/G, H, W].
+
+    Scale and bias are per group or per channel.
+    """
     n, c, h, w = tensor.shape
     grouped, normed = f"coedge.{output}/grouped", f"coedge.{output}/normed"
     wide = (n, groups, c // groups, h, w)
@@ -256,10 +259,10 @@ def group_norm_pattern(
     draft: Draft,
     uses: Mapping[str, int],
 ) -> tuple[list[onnx.NodeProto], set[int]] | None:
-    """Exporters write group normalisation as Reshape, InstanceNormalization, Reshape. Give it its groups back.
+    """Recognise a group normalisation that an exporter wrote as Reshape, InstanceNormalization, Reshape.
 
     Returns:
-        The new nodes, and the positions that they stand for; None where the pattern does not begin here.
+        The new nodes and the positions that they replace. None: the pattern does not begin here.
     """
     first = nodes[position]
     if first.op_type != "Reshape" or first.input[0] not in tensors or uses.get(first.output[0]) != 1:

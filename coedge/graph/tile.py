@@ -1,4 +1,4 @@
-"""From a tile to ONNX: the operators of the tile, with its pads and crops, and dynamic heights."""
+"""Construction of the ONNX model of a tile: its operators with their pads and crops, and dynamic heights."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from coedge.graph.model import SMALL_NBYTES, Model
 from coedge.graph.rules.rule import Emitter
 from coedge.graph.weight_slice import WeightSlice
 
-# Names that are not the model's own: of the constants and values that a tile adds.
-TILE = "coedge.graph.tile:"
+# Prefix of the names of constants and values that a tile adds to those of the model.
+TILE = "coedge.tile:"
 _INT64_MAX = np.iinfo(np.int64).max
 
 
 def build_tile(
     model: Model, tile: Tile, as_inputs: Collection[str] = ()
 ) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
-    """The tile as an ONNX model, and the large weights that it leaves out (marked as external), by key.
+    """Return the ONNX model of a tile, and the large weights that it leaves out (marked as external), by key.
 
     Inputs and outputs are named after the tensors. Heights are symbolic, and so are the widths of inputs
     that do not hold all columns.
 
     Args:
-        as_inputs: large weights that are further inputs, under their keys: whoever runs the tile feeds them.
+        as_inputs: keys of large weights that become further inputs, which the caller feeds.
     """
     writer = _Writer(model, model.weight_slices([tile]).values())
     for part in tile.nodes:
@@ -55,8 +55,10 @@ def build_tile(
 
 
 def vector_matrices(model: Model, tile: Tile, least_nbytes: int) -> tuple[str, ...]:
-    """Keys of the matrices of at least this size by which dense layers multiply a vector, and which nothing else in
-    the tile reads."""
+    """Return the keys of the matrices of at least this size that multiply a vector in a dense layer.
+
+    Matrices that another node of the tile reads too are left out.
+    """
     found, others = dict[str, int](), set[str]()
     for part in tile.nodes:
         node, rule = model.graph.nodes[part.node], model.rules[part.node]
@@ -74,7 +76,7 @@ def _info(tensor: Tensor, fixed_cols: bool) -> onnx.ValueInfoProto:
     if tensor.partial_extent:
         shape[0] = "shares"
     elif tensor.row_axis is None and tensor.col_axis is None:
-        # The captured shape is the one of an image of zeros: of a NonZero it says nothing.
+        # The captured shape was observed on an image of zeros. The shape of a NonZero, say, depends on the image.
         shape = [f"axis {axis} of {tensor.name}" for axis in range(len(shape))]
     else:
         if tensor.row_axis is not None:
@@ -85,6 +87,8 @@ def _info(tensor: Tensor, fixed_cols: bool) -> onnx.ValueInfoProto:
 
 
 class _Writer(Emitter):
+    """A tile under construction: its nodes and constants."""
+
     def __init__(self, model: Model, parts: Collection[WeightSlice]) -> None:
         self.model = model
         self.tensors: Mapping[str, Tensor] = model.graph.tensors
@@ -92,7 +96,7 @@ class _Writer(Emitter):
         self.nodes: list[onnx.NodeProto] = []
         constants = model.graph.constants
         self._values = {part.key: part.of(constants[part.name]) for part in parts}
-        # However small a part of a large constant is, a worker's graph does not have its values.
+        # A worker's graph does not have the values of large constants, so even a small slice of one is left out.
         self._large = {part.key for part in parts if part.name in model.weights}
         self._count = 0
 

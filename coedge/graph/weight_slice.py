@@ -1,4 +1,4 @@
-"""A constant of the graph, or a run of it along one axis: what a device holds of it."""
+"""A constant of the graph, or the slice of it along one axis that a device holds."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-# Names of parts, which are not the model's own.
+# Prefix of the names of slices, which are not names of the model.
 PART = "coedge.part:"
 
 
 class WeightSlice(NamedTuple):
-    """[start, stop) of the constant `name` along `axis`; all of it where `stop` is None."""
+    """Positions [start, stop) of the constant `name` along `axis`. `stop` None: the whole constant."""
 
     name: str
     axis: int = 0
@@ -20,11 +20,14 @@ class WeightSlice(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What it is called in tiles and at devices: `coedge.part:fc1.weight[0:1024]`; the name itself if whole."""
+        """The name of the slice in tiles and on devices, such as `coedge.part:fc1.weight[0:1024]`.
+
+        The key of a whole constant is its name.
+        """
         if self.stop is None:
             return self.name
         return f"{PART}{self.name}[{':, ' * self.axis}{self.start}:{self.stop}]"
 
     def of(self, value: NDArray[Any]) -> NDArray[Any]:
-        """The part of the constant's value, as a view."""
+        """Return the slice of the constant's value, as a view."""
         return value if self.stop is None else value[(slice(None),) * self.axis + (slice(self.start, self.stop),)]

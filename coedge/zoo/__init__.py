@@ -1,8 +1,8 @@
-"""A small zoo of convolutional networks to try deployment on.
+"""A zoo of convolutional networks, for trying deployment.
 
-Every network is written from the tables of its paper and filled with seeded random weights: the point is
-to have realistic graphs, of known size, without downloading anything. They are for inference only, so
-dropout and auxiliary training heads are left out.
+Every network is written from the tables of its paper and has seeded random weights. The graphs are realistic and of
+known size, and nothing is downloaded. The networks are for inference only: they have no dropout and no auxiliary
+training heads.
 
     >>> from coedge import zoo
     >>> net = zoo.build("resnet18")
@@ -16,14 +16,14 @@ import difflib
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # torch takes seconds to import; naming a network must not cost that
+if TYPE_CHECKING:  # torch takes seconds to import, and listing the networks does not need it
     import onnx
     import torch
     from torch import nn
 
 __all__ = ["NAMES", "build", "example", "quantised"]
 
-# factory name -> the submodule that holds it
+# Factory name to the submodule that has it.
 _FAMILIES: dict[str, str] = {
     "alexnet": "alexnet",
     "vgg_f": "vgg",
@@ -57,7 +57,7 @@ def _known(name: str) -> str:
 
 
 def build(name: str, **options: Any) -> nn.Module:
-    """Builds a network in eval mode; the same call always gives the same weights.
+    """Build a network in eval mode. The same call always gives the same weights.
 
     Args:
         name: one of `NAMES`.
@@ -65,7 +65,7 @@ def build(name: str, **options: Any) -> nn.Module:
             the ones whose dense layers fix the resolution (alexnet, vgg_f, vgg16) also take `image_size`.
 
     Raises:
-        ValueError: no such network.
+        ValueError: there is no network of this name.
     """
     module = importlib.import_module(f"{__name__}.{_FAMILIES[_known(name)]}")
     net: nn.Module = getattr(module, name)(**options)
@@ -78,7 +78,7 @@ def example(
     image_size: int | tuple[int, int] | None = None,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """Makes a seeded random input, unit normal, of shape (batch, 3, height, width).
+    """Return a seeded random input, unit normal, of shape (batch, 3, height, width).
 
     Args:
         name: one of `NAMES`.
@@ -87,20 +87,20 @@ def example(
         dtype: floating type, None for float32.
 
     Raises:
-        ValueError: no such network.
+        ValueError: there is no network of this name.
     """
     usual = _SIZES.get(_known(name), _USUAL_SIZE)
     import torch
 
     size = usual if image_size is None else image_size
     height, width = (size, size) if isinstance(size, int) else size
-    generator = torch.Generator().manual_seed(0)  # a generator of its own leaves the global one alone
+    generator = torch.Generator().manual_seed(0)  # a separate generator leaves the global one unchanged
     images = torch.randn(batch, 3, height, width, generator=generator)
     return images if dtype is None else images.to(dtype)
 
 
 def quantised(name: str, image_size: int | tuple[int, int] | None = None, **options: Any) -> onnx.ModelProto:
-    """Builds a network in 8 bit, as ONNX in QDQ format, calibrated on the photograph that comes with the package.
+    """Build an 8-bit network as ONNX in QDQ format, calibrated on the photograph that comes with the package.
 
     Args:
         name: one of `NAMES`.
@@ -108,7 +108,7 @@ def quantised(name: str, image_size: int | tuple[int, int] | None = None, **opti
         **options: passed to the factory.
 
     Raises:
-        ValueError: no such network.
+        ValueError: there is no network of this name.
     """
     size = _SIZES.get(_known(name), _USUAL_SIZE) if image_size is None else image_size
     if name in _OF_ONE_SIZE:

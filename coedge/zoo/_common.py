@@ -1,4 +1,4 @@
-"""Pieces shared by the families: seeding, initialisation, channel rounding, convolution + batch-norm."""
+"""Parts that the families share: seeding, initialisation, channel rounding, convolution + batch norm."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 def seeded(construct: Callable[[], Net], seed: int) -> Net:
-    """Constructs and initialises a network in eval mode, leaving the global random state as it was."""
+    """Construct and initialise a network in eval mode. The global random state is not changed."""
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also reseed the accelerators, which are not forked here.
         torch.default_generator.manual_seed(seed)
@@ -23,18 +23,18 @@ def seeded(construct: Callable[[], Net], seed: int) -> Net:
 
 
 def divisible(value: float, divisor: int = 8) -> int:
-    """Rounds to a multiple of `divisor`, at least one of them, never losing more than a tenth."""
+    """Round to a multiple of `divisor`: at least one of them, and never less than nine tenths of the value."""
     rounded = max(divisor, int(value / divisor + 0.5) * divisor)
     return rounded if rounded >= 0.9 * value else rounded + divisor
 
 
 def scaled(channels: int, width: float) -> int:
-    """Scales a channel count; width 1 gives the paper's own number even if it is no multiple of 8."""
+    """Scale a channel count. Width 1 gives the number of the paper, even if it is not a multiple of 8."""
     return channels if width == 1.0 else divisible(channels * width)
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution without bias, padded to keep the size at stride 1, then batch-norm and an activation.
+    """A convolution without bias, padded to keep the size at stride 1, then batch norm and an activation.
 
     Args:
         act: activation class, None for a linear layer.
@@ -56,7 +56,7 @@ class ConvNorm(nn.Sequential):
         self.norm = nn.BatchNorm2d(outputs)
         if act is not None:
             self.act = act()
-        # The kaiming gain makes up for the half of the power a rectifier loses; a linear layer loses none.
+        # The Kaiming gain compensates for the half of the power that a rectifier removes. A linear layer removes none.
         self.scale = scale if act is not None else scale / math.sqrt(2.0)
 
 
@@ -66,7 +66,7 @@ BRANCH_SCALE = 0.5
 
 @torch.no_grad()
 def initialise(net: nn.Module) -> None:
-    """Fills in kaiming-normal weights, small biases, and batch-norm statistics away from the identity.
+    """Set Kaiming-normal weights, small biases, and batch-norm statistics away from the identity.
 
     A trained batch-norm is never the identity, and folding an identity would hide mistakes.
     """
@@ -88,14 +88,14 @@ def initialise(net: nn.Module) -> None:
 
 def _std(module: nn.Conv2d | nn.Linear | nn.ConvTranspose2d) -> float:
     if isinstance(module, nn.ConvTranspose2d):
-        # Only 1 in stride^2 of the kernel's taps meets any one output pixel; no rectifier follows in the zoo.
+        # Only 1 in stride^2 of the kernel's taps contributes to an output pixel. No rectifier follows in the zoo.
         taps = math.prod(module.kernel_size) / math.prod(module.stride)
         return math.sqrt(module.groups / (module.in_channels * taps))
     return math.sqrt(2.0 / math.prod(module.weight.shape[1:]))
 
 
 def feature_size(layers: Iterable[nn.Module], image_size: int | tuple[int, int]) -> tuple[int, int]:
-    """Height and width after a chain of convolutions and max-pools (other layers keep the size).
+    """Return height and width after a chain of convolutions and max-pools (other layers keep the size).
 
     Raises:
         ValueError: the image is too small for the chain.
@@ -117,7 +117,7 @@ def _side(windows: list[nn.Conv2d | nn.MaxPool2d], size: tuple[int, int], axis: 
         room = side + 2 * pad - kernel
         if isinstance(layer, nn.MaxPool2d) and layer.ceil_mode:
             out = -(-room // stride) + 1
-            out -= (out - 1) * stride >= side + pad  # a window may not start beyond the image
+            out -= (out - 1) * stride >= side + pad  # a window must start inside the image
         else:
             out = room // stride + 1
         if out < 1 or room < 0:

@@ -22,7 +22,7 @@ _DENSE = 4096
 
 
 class AlexNet(nn.Module):
-    """(N, 3, H, W) -> (N, num_classes), for the one H x W given as `image_size`."""
+    """AlexNet: (N, 3, H, W) -> (N, num_classes), for the H x W given as `image_size`."""
 
     def __init__(self, num_classes: int, image_size: int | tuple[int, int], width: float) -> None:
         super().__init__()
@@ -52,5 +52,5 @@ class AlexNet(nn.Module):
 def alexnet(
     num_classes: int = 1000, image_size: int | tuple[int, int] = 224, width: float = 1.0, seed: int = 0
 ) -> AlexNet:
-    """AlexNet, single tower; images of at least 63 x 63."""
+    """Build AlexNet, single tower, for images of at least 63 x 63."""
     return seeded(lambda: AlexNet(num_classes, image_size, width), seed)

@@ -1,8 +1,8 @@
 """A small DenseNet-BC: Huang et al., "Densely Connected Convolutional Networks", 2017.
 
 Built by the paper's rules (bottlenecks of 4 * growth, transitions that halve the channels) with blocks of 4,
-8 and 8 layers at growth 16. Normalisation comes before the convolutions, so half of it has no convolution
-in front to be folded into.
+8 and 8 layers at growth 16. Normalisation comes before the convolutions, so half of it cannot be folded
+into a preceding convolution.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _BLOCKS = (4, 8, 8)
 
 
 class DenseLayer(nn.Module):
-    """Appends `growth` channels worked out from all those so far: (N, C, H, W) -> (N, C + growth, H, W)."""
+    """A layer that appends `growth` channels computed from all previous ones: (N, C, H, W) -> (N, C + growth, H, W)."""
 
     def __init__(self, inputs: int, growth: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class DenseLayer(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """(N, 3, H, W) -> (N, num_classes)."""
+    """DenseNet-BC: (N, 3, H, W) -> (N, num_classes)."""
 
     def __init__(self, num_classes: int, growth: int, blocks: tuple[int, ...]) -> None:
         super().__init__()
@@ -58,5 +58,5 @@ class DenseNet(nn.Module):
 
 
 def densenet(num_classes: int = 1000, width: float = 1.0, seed: int = 0) -> DenseNet:
-    """DenseNet-BC of 3 blocks; `width` scales the growth."""
+    """Build DenseNet-BC with 3 blocks; `width` scales the growth."""
     return seeded(lambda: DenseNet(num_classes, scaled(_GROWTH, width), _BLOCKS), seed)

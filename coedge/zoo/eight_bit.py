@@ -1,4 +1,4 @@
-"""From a float network to 8 bit, by ONNX Runtime's own quantiser."""
+"""Quantisation of a float network to 8 bit, by ONNX Runtime's quantiser."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from coedge.graph.capture import capture
 
 
 def photograph(height: int, width: int) -> np.ndarray:
-    """The one that comes with the package: float32 [1, 3, height, width] in -2..2."""
+    """Return the photograph that comes with the package: float32 [1, 3, height, width] in -2..2."""
     from PIL import Image
 
     with Image.open(PHOTOGRAPH) as opened:
@@ -28,10 +28,10 @@ def photograph(height: int, width: int) -> np.ndarray:
 
 
 def quantise(module: Any, image: np.ndarray, name: str) -> onnx.ModelProto:
-    """A torch module with uint8 activations and int8 weights, these with a scale per channel (QDQ format).
+    """Quantise a torch module: uint8 activations, int8 weights with a scale per channel (QDQ format).
 
     Args:
-        image: what the module takes; ranges are calibrated on it.
+        image: an input of the module, on which the ranges are calibrated.
     """
     model = capture(module, image, name)
     with tempfile.TemporaryDirectory() as folder, _quiet():
@@ -53,6 +53,8 @@ def quantise(module: Any, image: np.ndarray, name: str) -> onnx.ModelProto:
 
 
 class _Images(CalibrationDataReader):
+    """A reader that gives one image for calibration."""
+
     def __init__(self, name: str, image: np.ndarray) -> None:
         self._feeds = iter([{name: image}])
 
@@ -62,7 +64,7 @@ class _Images(CalibrationDataReader):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantiser warns of every bias that has one axis only."""
+    """Suppress the warnings of the quantiser, which warns of every bias that has one axis only."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

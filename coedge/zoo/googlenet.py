@@ -36,7 +36,7 @@ def _pool() -> nn.Module:
 
 
 class Inception(nn.Module):
-    """Four branches side by side, concatenated: (N, inputs, H, W) -> (N, self.outputs, H, W)."""
+    """Four parallel branches, concatenated: (N, inputs, H, W) -> (N, self.outputs, H, W)."""
 
     def __init__(
         self, inputs: int, ones: int, reduce3: int, threes: int, reduce5: int, fives: int, pooled: int
@@ -53,7 +53,7 @@ class Inception(nn.Module):
 
 
 class GoogLeNet(nn.Module):
-    """(N, 3, H, W) -> (N, num_classes)."""
+    """GoogLeNet: (N, 3, H, W) -> (N, num_classes)."""
 
     def __init__(self, num_classes: int, width: float) -> None:
         super().__init__()
@@ -79,5 +79,5 @@ class GoogLeNet(nn.Module):
 
 
 def googlenet(num_classes: int = 1000, width: float = 1.0, seed: int = 0) -> GoogLeNet:
-    """GoogLeNet (Inception v1)."""
+    """Build GoogLeNet (Inception v1)."""
     return seeded(lambda: GoogLeNet(num_classes, width), seed)

@@ -12,12 +12,12 @@ _PAIRS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),
 
 
 def separable(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    """A 3x3 convolution per channel, then a 1x1 one across them."""
+    """A 3x3 convolution per channel, then a 1x1 convolution across channels."""
     return nn.Sequential(ConvNorm(inputs, inputs, 3, stride, groups=inputs), ConvNorm(inputs, outputs, 1))
 
 
 class MobileNetV1(nn.Module):
-    """(N, 3, H, W) -> (N, num_classes)."""
+    """MobileNet: (N, 3, H, W) -> (N, num_classes)."""
 
     def __init__(self, num_classes: int, width: float) -> None:
         super().__init__()
@@ -35,5 +35,5 @@ class MobileNetV1(nn.Module):
 
 
 def mobilenet_v1(num_classes: int = 1000, width: float = 1.0, seed: int = 0) -> MobileNetV1:
-    """MobileNet, with plain rectifiers as in the paper."""
+    """Build MobileNet, with plain rectifiers as in the paper."""
     return seeded(lambda: MobileNetV1(num_classes, width), seed)

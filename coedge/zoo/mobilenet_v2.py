@@ -21,7 +21,7 @@ _LAST = 1280
 
 
 class InvertedResidual(nn.Module):
-    """Widen, filter each channel, narrow without activation; added to the input where shapes allow."""
+    """An inverted residual: widen, filter each channel, narrow without activation, add the input if shapes allow."""
 
     def __init__(self, inputs: int, outputs: int, expansion: int, stride: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """(N, 3, H, W) -> (N, num_classes)."""
+    """MobileNet v2: (N, 3, H, W) -> (N, num_classes)."""
 
     def __init__(self, num_classes: int, width: float) -> None:
         super().__init__()
@@ -63,5 +63,5 @@ class MobileNetV2(nn.Module):
 
 
 def mobilenet_v2(num_classes: int = 1000, width: float = 1.0, seed: int = 0) -> MobileNetV2:
-    """MobileNet v2."""
+    """Build MobileNet v2."""
     return seeded(lambda: MobileNetV2(num_classes, width), seed)

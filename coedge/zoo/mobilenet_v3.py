@@ -29,7 +29,7 @@ _LAST, _DENSE = 960, 1280
 
 
 class SqueezeExcite(nn.Module):
-    """Scales each channel by a number in 0..1 worked out from the mean of all channels."""
+    """A gate that scales each channel by a number in 0..1, computed from the mean of all channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Block(nn.Module):
-    """Inverted residual of v2 with an optional squeeze-and-excite before it narrows."""
+    """An inverted residual of v2 with an optional squeeze-and-excite before it narrows."""
 
     def __init__(
         self, inputs: int, outputs: int, hidden: int, kernel: int, excite: bool, swish: bool, stride: int
@@ -71,7 +71,7 @@ class Block(nn.Module):
 
 
 class MobileNetV3(nn.Module):
-    """(N, 3, H, W) -> (N, num_classes)."""
+    """MobileNet v3: (N, 3, H, W) -> (N, num_classes)."""
 
     def __init__(self, num_classes: int, width: float) -> None:
         super().__init__()
@@ -91,5 +91,5 @@ class MobileNetV3(nn.Module):
 
 
 def mobilenet_v3(num_classes: int = 1000, width: float = 1.0, seed: int = 0) -> MobileNetV3:
-    """MobileNet v3 Large."""
+    """Build MobileNet v3 Large."""
     return seeded(lambda: MobileNetV3(num_classes, width), seed)

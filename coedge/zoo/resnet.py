@@ -1,7 +1,7 @@
 """Residual networks: He et al., "Deep Residual Learning for Image Recognition", 2016 (table 1).
 
-The bottleneck strides in its 3x3 convolution, not in the first 1x1 as in the paper: that is what nearly every
-published set of weights does, and it changes no parameter count.
+The bottleneck has its stride in the 3x3 convolution, not in the first 1x1 convolution as in the paper. Nearly all
+published weights do so, and the number of parameters is the same.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _CHANNELS = (64, 128, 256, 512)
 
 
 class Residual(nn.Module):
-    """relu(branch(x) + shortcut(x)), with a 1x1 convolution as the shortcut where the shape changes."""
+    """A residual block: relu(branch(x) + shortcut(x)), where the shortcut is a 1x1 convolution if the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, branch: list[nn.Module]) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ def _bottleneck(inputs: int, channels: int, stride: int) -> Residual:
 
 
 class ResNet(nn.Module):
-    """(N, 3, H, W) -> (N, num_classes)."""
+    """A residual network: (N, 3, H, W) -> (N, num_classes)."""
 
     def __init__(self, num_classes: int, repeats: tuple[int, ...], bottleneck: bool, width: float) -> None:
         super().__init__()
@@ -71,10 +71,10 @@ class ResNet(nn.Module):
 
 
 def resnet18(num_classes: int = 1000, width: float = 1.0, seed: int = 0) -> ResNet:
-    """ResNet-18, two 3x3 convolutions a block."""
+    """Build ResNet-18, with two 3x3 convolutions per block."""
     return seeded(lambda: ResNet(num_classes, (2, 2, 2, 2), False, width), seed)
 
 
 def resnet50(num_classes: int = 1000, width: float = 1.0, seed: int = 0) -> ResNet:
-    """ResNet-50, bottleneck blocks."""
+    """Build ResNet-50, with bottleneck blocks."""
     return seeded(lambda: ResNet(num_classes, (3, 4, 6, 3), True, width), seed)

@@ -15,7 +15,7 @@ _STAGES = ((4, 116), (8, 232), (4, 464))  # (units, channels)
 
 
 def shuffle(x: torch.Tensor) -> torch.Tensor:
-    """Interleaves the two halves of the channels: a0 a1 .. b0 b1 .. -> a0 b0 a1 b1 .."""
+    """Interleave the two halves of the channels: a0 a1 .. b0 b1 .. -> a0 b0 a1 b1 .."""
     batch, channels, height, width = x.shape
     halves = x.view(batch, 2, channels // 2, height, width)
     return halves.transpose(1, 2).reshape(batch, channels, height, width)
@@ -48,7 +48,7 @@ class Unit(nn.Module):
 
 
 class ShuffleNetV2(nn.Module):
-    """(N, 3, H, W) -> (N, num_classes)."""
+    """ShuffleNet v2: (N, 3, H, W) -> (N, num_classes)."""
 
     def __init__(self, num_classes: int, width: float) -> None:
         super().__init__()
@@ -70,5 +70,5 @@ class ShuffleNetV2(nn.Module):
 
 
 def shufflenet_v2(num_classes: int = 1000, width: float = 1.0, seed: int = 0) -> ShuffleNetV2:
-    """ShuffleNet v2 x1.0; other widths scale plainly rather than follow the paper's own table."""
+    """Build ShuffleNet v2 x1.0. Other widths scale all channels and do not follow the table of the paper."""
     return seeded(lambda: ShuffleNetV2(num_classes, width), seed)

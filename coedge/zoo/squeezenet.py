@@ -23,7 +23,7 @@ def _pool() -> nn.Module:
 
 
 class Fire(nn.Module):
-    """Squeeze by 1x1, then expand by 1x1 and by 3x3 side by side: (N, C, H, W) -> (N, 2 * expanded, H, W)."""
+    """A 1x1 squeeze, then a 1x1 and a 3x3 expansion in parallel: (N, C, H, W) -> (N, 2 * expanded, H, W)."""
 
     def __init__(self, inputs: int, squeezed: int, expanded: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Fire(nn.Module):
 
 
 class SqueezeNet(nn.Module):
-    """(N, 3, H, W) -> (N, num_classes), not negative since the last convolution is rectified too."""
+    """SqueezeNet 1.1: (N, 3, H, W) -> (N, num_classes). Outputs are >= 0: the last convolution is rectified."""
 
     def __init__(self, num_classes: int, width: float) -> None:
         super().__init__()
@@ -59,5 +59,5 @@ class SqueezeNet(nn.Module):
 
 
 def squeezenet(num_classes: int = 1000, width: float = 1.0, seed: int = 0) -> SqueezeNet:
-    """SqueezeNet 1.1."""
+    """Build SqueezeNet 1.1."""
     return seeded(lambda: SqueezeNet(num_classes, width), seed)

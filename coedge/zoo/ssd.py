@@ -23,7 +23,7 @@ _MAPS = (
 
 
 class SSD(nn.Module):
-    """(N, 3, H, W) -> {"scores": (N, anchors, num_classes), "boxes": (N, anchors, 4)}.
+    """A detector: (N, 3, H, W) -> {"scores": (N, anchors, num_classes), "boxes": (N, anchors, 4)}.
 
     The scores are before any softmax. Anchors run over maps, then rows, columns, and anchors at one cell.
     """
@@ -54,10 +54,10 @@ class SSD(nn.Module):
 
 
 def _per_anchor(x: torch.Tensor, values: int) -> torch.Tensor:
-    """(N, anchors * values, H, W) -> (N, H * W * anchors, values)."""
+    """Reshape (N, anchors * values, H, W) to (N, H * W * anchors, values)."""
     return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, values)
 
 
 def ssd(num_classes: int = 21, width: float = 1.0, seed: int = 0) -> SSD:
-    """SSD on a MobileNet-like backbone; 20 classes and the background unless told otherwise."""
+    """Build SSD on a MobileNet-like backbone, by default with 20 classes and the background."""
     return seeded(lambda: SSD(num_classes, width), seed)

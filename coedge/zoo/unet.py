@@ -22,7 +22,7 @@ def _double(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class Up(nn.Module):
-    """Doubles the size, joins the features of the same level on the way down, and filters."""
+    """A step of the upward path: doubles the size, concatenates the skip of the same level, and filters."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Up(nn.Module):
 
 
 class UNet(nn.Module):
-    """(N, 3, H, W) -> (N, num_classes, H, W), before any softmax; H and W at least 16."""
+    """U-Net: (N, 3, H, W) -> (N, num_classes, H, W), before any softmax, with H and W at least 16."""
 
     def __init__(self, num_classes: int, base: int, levels: int) -> None:
         super().__init__()
@@ -63,5 +63,5 @@ class UNet(nn.Module):
 
 
 def unet(num_classes: int = 2, width: float = 1.0, seed: int = 0) -> UNet:
-    """U-Net of base width 16, for per-pixel classes."""
+    """Build U-Net of base width 16, for per-pixel classes."""
     return seeded(lambda: UNet(num_classes, scaled(_BASE, width), _LEVELS), seed)

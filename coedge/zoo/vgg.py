@@ -17,7 +17,7 @@ _VGG16 = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # (convolutions, cha
 
 
 class VGG(nn.Module):
-    """(N, 3, H, W) -> (N, num_classes), for the one H x W given as `image_size`."""
+    """A VGG network: (N, 3, H, W) -> (N, num_classes), for the H x W given as `image_size`."""
 
     def __init__(
         self,
@@ -72,10 +72,10 @@ def _vgg16(num_classes: int, image_size: int | tuple[int, int], width: float) ->
 
 
 def vgg_f(num_classes: int = 1000, image_size: int | tuple[int, int] = 224, width: float = 1.0, seed: int = 0) -> VGG:
-    """VGG-F (5 convolutions, 3 dense layers), without response normalisation."""
+    """Build VGG-F (5 convolutions, 3 dense layers), without response normalisation."""
     return seeded(lambda: _vgg_f(num_classes, image_size, width), seed)
 
 
 def vgg16(num_classes: int = 1000, image_size: int | tuple[int, int] = 224, width: float = 1.0, seed: int = 0) -> VGG:
-    """VGG-16 (13 convolutions, 3 dense layers); images of at least 32 x 32."""
+    """Build VGG-16 (13 convolutions, 3 dense layers), for images of at least 32 x 32."""
     return seeded(lambda: _vgg16(num_classes, image_size, width), seed)

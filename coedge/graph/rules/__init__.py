@@ -1,4 +1,4 @@
-"""Region rules: which input region does an output region of an operator need, and how is a part of it run."""
+"""Region rules: the input regions that an output region of an operator needs, and how a part of it is run."""
 
 from coedge.graph.rules.lookup import rule_for
 from coedge.graph.rules.rule import Adjust, Context, Rule

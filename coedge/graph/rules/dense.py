@@ -1,4 +1,4 @@
-"""Dense layers, split by output features, and what reads features without knowing them.
+"""Dense layers, split by output features, and operators that read features as one pixel.
 
 The rows of a dense output are its features. Each needs the whole input and its own slice of the weights:
 
@@ -21,13 +21,13 @@ from coedge.graph.weight_slice import WeightSlice
 
 @dataclass(frozen=True)
 class DenseRule(Rule):
-    """A product with constant weights on one pixel.
+    """A product of one pixel with constant weights.
 
-    adjust = () for all features, else (start, stop). These are absolute: such a tile serves one region only.
+    adjust = () for all features, else (start, stop). These are absolute, so the tile serves one region only.
 
     Attributes:
-        count: of output features.
-        sliced: the axis of the features in each constant that has them, by position among the inputs.
+        count: number of output features.
+        sliced: the axis of the features in each constant that has them, by the position of the constant in the inputs.
     """
 
     count: int = 1
@@ -63,9 +63,9 @@ def _dense(node: Node, context: Context, weight: np.ndarray, axis: int) -> Rule:
 def gemm(node: Node, context: Context) -> Rule | str:
     name, weight = node.inputs[0], context.constant(node, 1)
     if context.is_constant(name) or weight is None:
-        return "multiplies two tensors that flow, or a constant from the left"
+        return "multiplies two tensors that are not constant, or a constant from the left"
     if len(node.inputs) > 2 and node.inputs[2] and not context.is_constant(node.inputs[2]):
-        return "its bias flows"
+        return "its bias is not constant"
     if context.tensors[name].spatial:
         return "its input has rows"
     if node.attributes.get("transA", 0):
@@ -85,13 +85,13 @@ def matmul(node: Node, context: Context) -> Rule | str:
 
 
 def _channel_mix(node: Node, context: Context) -> Rule | str:
-    """A product with a constant matrix mixes the last axis: row-local where the rows are on others."""
+    """Return the rule of a product with a constant matrix, which mixes the last axis and is local in the others."""
     name, weight = node.inputs[0], context.constant(node, 1)
     if context.is_constant(name) or weight is None:
-        return "multiplies two tensors that flow, or a constant from the left"
+        return "multiplies two tensors that are not constant, or a constant from the left"
     tensor = context.tensors[name]
     if weight.ndim != 2 or not tensor.spatial:
-        return "has no rows beside the axis that it mixes"
+        return "has no rows apart from the axis that it mixes"
     if len(tensor.shape) - 1 in (tensor.row_axis, tensor.col_axis):
         return "mixes the columns"
     return Plain(local_kind(tensor), {name: (Same(), Same())}, (tensor.row_axis, tensor.col_axis))
@@ -99,11 +99,11 @@ def _channel_mix(node: Node, context: Context) -> Rule | str:
 
 @dataclass(frozen=True)
 class GatheringRule(Rule):
-    """A rule that knows no features, for a node that reads some: it gets all of them, as one pixel.
+    """A rule for an operator that does not handle features and reads some: it gets all of them, as one pixel.
 
     Attributes:
-        inner: the rule of the node where its inputs have no features.
-        gathered: the names of the inputs that have.
+        inner: the rule that the node would have if its inputs had no features.
+        gathered: names of the inputs that have features.
     """
 
     inner: Rule | None = None
@@ -111,7 +111,11 @@ class GatheringRule(Rule):
 
     @classmethod
     def around(cls, inner: Rule, extents: Mapping[str, int]) -> GatheringRule:
-        """Args: extents: how many features the inputs have."""
+        """Wrap a rule.
+
+        Args:
+            extents: number of features of each input that has features.
+        """
         whole = {name: (Whole(extent), Whole(1)) for name, extent in extents.items()}
         return cls(
             inner.kind, {**inner.maps, **whole}, inner.layout, inner.why, inner.partial_extent,

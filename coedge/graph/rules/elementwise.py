@@ -1,4 +1,4 @@
-"""Row-local operators: elementwise, and those that mix only axes which are neither rows nor columns."""
+"""Row-local operators: elementwise ones, and those that mix only axes other than rows and columns."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def elementwise(node: Node, context: Context) -> Rule | str:
     out_rank = len(context.out_shape(node))
     flowing = [n for n in dict.fromkeys(node.inputs) if n and not context.is_constant(n)]
     if not flowing:
-        return "depends on nothing that flows"
+        return "depends on constants only"
     if any(context.tensors[n].partial_extent for n in flowing):
         return "works on a partial sum"
 
-    # Axes count from the right, as in NumPy broadcasting. An input of extent one says nothing of the layout
-    # where another input has more rows.
+    # Axes count from the right, as in NumPy broadcasting. An input of extent one does not define the layout
+    # if another input has more rows.
     layout: list[int | None] = [None, None]
     for side, extent_of in ((0, "rows"), (1, "cols")):
         best = 1
@@ -92,15 +92,15 @@ def _extent(shape: tuple[int, ...], axis: int | None) -> int:
 
 @dataclass(frozen=True)
 class VaryingRule(Rule):
-    """Elementwise with constants that differ from row to row, such as a position embedding or a bias of features.
+    """An elementwise operator with constants that differ from row to row, such as a position embedding.
 
-    adjust = what to cut off those constants (above, below, left, right). These are absolute rows: such a tile
+    adjust = rows and columns to cut off those constants (above, below, left, right). These are absolute, so the tile
     serves one region only.
 
     Attributes:
-        varying: of each such constant, the (row, column) axis. Beside features also of an input that is one
-            pixel, of which every device holds all.
-        extent: of the output.
+        varying: the (row, column) axis of each such constant. With features, also that of an input of one pixel,
+            which every device holds whole.
+        extent: extent of the output.
     """
 
     varying: Mapping[str, list[int | None]] = field(default_factory=dict)
@@ -136,10 +136,10 @@ def channelwise(node: Node, context: Context) -> Rule | str:
         return "has more than one output"
     name = node.inputs[0]
     tensor = context.tensors[name]
-    # Parameters that flow: those of a quantised model are dequantised by nodes of their own.
+    # Parameters need not be constant: those of a quantised model are dequantised by separate nodes.
     flowing = [n for n in node.inputs[1:] if n and not context.is_constant(n)]
     if context.is_constant(name) or any(context.tensors[n].divisible for n in flowing):
-        return "its parameters flow"
+        return "its parameters are not constant"
     maps: dict[str, tuple[AxisMap, AxisMap]] = {n: (Whole(1), Whole(1)) for n in flowing}
     maps[name] = (Same(), Same())
     if tensor.features and not flowing and tensor.row_axis == 1 and node.op == "BatchNormalization":
@@ -154,7 +154,7 @@ def channelwise(node: Node, context: Context) -> Rule | str:
 def quantise(node: Node, context: Context) -> Rule | str:
     name = node.inputs[0]
     if context.is_constant(name) or any(n and not context.is_constant(n) for n in node.inputs[1:]):
-        return "its scale flows"
+        return "its scale is not constant"
     tensor = context.tensors[name]
     scale = context.constants[node.inputs[1]]
     if scale.ndim > 1:
@@ -172,7 +172,7 @@ def along_one_axis(node: Node, context: Context) -> Rule | str:
     if node.op == "CumSum":
         value = context.constant(node, 1)
         if value is None:
-            return "its axis flows"
+            return "its axis is not constant"
         axes = {int(value) % len(tensor.shape)}
     else:
         # Before opset 13 the softmax family flattened everything from its axis on, which was 1 by default.
@@ -190,7 +190,7 @@ def layer_norm(node: Node, context: Context) -> Rule | str:
     name = node.inputs[0]
     tensor = context.tensors[name]
     if any(node.outputs[1:]) or any(n and not context.is_constant(n) for n in node.inputs[1:]):
-        return "has more than one output, or its parameters flow"
+        return "has more than one output, or its parameters are not constant"
     axis = int(node.attributes.get("axis", -1)) % len(tensor.shape)
     crossed = _extended(tensor, set(range(axis, len(tensor.shape))))
     if crossed:
@@ -202,7 +202,7 @@ def layer_norm(node: Node, context: Context) -> Rule | str:
 def select(node: Node, context: Context) -> Rule | str:
     name = node.inputs[0]
     if any(n and not context.is_constant(n) for n in node.inputs[1:]):
-        return "how many it selects flows"
+        return "the number that it selects is not constant"
     tensor = context.tensors[name]
     axis = int(node.attributes.get("axis", -1 if node.op == "TopK" else 0)) % len(tensor.shape)
     crossed = _extended(tensor, {axis})
@@ -219,7 +219,7 @@ def select(node: Node, context: Context) -> Rule | str:
 
 
 def _extended(tensor: object, axes: set[int]) -> str:
-    """Which spatial axis of more than one pixel is among `axes`: "rows", "columns" or ""."""
+    """Return which spatial axis of more than one pixel is among `axes`: "rows", "columns" or ""."""
     if getattr(tensor, "row_axis") in axes and getattr(tensor, "rows") > 1:  # noqa: B009
         return "rows"
     if getattr(tensor, "col_axis") in axes and getattr(tensor, "cols") > 1:  # noqa: B009

@@ -1,4 +1,4 @@
-"""From an operator to its region rule."""
+"""Lookup of the region rule of a node."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from coedge.graph.rules import dense, elementwise, reduce, resize, shape, window
 from coedge.graph.rules.dense import GatheringRule
 from coedge.graph.rules.rule import FUNCTIONS, KNOWS_FEATURES, Context, Rule, WholeRule, whole_rule
 
-# Each family registers its operators when it is imported.
+# Importing a family registers its operators.
 FAMILIES = (dense, elementwise, reduce, resize, shape, window)
 
 
 def rule_for(node: Node, context: Context, restores_rows: bool) -> Rule:
-    """The rule of a node. An operator without one, or one that cannot be split here, gets the whole rule.
+    """Return the rule of a node. An operator that has no rule or cannot be split here gets the whole rule.
 
-    Where a rule does not know features, or cannot be local to them, the node has the rule that it would have if
-    its input were one pixel, and gets all features.
+    If a rule does not handle features, or is not local in them, the node gets the rule of an input of one pixel, and
+    reads all features.
 
     Args:
-        restores_rows: a later operator reads rows from this output, so it has rows even if this node is whole.
+        restores_rows: a later operator reads rows of the output, so the output has rows even if this node is whole.
     """
     flowing = [n for n in dict.fromkeys((*node.inputs, *node.captured)) if n and not context.is_constant(n)]
     featured = {n: context.tensors[n] for n in flowing if context.tensors[n].features}

@@ -1,7 +1,7 @@
-"""Reductions. One over rows *and* columns is split in two when the model is captured (see `coedge.graph.rewrite`):
+"""Reductions. A reduction over rows *and* columns is split in two at capture (see `coedge.graph.rewrite`):
 
-partial   each device reduces the region that it owns            kind "partial"
-combine   everyone who needs the result reduces all the shares   kind "combine", after a tiny all-gather
+partial   each device reduces the region that it owns              kind "partial"
+combine   each device that needs the result reduces all shares     kind "combine", after a small all-gather
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ COMBINE = "coedge.combine:"
 
 @dataclass(frozen=True)
 class ShareRule(Plain):
-    """Combine: needs the shares of the whole extent."""
+    """A combine. It needs the shares of the whole extent."""
 
 
 def reduced_axes(node: Node, rank: int, constants: Mapping[str, np.ndarray]) -> list[int] | None:
-    """Axes of a Reduce operator, from its attribute (old opsets) or its input. None: they flow."""
+    """Return the axes of a Reduce operator, from its attribute (old opsets) or input. None: they are not constant."""
     if "axes" in node.attributes:
         return sorted(int(a) % rank for a in node.attributes["axes"])
     if len(node.inputs) > 1 and node.inputs[1]:
@@ -58,7 +58,7 @@ def reduce(node: Node, context: Context) -> Rule | str:
         return Plain("combine", {source: (Whole(tensor.rows), Whole(tensor.cols))}, layout)
     axes = reduced_axes(node, len(tensor.shape), context.constants)
     if axes is None:
-        return "its axes flow"
+        return "its axes are not constant"
     keeps = bool(node.attributes.get("keepdims", 1))
     maps: list[AxisMap] = []
     for axis, extent in ((tensor.row_axis, tensor.rows), (tensor.col_axis, tensor.cols)):
@@ -79,7 +79,7 @@ def reduce(node: Node, context: Context) -> Rule | str:
 
 
 def reduces_space(tensor: Tensor, axes: list[int]) -> bool:
-    """Whether a reduction over `axes` takes every pixel of a tensor that has several."""
+    """Return whether a reduction over `axes` covers all pixels of a tensor that has several."""
     gone = [
         axis in axes or extent == 1 for axis, extent in ((tensor.row_axis, tensor.rows), (tensor.col_axis, tensor.cols))
     ]

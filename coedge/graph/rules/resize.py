@@ -15,7 +15,7 @@ from coedge.graph.rules.rule import Adjust, Context, Emitter, Rule, crop_of, reg
 
 @dataclass(frozen=True)
 class EnlargeRule(Rule):
-    """Enlarges what it is given, then crops: adjust = (above, below, left, right)."""
+    """An operator that enlarges its input and is then cropped. adjust = (above, below, left, right) to crop."""
 
     source: str = ""
     factors: tuple[int, int] = (1, 1)
@@ -32,13 +32,13 @@ class EnlargeRule(Rule):
         crop = (adjust[0], adjust[1], adjust[2], adjust[3])
         whole = tile.fresh() if any(crop) else node.outputs[0]
         if node.op == "Resize":
-            # Sizes hold absolute rows; scales serve every tile.
+            # Sizes are absolute; scales are the same for every tile.
             tensor = tile.tensors[node.inputs[0]]
             scales = np.ones(len(tensor.shape), np.float32)
             for axis, factor in ((tensor.row_axis, self.factors[0]), (tensor.col_axis, self.factors[1])):
                 if axis is not None:
                     scales[axis] = factor
-            # Nobody reads the region of interest, but before opset 13 it may not be left out.
+            # The region of interest is not used, but before opset 13 it may not be omitted.
             roi = tile.constant(np.zeros(0, np.float32)) if tile.opset < 13 else ""
             tile.copy(
                 node,
@@ -59,7 +59,7 @@ def resize(node: Node, context: Context) -> Rule | str:
     if context.is_constant(source):
         return "resizes a constant"
     if any(n and not context.is_constant(n) for n in node.inputs[1:]):
-        return "its scales flow"
+        return "its scales are not constant"
     if context.opset < 11:
         return "is of an opset before 11"
     tensor, out_shape = context.tensors[source], context.out_shape(node)
@@ -111,7 +111,10 @@ def resize(node: Node, context: Context) -> Rule | str:
 
 
 def _scales(node: Node, context: Context, shape: tuple[int, ...], out_shape: tuple[int, ...]) -> list[float]:
-    """The scale of every axis. Extents do not tell: a scale of 2.1 makes 6 rows of 3, other ones than 2 does."""
+    """Return the scale of every axis.
+
+    Extents do not determine it: scales of 2 and 2.1 both turn 3 rows into 6, with different values.
+    """
     given = context.constant(node, 2)
     if given is None or not given.size:
         return [larger / extent for extent, larger in zip(shape, out_shape)]

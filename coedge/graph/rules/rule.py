@@ -1,4 +1,4 @@
-"""What the rule of one node says, and how operators are registered.
+"""The region rule of a node, and the registry of rules by operator.
 
 A rule has two halves. Planning calls `needs` (the input regions of an output region) and `adjust` (a few integers: the
 pads and crops that make the operator correct on a tile). A worker calls `emit`, which writes the operator into the
@@ -26,7 +26,7 @@ RuleKind = Literal["local", "window", "partial", "combine", "dense", "pixel", "w
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a rule may look at: shapes and layouts of the activations, values of the constants."""
+    """The facts that a rule may use: shapes and layouts of the activations, values of the constants."""
 
     tensors: Mapping[str, Tensor]
     constants: Mapping[str, np.ndarray]
@@ -47,14 +47,14 @@ class Context:
 
 @dataclass(frozen=True)
 class Rule(ABC):
-    """How one node is split.
+    """The way in which one node is split.
 
     Attributes:
-        kind: what sort of dependence it is. `dense` is split by output features; `pixel` has nothing to split.
-        maps: per activation input, the (row, column) axis maps.
+        kind: the kind of dependence. `dense` is split by output features; `pixel` has nothing to split.
+        maps: the (row, column) axis maps of each activation input.
         layout: (row_axis, col_axis) of the outputs.
-        why: for `whole`, the reason.
-        partial_extent: for a device's share of a reduction, the (rows, columns) that it reduces.
+        why: the reason why the node is `whole`.
+        partial_extent: the (rows, columns) that a device's share of a reduction reduces.
         features: the rows of the outputs are features.
     """
 
@@ -66,23 +66,26 @@ class Rule(ABC):
     features: bool = False
 
     def needs(self, out: Region) -> dict[str, Region]:
+        """Return the region of each activation input that a region of the outputs needs."""
         return {name: Region.of(rows.needs(out.rows), cols.needs(out.cols)) for name, (rows, cols) in self.maps.items()}
 
     def weight_slices(self, node: Node, adjust: Adjust) -> dict[int, WeightSlice]:
-        """The constants that a tile reads in part only, by their position among the node's inputs."""
+        """Return the constants that a tile reads in part only, by their position among the node's inputs."""
         return {}
 
     @abstractmethod
-    def adjust(self, out: Region, ins: Mapping[str, Region]) -> Adjust: ...
+    def adjust(self, out: Region, ins: Mapping[str, Region]) -> Adjust:
+        """Return the integers that make the operator correct on a tile, such as pads and crops."""
 
     @abstractmethod
-    def emit(self, tile: Emitter, node: Node, inputs: list[str], adjust: Adjust) -> None: ...
+    def emit(self, tile: Emitter, node: Node, inputs: list[str], adjust: Adjust) -> None:
+        """Write the operator into the graph of a tile."""
 
 
 class Emitter(ABC):
-    """The tile under construction, as the `emit` half of a rule sees it.
+    """A tile under construction: the interface that `Rule.emit` writes to.
 
-    Constants stand under their names; those that a rule takes parts of, under the keys of the parts.
+    A constant has its own name. A slice of a constant has the key of the slice.
     """
 
     tensors: Mapping[str, Tensor]
@@ -90,7 +93,7 @@ class Emitter(ABC):
 
     @contextlib.contextmanager
     def without_features(self, names: Iterable[str]) -> Iterator[None]:
-        """For the time being shows these tensors as one pixel."""
+        """Present these tensors as one pixel inside the `with` block."""
         seen = self.tensors
         self.tensors = {**seen, **{name: seen[name].as_pixel() for name in names}}
         try:
@@ -116,7 +119,7 @@ class Emitter(ABC):
 
 @dataclass(frozen=True)
 class Plain(Rule):
-    """Runs on any region as it stands: elementwise and whatever leaves the rows alone."""
+    """An operator that needs no adjustment on a region, such as an elementwise one."""
 
     def adjust(self, out: Region, ins: Mapping[str, Region]) -> Adjust:
         return ()
@@ -127,7 +130,7 @@ class Plain(Rule):
 
 @dataclass(frozen=True)
 class WholeRule(Plain):
-    """Needs every input whole and computes every output whole."""
+    """An operator that needs all inputs whole and computes all outputs whole."""
 
 
 RuleFunction = Callable[[Node, Context], "Rule | str"]
@@ -136,10 +139,10 @@ KNOWS_FEATURES: set[str] = set()
 
 
 def register(*ops: str, knows_features: bool = False) -> Callable[[RuleFunction], RuleFunction]:
-    """Makes a function the one that finds the rule of these operators.
+    """Register a function that finds the rule of these operators.
 
     Args:
-        knows_features: what it says of rows holds for features as well. Others see such an input as one pixel.
+        knows_features: the rule also holds for features as rows. Other rules see such an input as one pixel.
     """
 
     def add(function: RuleFunction) -> RuleFunction:
@@ -153,11 +156,17 @@ def register(*ops: str, knows_features: bool = False) -> Callable[[RuleFunction]
 
 
 def whole_rule(node: Node, context: Context, why: str, restores_rows: bool) -> Rule:
+    """Return the rule of a node that cannot be split.
+
+    Args:
+        why: the reason, for users.
+        restores_rows: a later operator reads rows of the output, so the output gets a row and a column axis.
+    """
     names = [n for n in dict.fromkeys((*node.inputs, *node.captured)) if n and not context.is_constant(n)]
     maps: dict[str, tuple[AxisMap, AxisMap]] = {
         n: (Whole(context.tensors[n].rows), Whole(context.tensors[n].cols)) for n in names
     }
-    # An operator may leave out its first output, as an LSTM does of which only the last state is wanted.
+    # An operator may omit its first output, as an LSTM does if only its last state is read.
     shape = next(context.shapes[name] for name in node.outputs if name)
     layout = (2, 3) if restores_rows and len(shape) == 4 else (None, None)
     spatial = any(context.tensors[n].spatial for n in names)
@@ -167,12 +176,12 @@ def whole_rule(node: Node, context: Context, why: str, restores_rows: bool) -> R
 
 
 def local_kind(tensor: Tensor) -> RuleKind:
-    """`local` where there are rows to be local to, `pixel` where there is one pixel."""
+    """Return `local` for a tensor that can be divided, `pixel` for one pixel."""
     return "local" if tensor.divisible else "pixel"
 
 
 def crop_of(held: Region, wanted: Region) -> tuple[int, int, int, int]:
-    """Rows and columns to drop from `held` to get `wanted`: (above, below, left, right)."""
+    """Return the rows and columns to drop from `held` to get `wanted`: (above, below, left, right)."""
     return (
         wanted.row_start - held.row_start,
         held.row_stop - wanted.row_stop,

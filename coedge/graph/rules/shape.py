@@ -1,4 +1,4 @@
-"""Operators that move axes or take parts. The row axis is followed; where it cannot be, the node is whole."""
+"""Operators that move axes or select parts. A node whose row axis cannot be followed is whole."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _INT64_MAX = np.iinfo(np.int64).max
 
 
 def _follow(tensor: Tensor, out_shape: tuple[int, ...]) -> tuple[int | None, int | None] | str:
-    """Where the row and column axes are after a reshape: the axis of the same extent behind as many elements."""
+    """Return the row and column axes after a reshape: axes of the same extent behind as many elements."""
     found: list[int | None] = []
     for axis, label in ((tensor.row_axis, "rows"), (tensor.col_axis, "columns")):
         if axis is None or tensor.shape[axis] == 1:
@@ -38,7 +38,7 @@ def _follow(tensor: Tensor, out_shape: tuple[int, ...]) -> tuple[int | None, int
 
 @dataclass(frozen=True)
 class ReshapeRule(Rule):
-    """Reshape beside the rows. adjust = (1,) where all columns are held, so that -1 may stand for the rows."""
+    """A reshape of axes other than the rows. adjust = (1,) if all columns are held: the extent of the rows is -1."""
 
     source: str = ""
 
@@ -59,7 +59,7 @@ class ReshapeRule(Rule):
         elif after.row_axis is None:
             shape[after.col_axis] = -1
         else:
-            # Rows and columns both vary: read them off the input.
+            # The extents of rows and columns both vary, so they are taken from the input.
             measured, parts = tile.fresh(), []
             tile.node("Shape", [inputs[0]], [measured])
             for axis, extent in enumerate(shape):
@@ -83,7 +83,7 @@ def reshape(node: Node, context: Context) -> Rule | str:
     if context.is_constant(source):
         return "reshapes a constant"
     if node.op == "Reshape" and context.constant(node, 1) is None:
-        return "its shape flows"
+        return "its shape is not constant"
     tensor, out_shape = context.tensors[source], context.out_shape(node)
     if 0 in out_shape:
         return "is empty"
@@ -105,7 +105,7 @@ def squeeze(node: Node, context: Context) -> Rule | str:
     if given is None:
         value = context.constant(node, 1)
         if value is None and (node.op == "Unsqueeze" or (len(node.inputs) > 1 and node.inputs[1])):
-            return "its axes flow"
+            return "its axes are not constant"
         given = [i for i, extent in enumerate(tensor.shape) if extent == 1] if value is None else value
     rank = max(len(tensor.shape), len(out_shape))
     axes = sorted(int(a) % rank for a in given)
@@ -174,7 +174,7 @@ def split(node: Node, context: Context) -> Rule | str:
     source = node.inputs[0]
     tensor = context.tensors[source]
     if len(node.inputs) > 1 and node.inputs[1] and context.constant(node, 1) is None:
-        return "its sizes flow"
+        return "its sizes are not constant"
     if int(node.attributes.get("axis", 0)) % len(tensor.shape) in (tensor.row_axis, tensor.col_axis):
         return "splits along the rows"
     return Plain(local_kind(tensor), {source: (Same(), Same())}, (tensor.row_axis, tensor.col_axis))
@@ -182,7 +182,7 @@ def split(node: Node, context: Context) -> Rule | str:
 
 @dataclass(frozen=True)
 class SliceRule(Plain):
-    """Slice: along rows and columns the tile holds just what is asked for, so only the step remains."""
+    """A slice. Along rows and columns the tile holds only the selected interval, so only the step remains."""
 
     starts: tuple[int, ...] = ()
     stops: tuple[int, ...] = ()
@@ -206,7 +206,7 @@ def slice_(node: Node, context: Context) -> Rule | str:
     tensor = context.tensors[source]
     given = [context.constant(node, i) for i in range(1, len(node.inputs))]
     if any(value is None and node.inputs[i + 1] for i, value in enumerate(given)):
-        return "its bounds flow"
+        return "its bounds are not constant"
     starts, stops = (list(map(int, np.asarray(given[i]).reshape(-1))) for i in (0, 1))
     axes_value = given[2] if len(given) > 2 and given[2] is not None else np.arange(len(starts))
     steps_value = given[3] if len(given) > 3 and given[3] is not None else np.ones(len(starts), np.int64)
@@ -234,7 +234,7 @@ def gather(node: Node, context: Context) -> Rule | str:
     source = node.inputs[0]
     indices = context.constant(node, 1)
     if context.is_constant(source) or indices is None:
-        return "its indices flow"
+        return "its indices are not constant"
     tensor = context.tensors[source]
     axis = int(node.attributes.get("axis", 0)) % len(tensor.shape)
     if axis in (tensor.row_axis, tensor.col_axis):
@@ -248,9 +248,9 @@ def gather(node: Node, context: Context) -> Rule | str:
 
 @dataclass(frozen=True)
 class SpreadPixelRule(Rule):
-    """Expand of one pixel to an image: makes the whole image, then cuts out the region.
+    """An expansion of one pixel to an image. The tile makes the whole image and cuts out the region.
 
-    adjust = (above, below, left, right), absolute: such a tile serves one region only.
+    adjust = (above, below, left, right) to cut. These are absolute, so the tile serves one region only.
     """
 
     extent: Region = ONE_PIXEL
@@ -270,7 +270,7 @@ class SpreadPixelRule(Rule):
 def expand(node: Node, context: Context) -> Rule | str:
     source = node.inputs[0]
     if context.is_constant(source) or context.constant(node, 1) is None:
-        return "its shape flows"
+        return "its shape is not constant"
     tensor, out_shape = context.tensors[source], context.out_shape(node)
     if tensor.spatial or len(out_shape) != len(tensor.shape):
         return "expands along the rows"

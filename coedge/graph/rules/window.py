@@ -1,4 +1,4 @@
-"""Operators that slide a window: convolution, pooling, padding, transposed convolution, space-to-depth."""
+"""Window operators: convolution, pooling, padding, transposed convolution, space-to-depth."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from coedge.graph.rules.rule import Adjust, Context, Emitter, Plain, Rule, crop_
 
 @dataclass(frozen=True)
 class WindowRule(Rule):
-    """A window whose padding is made explicit per tile.
+    """A window operator with padding that is explicit in each tile.
 
-    adjust = (above, left, below, right, ceil): the padding that falls into this region, in ONNX's order,
-    and whether the last window may hang over the end (`ceil_mode`).
+    adjust = (above, left, below, right, ceil): the padding inside this region, in ONNX's order, and whether the last
+    window may extend beyond the end (`ceil_mode`).
     """
 
     source: str = ""
@@ -60,10 +60,10 @@ def _spatial_lists(node: Node, kernel: tuple[int, ...]) -> tuple[list[int], list
 def _padding(
     node: Node, shape: tuple[int, ...], kernel: tuple[int, ...], strides: list[int], dilations: list[int]
 ) -> tuple[list[int], list[int]] | None:
-    """Explicit (before, after) per spatial axis, `auto_pad` resolved against the static shape.
+    """Return the explicit padding (before, after) per spatial axis, with `auto_pad` resolved for the static shape.
 
-    None where the standard and ONNX Runtime's kernels, or these among each other, do not agree: SAME with
-    a dilation, and SAME where the stride leaves two or more rows unread, so that the padding is negative.
+    None: the ONNX standard and the kernels of ONNX Runtime do not agree. This is so for SAME with a dilation, and for
+    SAME with a stride that leaves two or more rows unread, where the padding is negative.
     """
     mode = node.attributes.get("auto_pad", b"NOTSET")
     mode = mode.decode() if isinstance(mode, bytes) else str(mode)
@@ -99,7 +99,7 @@ def window(node: Node, context: Context) -> Rule | str:
         kernel = context.shapes[node.inputs[1]][2:]
     else:
         kernel = tuple(node.attributes["kernel_shape"])
-    # Weights that flow: the 8-bit ones of a quantised model are dequantised by a node of their own.
+    # Weights need not be constant: those of a quantised model are dequantised by a separate node.
     weights = [n for n in dict.fromkeys(node.inputs[1:]) if n and not context.is_constant(n)]
     if any(context.tensors[n].spatial for n in weights):
         return "its weights have rows"
@@ -120,7 +120,7 @@ def window(node: Node, context: Context) -> Rule | str:
     for side in (0, 1):
         reach = dilations[side] * (kernel[side] - 1) + 1
         if max(before[side], after[side]) >= reach:
-            return "a window may lie in the padding altogether"
+            return "a window may lie entirely in the padding"
         maps.append(Window(tensor.shape[2 + side], kernel[side], strides[side], dilations[side], before[side]))
     return WindowRule(
         "window", {source: (maps[0], maps[1]), **flowing}, (2, 3),
@@ -130,7 +130,7 @@ def window(node: Node, context: Context) -> Rule | str:
 
 @dataclass(frozen=True)
 class PadRule(Rule):
-    """Pad: adjust = (above, left, below, right) pads, then a crop (above, below, left, right)."""
+    """A Pad. adjust = (above, left, below, right) pads, then a crop (above, below, left, right)."""
 
     source: str = ""
     pads_before: tuple[int, int] = (0, 0)
@@ -178,7 +178,7 @@ def pad(node: Node, context: Context) -> Rule | str:
     tensor: Tensor = context.tensors[source]
     given = context.constant(node, 1)
     if given is None or (len(node.inputs) > 2 and node.inputs[2] and context.constant(node, 2) is None):
-        return "its pads flow"
+        return "its pads are not constant"
     rank = len(tensor.shape)
     axes_value = context.constant(node, 3)
     axes = [int(a) % rank for a in axes_value] if axes_value is not None else list(range(rank))
@@ -210,7 +210,7 @@ def pad(node: Node, context: Context) -> Rule | str:
 
 @dataclass(frozen=True)
 class SpreadRule(Rule):
-    """Transposed convolution: adjust = (above, left, below, right) rows to cut, (row, column) rows to add."""
+    """A transposed convolution. adjust = (above, left, below, right) to cut, then (rows, columns) to add."""
 
     source: str = ""
 
