@@ -170,7 +170,7 @@ class Cached:
         best = min(named_plans(model, profile, objective), key=lambda plan: rank(plan, objective))
         return best.model_copy(update={"scheme": AUTO})
 
-    def _run(self, model: Model, plan: Plan) -> Job:
+    def _run(self, model: Model, arrays: tuple[Any, ...], plan: Plan) -> Job:
         raise AssertionError("no trials were asked for")
 
     def change_links(self, profile: Profile) -> None:
@@ -230,3 +230,17 @@ def test_plans_that_new_boundaries_do_not_save_are_searched_again(cached: Cached
     cached.change_links(relinked(cached.base, {}))
     plan = cached.cache.plan(model, Objective(), "auto", search=False)
     assert cached.searches == searches + 2 and names[0] not in plan.used_devices
+
+
+def test_a_solver_that_fails_leaves_no_plan_for_the_old_links(cached: Cached, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached.cache.plan(cached.model, Objective(), "auto")
+
+    def failing(*_: Any) -> Plan:
+        raise ArithmeticError("the solver gave up")
+
+    monkeypatch.setattr(BoundarySolver, "resolve", failing)
+    cached.change_links(relinked(cached.base, {}, latency=1e-3))
+    plan = cached.cache.plan(cached.model, Objective(), "auto", search=False)
+    assert cached.searches == 2 and plan.predicted is not None
+    links = cached.group.network.links
+    assert cached.cache.profile(cached.model).links == links != cached.base.links

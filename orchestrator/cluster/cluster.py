@@ -38,7 +38,6 @@ from orchestrator.runtime.job import Job
 from orchestrator.runtime.loader import Loader
 from orchestrator.runtime.quiet_time import QuietTime
 from orchestrator.runtime.stream import in_order
-from workers.calibration.activations import natural_inputs
 from workers.emulation.paced_transport import LinkSpec
 from workers.transport.local_socket import remove_stale_folders
 
@@ -84,7 +83,7 @@ class Cluster:
         )
         memory_bytes = {name: worker.memory_bytes for name, worker in group.by_name.items()}
         self._loader = Loader(RayShipment(group), memory_bytes, group.lost, self._dispatcher.in_flight, self._quiet)
-        self._plan_cache = PlanCache(config, group, self._quiet, self._run_natural_frame)
+        self._plan_cache = PlanCache(config, group, self._quiet, self._run_frame_of_trial)
         self._clock_refresh = ClockRefresh(
             group.clocks, clock_readers(group.actors), lambda name: name not in group.lost
         )
@@ -309,8 +308,8 @@ class Cluster:
                 self._dispatcher.fail(self._diagnosis.lost(name), device=name)
         return job
 
-    def _run_natural_frame(self, model: Model, plan: Plan) -> Job:
-        return self._submit(model, tuple(natural_inputs(model)), False, plan, self.config.frame_timeout_seconds)
+    def _run_frame_of_trial(self, model: Model, arrays: tuple[NDArray[Any], ...], plan: Plan) -> Job:
+        return self._submit(model, arrays, False, plan, self.config.frame_timeout_seconds)
 
     def _feasible(self, model: Model, objective: Objective | None, scheme: str | None) -> Plan:
         """Return a plan that meets the objective, without a new search after a change of links."""

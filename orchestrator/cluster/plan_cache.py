@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
 
 from coedge.config.cluster_config import ClusterConfig
 from coedge.core.errors import DeviceLost
@@ -23,9 +26,12 @@ from orchestrator.profiling.model_measurement import measure_model
 from orchestrator.runtime.job import Job
 from orchestrator.runtime.quiet_time import QuietTime
 from orchestrator.runtime.trial import Rank, least_cost, measured_rank, worth_trying
+from workers.calibration.activations import natural_inputs
 
-# Runs one frame of natural input by a plan.
-RunFrame = Callable[[Model, Plan], Job]
+log = logging.getLogger(__name__)
+
+# Starts a frame with these inputs by a plan.
+RunFrame = Callable[[Model, tuple[NDArray[Any], ...], Plan], Job]
 
 
 class _PlanKey(NamedTuple):
@@ -57,7 +63,7 @@ class PlanCache:
     Args:
         group: the devices; those in `group.lost` are left out.
         quiet: makes the cluster quiet for measurements. Taken after the planning lock.
-        run_frame: runs frames of trials.
+        run_frame: starts the frames of trials.
     """
 
     def __init__(self, config: ClusterConfig, group: WorkerGroup, quiet: QuietTime, run_frame: RunFrame) -> None:
@@ -152,8 +158,12 @@ class PlanCache:
         if model is None or key.scheme != AUTO or key.lost != lost or self._group.source in lost:
             return None
         profile = self.profile(model)
-        solver = cached.solver or BoundarySolver(cached.plan, model, profile)
-        plan = solver.resolve(profile, cached.objective)
+        try:
+            solver = cached.solver or BoundarySolver(cached.plan, model, profile)
+            plan = solver.resolve(profile, cached.objective)
+        except Exception:  # the links have changed all the same: no plan for the old ones may stay
+            log.warning("no new boundaries for a plan of %s; it is searched again", model.name, exc_info=True)
+            return None
         return _CachedPlan(plan, cached.model, cached.objective, False, solver) if plan.feasible else None
 
     def _make(self, model: Model, objective: Objective, scheme: str) -> Plan:
@@ -168,9 +178,10 @@ class PlanCache:
         plans = worth_trying(best, named_plans(model, profile, objective), objective)
         if len(plans) == 1:
             return best
+        arrays = tuple(natural_inputs(model))
 
         def rank_of_frame(plan: Plan) -> Rank:
-            return measured_rank(self._run_frame(model, plan), profile, objective)
+            return measured_rank(self._run_frame(model, arrays, plan), profile, objective)
 
         with self._quiet.measuring():
             chosen = least_cost(plans, rank_of_frame, self._config.trial_frames)
