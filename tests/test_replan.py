@@ -198,6 +198,7 @@ def test_after_a_change_of_links_the_next_frame_has_new_boundaries_and_the_next_
     assert cached.searches == 1, "the boundaries alone were solved again"
     assert_resolved(now, first, slow, model)
     assert now == resolve_boundaries(first, model, slow, wanted)
+    assert latency(now, slow, model) < 0.6 * latency(first, slow, model)
     full = cached.cache.plan(model, wanted, "auto")
     assert cached.searches == 2
     assert cached.cache.plan(model, wanted, "auto", search=False) is full is cached.cache.plan(model, wanted, "auto")
