@@ -113,7 +113,7 @@ class DeviceConfig(Section):
 
     @property
     def power_given(self) -> bool:
-        """Whether the configuration gives the watts, rather than leaving them to the defaults."""
+        """True if the configuration gives the watts, rather than leaving them to the defaults."""
         return "power" in self.model_fields_set
 
 

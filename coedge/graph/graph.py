@@ -55,12 +55,12 @@ class Tensor:
 
     @property
     def divisible(self) -> bool:
-        """Whether several devices can each hold a part: rows or columns of an image, or features."""
+        """True if several devices can each hold a part: rows or columns of an image, or features."""
         return self.rows > 1 or self.cols > 1
 
     @property
     def spatial(self) -> bool:
-        """Whether the tensor is an image of several pixels."""
+        """True if the tensor is an image of several pixels."""
         return self.divisible and not self.features
 
     def as_pixel(self) -> Tensor:

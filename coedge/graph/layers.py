@@ -177,10 +177,10 @@ class _Features:
 
 def _layer(index: int, first: int, stop: int, graph: Graph, rules: tuple[Rule, ...]) -> Layer:
     nodes = graph.nodes[first:stop]
-    real = [n for n in nodes if rules[n.index].kind != "partial" and n.op != DEQUANTISE] or list(nodes)
-    anchors = [n for n in real if _begins(graph, n, rules[n.index])]
+    costly = [n for n in nodes if rules[n.index].kind != "partial" and n.op != DEQUANTISE] or list(nodes)
+    anchors = [n for n in costly if _begins(graph, n, rules[n.index])]
     # A combine at the start of a layer works on one pixel and is cheap; the expensive nodes follow it.
-    main = next((n for n in anchors if _made(graph, n).spatial), max(real, key=lambda n: _weight(graph, rules, n)))
+    main = next((n for n in anchors if _made(graph, n).spatial), max(costly, key=lambda n: _weight(graph, rules, n)))
     tensor = _made(graph, main)
     splittable = tensor.spatial and not any(rules[n.index].kind == "whole" for n in nodes)
     return Layer(

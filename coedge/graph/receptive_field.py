@@ -25,7 +25,7 @@ Extent = TypeVar("Extent", Interval, Region)
 
 @dataclass(frozen=True, slots=True)
 class BackwardRule(Generic[Extent]):
-    """How one node maps a part of its outputs to parts of its inputs.
+    """The way in which one node maps a part of its outputs to parts of its inputs.
 
     Attributes:
         index: position of the node in `graph.nodes`.
