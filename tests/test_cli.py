@@ -298,7 +298,7 @@ def test_the_profile_of_another_size_is_refused(cli, profile: str) -> None:
 @pytest.mark.ray
 def test_end_to_end(tmp_path: Path) -> None:
     (tmp_path / "two.yaml").write_text(CLUSTER + f"cache_dir: {tmp_path / 'cache'}\n")
-    network = small_network(tmp_path / "small.onnx")
+    network = small_network(tmp_path / "small.onnx", flat=True)
 
     def coedge(*args: str) -> Any:
         done = subprocess.run(
