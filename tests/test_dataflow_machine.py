@@ -1,4 +1,4 @@
-"""The dataflow machine, pure: which step comes next, whatever order messages arrive in."""
+"""The dataflow machine chooses the next step for any order of messages."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PROGRAM = program(
 
 
 def run_all(machine: DataflowMachine, frame: int) -> list[int]:
-    """Runs what is ready of one frame; the steps."""
+    """Run the ready steps of one frame and return their indices."""
     steps = []
     while (ready := machine.next()) is not None:
         assert ready[0] == frame
@@ -58,7 +58,7 @@ def held(machine: DataflowMachine, frame: int) -> set[int]:
     return set(machine._frames[frame].values)
 
 
-def test_a_step_runs_when_its_patches_are_there() -> None:
+def test_a_step_runs_when_its_patches_are_present() -> None:
     machine = DataflowMachine(PROGRAM)
     machine.begin(7)
     assert machine.next() is None
@@ -91,7 +91,7 @@ def test_steps_that_are_ready_together_run_in_program_order() -> None:
     assert run_all(machine, 1) == [1, 2, 4, 5]
 
 
-def test_oldest_frame_first() -> None:
+def test_the_oldest_frame_goes_first() -> None:
     machine = DataflowMachine(PROGRAM)
     for frame in (5, 3, 9):
         machine.begin(frame)
@@ -105,7 +105,7 @@ def test_oldest_frame_first() -> None:
     assert machine.next() is None
 
 
-def test_messages_that_nobody_waits_for_are_refused() -> None:
+def test_messages_that_no_step_waits_for_are_refused() -> None:
     machine = DataflowMachine(PROGRAM)
     assert not machine.arrived(1, 0, ["image"]), "before the frame began"
     machine.begin(1)
@@ -125,7 +125,7 @@ def test_messages_that_nobody_waits_for_are_refused() -> None:
     assert machine.idle and machine.next() is None
 
 
-def test_begin_twice_is_begin_once() -> None:
+def test_beginning_a_frame_twice_has_no_effect() -> None:
     machine = DataflowMachine(PROGRAM)
     machine.begin(1)
     machine.arrived(1, 0, ["image"])
@@ -141,7 +141,7 @@ def test_a_device_without_steps_never_has_a_frame() -> None:
     assert machine.idle and machine.next() is None
 
 
-def test_a_patch_is_let_go_after_its_last_reader() -> None:
+def test_a_patch_is_released_after_its_last_reader() -> None:
     machine = DataflowMachine(PROGRAM)
     machine.begin(1)
     machine.arrived(1, 0, ["image"])
@@ -154,14 +154,14 @@ def test_a_patch_is_let_go_after_its_last_reader() -> None:
     assert held(machine, 1) == {3}
 
 
-def test_what_nobody_reads_is_not_kept() -> None:
+def test_a_patch_without_readers_is_not_kept() -> None:
     machine = DataflowMachine(program(Receive(0, CLIENT, -1, (0, 1)), Answer((read(0),))))
     machine.begin(1)
     machine.arrived(1, 0, ["read", "never read"])
     assert held(machine, 1) == {0}
 
 
-def test_a_dropped_frame_is_gone_and_the_others_go_on() -> None:
+def test_dropping_a_frame_does_not_affect_others() -> None:
     machine = DataflowMachine(PROGRAM)
     for frame in (1, 2):
         machine.begin(frame)
@@ -185,7 +185,7 @@ def test_a_dropped_frame_is_gone_and_the_others_go_on() -> None:
 @given(st.data(), st.integers(1, 4), st.integers(2, 5))
 @examples(60)
 def test_any_interleaving_ends_every_frame_exactly_once(data: st.DataObject, frames: int, count: int) -> None:
-    """All devices of a real plan: messages of all frames in any order, some of them twice, steps in between."""
+    """All devices of a real plan, with messages of all frames in any order, some of them twice."""
     model = zoo_model("squeezenet")
     programs = lower(even_plan(model, count, stage_layers=4), model)
     machines = {name: DataflowMachine(p) for name, p in programs.items()}

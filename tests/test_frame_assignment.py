@@ -1,4 +1,4 @@
-"""Dealing frames to plans by weight."""
+"""Frames are assigned to plans by weight."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ WEIGHTS = st.lists(
         ([2.0, 1.0, 1.0], [0, 1, 0, 2, 0, 1, 0, 2]),
     ],
 )
-def test_worked_out_by_hand(weights: list[float], parts: list[int]) -> None:
+def test_assignments_worked_out_by_hand(weights: list[float], parts: list[int]) -> None:
     assert assign_frames(weights, len(parts)) == tuple(parts)
 
 
 @given(WEIGHTS, st.integers(0, 200))
 @examples(200)
-def test_no_part_is_ever_a_whole_frame_ahead_or_behind(weights: list[float], frames: int) -> None:
+def test_no_plan_is_ever_a_whole_frame_ahead_or_behind(weights: list[float], frames: int) -> None:
     total = sum(Fraction(w) for w in weights)
     counts = [0] * len(weights)
     for done, part in enumerate(assign_frames(weights, frames), 1):
@@ -47,7 +47,7 @@ def test_no_part_is_ever_a_whole_frame_ahead_or_behind(weights: list[float], fra
     assert sum(counts) == frames
 
 
-def test_shares_that_smooth_weighted_round_robin_deals_too_unevenly() -> None:
+def test_weights_that_smooth_weighted_round_robin_assigns_too_unevenly() -> None:
     weights = [3, 1, 1, 25, 2, 1, 1, 25, 7]
 
     def furthest(parts: Sequence[int]) -> Fraction:
@@ -66,13 +66,13 @@ def test_shares_that_smooth_weighted_round_robin_deals_too_unevenly() -> None:
 
 
 @given(WEIGHTS, st.integers(0, 50), st.integers(0, 50))
-def test_a_longer_deal_begins_as_a_shorter_one(weights: list[float], frames: int, more: int) -> None:
+def test_a_longer_stream_begins_as_a_shorter_one(weights: list[float], frames: int, more: int) -> None:
     assert assign_frames(weights, frames + more)[:frames] == assign_frames(weights, frames)
     assert tuple(islice(frame_assignment(weights), frames)) == assign_frames(weights, frames)
 
 
 @pytest.mark.parametrize("weights", [[], [0.0, 0.0], [-1.0, 2.0], [float("nan")], [float("inf"), 1.0]])
-def test_weights_that_are_not_shares_are_refused(weights: list[float]) -> None:
+def test_weights_that_are_negative_or_all_zero_are_refused(weights: list[float]) -> None:
     with pytest.raises(PlanError, match="weights >= 0"):
         assign_frames(weights, 3)
     with pytest.raises(PlanError):

@@ -1,4 +1,4 @@
-"""Timelines as pictures, for a file and for the terminal."""
+"""Gantt charts, in files and in the terminal."""
 
 from __future__ import annotations
 
@@ -28,9 +28,6 @@ def two_devices(frames: int = 1, in_flight: int = 1) -> Timeline:
     model = chain(2)
     profile = cluster(model, seconds_per_row={"a": 1.0, "b": 1.25}, rate=512.0)
     return run(layer_split(model, 1), profile, model, frames, in_flight)
-
-
-# ---------------------------------------------------------------- in the terminal
 
 
 def test_a_lane_per_device_in_characters() -> None:
@@ -88,9 +85,6 @@ def test_long_names_are_cut() -> None:
     assert gantt.text(timeline, 60).splitlines()[2].startswith("the-very-long-n…  ███")
 
 
-# ---------------------------------------------------------------- in a file
-
-
 def test_a_png(tmp_path: Path) -> None:
     gantt.draw(two_devices(), tmp_path / "frame.png")
     data = (tmp_path / "frame.png").read_bytes()
@@ -103,7 +97,7 @@ def test_an_svg_names_devices_and_what_is_drawn(tmp_path: Path) -> None:
     gantt.draw(two_devices(), tmp_path / "frame.SVG")
     svg = (tmp_path / "frame.SVG").read_text("utf-8")
     assert svg.lstrip().startswith("<?xml")
-    # Text is drawn as shapes; each has what it says beside it.
+    # Text is drawn as shapes, with the string in a comment beside each.
     said = re.findall(r"<!-- (.*?) -->", svg)
     assert {"a", "b", "ms", "compute", "send", "receive", "wait", "critical path"} <= set(said)
     assert "predicted: 20000 ms" in said
@@ -117,7 +111,7 @@ def test_a_stream_is_drawn_without_a_critical_path_and_with_two_shades(tmp_path:
 
 
 def test_a_long_stream_stays_a_small_picture(tmp_path: Path) -> None:
-    """What is too short to be seen is drawn together."""
+    """Spans that are too short to be seen are merged."""
     model = chain(2)
     profile = cluster(model, seconds_per_row={"a": 1.0, "b": 0.01}, rate=1e6)
     timeline = run(layer_split(model, 1), profile, model, frames=6000, in_flight=4)
@@ -128,21 +122,21 @@ def test_a_long_stream_stays_a_small_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["frame.jpg", "frame", "frame.png.txt"])
-def test_other_endings_are_refused(tmp_path: Path, name: str) -> None:
+def test_other_suffixes_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=r"\.png or \.svg"):
         gantt.draw(two_devices(), tmp_path / name)
     assert not (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize(("first", "last"), [(30.0, None), (5.0, 5.0), (9.0, 3.0), (-4.0, -1.0)])
-def test_a_time_when_nothing_happens_is_refused(tmp_path: Path, first: float, last: float | None) -> None:
+def test_a_window_without_spans_is_refused(tmp_path: Path, first: float, last: float | None) -> None:
     with pytest.raises(ConfigError, match="from 0 to 20 s"):
         gantt.text(two_devices(), first_seconds=first, last_seconds=last)
     with pytest.raises(ConfigError, match="nothing happens between"):
         gantt.draw(two_devices(), tmp_path / "none.png", first, last)
 
 
-def test_no_picture_of_nothing() -> None:
+def test_an_empty_timeline_is_refused() -> None:
     with pytest.raises(ConfigError, match="0 spans"):
         gantt.text(Timeline((), {}, measured=False))
 

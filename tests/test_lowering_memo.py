@@ -1,4 +1,4 @@
-"""What a search shares between the plans that it lowers changes nothing about them."""
+"""The memo that a search shares between plans does not change their programs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ NETS = ["mobilenet_v3", "unet", "squeezenet"]
 
 @functools.cache
 def shared(name: str) -> Memo:
-    """Of all plans that the tests draw for a network."""
+    """Return one memo for all plans of a network."""
     return Memo(zoo_model(name))
 
 
 def with_one_cut_more(plan: Plan) -> Plan:
-    """The first stage of several layers in two, as a search tries it: what follows is the same, a stage later."""
+    """Split the first stage of several layers in two, as a search does. Later stages are equal, one index higher."""
     stages = list(plan.stages)
     for at, stage in enumerate(stages):
         if stage.last > stage.first:
@@ -38,7 +38,7 @@ def with_one_cut_more(plan: Plan) -> Plan:
 @pytest.mark.parametrize("name", NETS)
 @given(data=st.data())
 @examples(25)
-def test_programs_are_the_same_with_what_other_plans_left_behind(name: str, data: st.DataObject) -> None:
+def test_programs_are_equal_with_a_memo_of_other_plans(name: str, data: st.DataObject) -> None:
     model = zoo_model(name)
     plan = data.draw(options(data.draw(plans(model))))
     for other in (plan, with_one_cut_more(plan)):
@@ -47,7 +47,7 @@ def test_programs_are_the_same_with_what_other_plans_left_behind(name: str, data
 
 @given(data=st.data(), room=st.floats(0.5, 3.0))
 @examples(30)
-def test_what_is_surely_within_a_limit_is(data: st.DataObject, room: float) -> None:
+def test_a_program_that_passes_the_quick_memory_check_fits(data: st.DataObject, room: float) -> None:
     model = zoo_model("unet")
     for program in lower(data.draw(plans(model)), model).values():
         needed = program_nbytes(program, model)

@@ -1,4 +1,4 @@
-"""Borders first and codecs per channel: the same output, in another order and in fewer bytes.
+"""Halo-first stages and codecs per channel: equal output, in another order and with fewer bytes.
 
 Random networks, plans and options; schedules worked out by hand; and the pieces themselves.
 """
@@ -57,7 +57,7 @@ Codecs = dict[str, str]
 
 
 def with_options(plan: Plan, halo_first: bool | Sequence[bool] = True, codecs: Any = ()) -> Plan:
-    """The plan with its borders first, in all or some of its stages, and codecs for all or each of them."""
+    """Return the plan with halo first in all or some of its stages, and with codecs for all or each of them."""
     count = len(plan.stages)
     firsts = [halo_first] * count if isinstance(halo_first, bool) else halo_first
     each = [dict(codecs)] * count if isinstance(codecs, dict) or not codecs else codecs
@@ -74,7 +74,7 @@ def everywhere(codec: str, names: Sequence[str] = DEVICES) -> Codecs:
 
 @st.composite
 def options(draw: st.DrawFn, plan: Plan) -> Plan:
-    """Random options for a plan: borders first in some stages, a lossless codec on some channels."""
+    """Draw options for a plan: halo first in some stages, a lossless codec on some channels."""
     choice = st.sampled_from([RAW, *LOSSLESS])
     count = len(plan.stages)
     firsts = draw(st.lists(st.booleans(), min_size=count, max_size=count))
@@ -91,17 +91,14 @@ def outputs_of(model: Model, plan: Plan, arrays: Sequence[Array], kernels: Kerne
 
 
 def steps_of(programs: Mapping[str, Program], device: str, stage: int) -> list[Compute]:
-    """The computations of a device in a stage, in program order."""
+    """Return the computations of a device in a stage, in program order."""
     return [step for step in programs[device].steps if isinstance(step, Compute) and step.stage == stage]
 
 
 def rows_made(programs: Mapping[str, Program], device: str, stage: int) -> list[tuple[int, int]]:
-    """The rows that each of them makes of the first result."""
+    """Return the rows of the first result that each computation makes."""
     regions = (programs[device].patches[step.writes[0]].region for step in steps_of(programs, device, stage))
     return [(region.row_start, region.row_stop) for region in regions]
-
-
-# ---------------------------------------------------------------- the same output
 
 
 @given(proto=nets(tuple(name for name in BLOCKS if name != "quantised")), data=st.data())
@@ -118,7 +115,7 @@ def test_random_networks_under_random_options(proto: onnx.ModelProto, data: st.D
         reject()  # ONNX Runtime fuses operators of some tiles wrongly, options or not
     packed = check_split(model, plan, arrays, unsplit(model, arrays), intermediates(model, arrays))
     raw = outputs_of(model, with_options(plan, [stage.halo_first for stage in plan.stages]), arrays)
-    # The order in which ONNX Runtime sums up an array depends on where in memory it lies.
+    # ONNX Runtime's order of summation depends on the memory address of an array.
     sums = any(kind in node.op for node in model.graph.nodes for kind in ("Reduce", "Global", "Norm", "Softmax"))
     for got, expected in zip(packed, raw, strict=True):
         assert difference(got, expected) <= (1e-6 if sums else 0.0), "lossless codecs change no bit"
@@ -134,7 +131,7 @@ SPLITS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_zoo_with_borders_first_and_codecs(name: str) -> None:
+def test_zoo_with_halo_first_and_codecs(name: str) -> None:
     model, x = zoo_model(name), zoo_image(name).numpy()
     expected, inside = zoo_values(name)
     for split, codec in zip(SPLITS, itertools.cycle(LOSSLESS)):
@@ -154,7 +151,7 @@ def test_zoo_under_random_plans_and_options(name: str, data: st.DataObject) -> N
 
 
 @pytest.mark.parametrize("name", ["resnet18", "unet"])
-def test_float16_is_off_by_its_rounding_alone(name: str) -> None:
+def test_float16_changes_the_output_by_rounding_only(name: str) -> None:
     model, x = zoo_model(name), zoo_image(name).numpy()
     plan = even_plan(model, 3, stage_layers=4)
     half = with_options(plan, False, everywhere("float16", plan.devices))
@@ -163,18 +160,15 @@ def test_float16_is_off_by_its_rounding_alone(name: str) -> None:
         assert TOLERANCE < difference(got, wanted) < 0.02
 
 
-def test_the_options_are_part_of_what_is_to_be_done() -> None:
+def test_the_options_are_part_of_the_digest() -> None:
     model = halos()
     plan = even_plan(model, 2)
     assert len({plan.digest, with_options(plan).digest, with_options(plan, False, {"a>b": "blosc2"}).digest}) == 3
 
 
-# ---------------------------------------------------------------- what is cut, and how
-
-
 @functools.cache
 def windows(layers: int) -> Model:
-    """Convolutions 3x3 with 4 channels each, 16 rows of 128 bytes: a row needs one more on each side."""
+    """Return 3x3 convolutions with 4 channels and 16 rows of 128 bytes: a halo of one row on each side."""
     net = Net()
     x = net.input([1, 4, 16, 8])
     for _ in range(layers):
@@ -198,11 +192,11 @@ def test_borders_are_computed_and_sent_before_the_interior() -> None:
         ("Send", "c"),
         ("Compute", (6, 10)),
     ]
-    # Of the last stage the sink wants all, but what needs no row of a neighbour does not wait for one.
+    # The sink fetches the whole last stage, but its interior does not wait for rows of a neighbour.
     assert rows_made({"b": program}, "b", 2) == [(5, 6), (10, 11), (6, 10)]
 
 
-def test_an_interior_reads_nothing_that_is_on_its_way() -> None:
+def test_an_interior_reads_no_fetched_rows() -> None:
     model = windows(4)
     plan = make_plan(model, [(1, strips({"a": 2, "b": 3, "c": 1}))] * 4, "a")
     programs = lower(with_options(plan), model)
@@ -214,7 +208,7 @@ def test_an_interior_reads_nothing_that_is_on_its_way() -> None:
             assert waits == (stop - start == 1), "a border is one row; it alone needs what comes"
 
 
-def test_rows_around_a_cut_count_as_often_as_they_are_computed() -> None:
+def test_rows_that_are_computed_twice_count_twice() -> None:
     model = windows(3)
     halves = {"a": UPPER, "b": LOWER}
     plan = make_plan(model, [(2, halves), (1, halves)], "a")
@@ -225,7 +219,7 @@ def test_rows_around_a_cut_count_as_often_as_they_are_computed() -> None:
 
 
 @pytest.mark.parametrize("name", [*ZOO, "vgg16", "googlenet"])
-def test_the_same_bytes_travel_between_the_same_devices(name: str) -> None:
+def test_halo_first_sends_the_same_bytes_between_the_same_devices(name: str) -> None:
     model = zoo_model(name)
     for split in SPLITS:
         plan = even_plan(model, **split)
@@ -244,7 +238,7 @@ def transfers(programs: Mapping[str, Program], model: Model) -> dict[tuple[str, 
     return total
 
 
-def test_programs_are_the_same_where_there_is_nothing_to_cut() -> None:
+def test_programs_are_equal_where_no_share_can_be_split() -> None:
     model = windows(3)
     count = len(model.layers)
     uncut = [
@@ -259,15 +253,15 @@ def test_programs_are_the_same_where_there_is_nothing_to_cut() -> None:
     assert lower(with_options(plan), pooled) == lower(plan, pooled)
 
 
-def test_only_stages_that_ask_for_it_are_cut() -> None:
+def test_only_halo_first_stages_are_split() -> None:
     model = windows(3)
     plan = make_plan(model, [(1, {"a": UPPER, "b": LOWER})] * 3, "a")
     programs = lower(with_options(plan, [False, True, False]), model)
     assert [len(steps_of(programs, "b", stage)) for stage in range(3)] == [1, 2, 1]
 
 
-def test_shares_of_a_reduction_stay_whole() -> None:
-    """A mean over pieces would be the same mean in another order of sums."""
+def test_partial_sums_of_a_reduction_are_not_split() -> None:
+    """A mean over portions would sum in another order."""
     model = zoo_model("mobilenet_v3")
     programs = lower(with_options(even_plan(model, 3)), model)
     reducing = {
@@ -281,15 +275,12 @@ def test_shares_of_a_reduction_stay_whole() -> None:
     assert any(count > 1 for count in counts.values())
 
 
-def test_pieces_need_no_more_memory_than_a_little() -> None:
+def test_portions_need_little_more_memory() -> None:
     model = zoo_model("vgg16")
     plan = even_plan(model, 3)
     plain, cut = lower(plan, model), lower(with_options(plan), model)
     for name in plan.devices:
         assert activation_nbytes(cut[name], model) < 1.2 * activation_nbytes(plain[name], model)
-
-
-# ---------------------------------------------------------------- pieces of a region
 
 
 def tensor(name: str, rows: int, cols: int) -> Tensor:
@@ -298,7 +289,7 @@ def tensor(name: str, rows: int, cols: int) -> Tensor:
 
 @st.composite
 def shares(draw: st.DrawFn) -> tuple[UnitRect, list[Tensor], list[tuple[str, Region]], dict[str, Region]]:
-    """A share, the results in it, what others fetch of them, and what can be computed of each on the spot."""
+    """Draw a share, its results, the regions that others fetch, and the rows that can be computed locally."""
     edges = st.floats(0, 1)
     (top, bottom), (left, right) = (sorted(draw(st.tuples(edges, edges))) for _ in range(2))
     rect = UnitRect(top, bottom, *draw(st.sampled_from([(0.0, 1.0), (left, right)])))
@@ -319,7 +310,7 @@ def shares(draw: st.DrawFn) -> tuple[UnitRect, list[Tensor], list[tuple[str, Reg
 
 @given(share=shares())
 @examples(400)
-def test_pieces_make_up_the_region(share: tuple[Any, ...]) -> None:
+def test_portions_make_up_the_region(share: tuple[Any, ...]) -> None:
     rect, tensors, fetched, local = share
 
     def is_local(wanted: Mapping[str, Region]) -> bool:
@@ -342,7 +333,7 @@ def test_pieces_make_up_the_region(share: tuple[Any, ...]) -> None:
 
 
 def check_order(portions: Sequence[Portion], fetched: Sequence[tuple[str, Region]]) -> None:
-    """What somebody waits for, the interior, the rest: nobody waits for that."""
+    """Awaited portions come first, then the interior, then the portions that no device waits for."""
     position = next(i for i, portion in enumerate(portions) if portion.inner)
     awaited = [any(meets(portion, name, region) for name, region in fetched) for portion in portions]
     assert all(awaited[:position]) and not any(awaited[position + 1 :])
@@ -366,7 +357,7 @@ def test_a_grid_has_borders_on_all_sides() -> None:
     ]
 
 
-def test_results_of_different_heights_are_cut_at_the_same_place() -> None:
+def test_results_of_different_heights_are_split_at_the_same_edge() -> None:
     tensors = [tensor("fine", 40, 8), tensor("coarse", 10, 8)]
     fetched = [("fine", Region(20, 21, 0, 8)), ("coarse", Region(9, 10, 0, 8))]
     portions = split_halo_first(UnitRect(row_start=0.5), tensors, fetched, lambda wanted: True)
@@ -377,9 +368,6 @@ def test_results_of_different_heights_are_cut_at_the_same_place() -> None:
     ]
 
 
-# ---------------------------------------------------------------- in virtual time, worked out by hand
-
-
 def spans(timeline: Timeline, device: str, kind: str) -> list[tuple[float, float]]:
     return sorted((s.start_seconds, s.stop_seconds) for s in timeline.spans if (s.device, s.kind) == (device, kind))
 
@@ -388,24 +376,23 @@ def halves_of(model: Model) -> Plan:
     return make_plan(model, [(1, {"a": UPPER, "b": LOWER})] * len(model.layers), "a", "b")
 
 
-#   The image goes to b in one second (9 rows at 9 a second). A row takes a second to compute, and so does every
-#   row on its way from b to a, or 2, or 8.
+#   The image takes one second to b (9 rows at 9 rows/s). A row takes 1 s to compute, and 1, 2 or 8 s from b to a.
 def two_halves(seconds_per_row_back: float) -> Profile:
     rates = {("a", "b"): 9.0 * ROW_NBYTES, ("b", "a"): ROW_NBYTES / seconds_per_row_back}
     return cluster(windows(2), rates=rates)
 
 
-def test_borders_first_hide_a_transfer() -> None:
+def test_halo_first_hides_a_transfer() -> None:
     model, profile = windows(2), two_halves(2.0)
     plan = halves_of(model)
     plain = simulate(lower(plan, model), profile, model)
-    # b has its rows at 1 and computes until 9; row 8 is at a at 11, which has waited for it since 8.
+    # b has its rows at 1 and computes until 9. Row 8 arrives at a at 11; a has waited for it since 8.
     assert spans(plain, "a", "compute") == [(0, 8), (11, 19)]
     assert spans(plain, "b", "send") == [(9, 11)]
     assert plain.latency_seconds == pytest.approx(19 + 8 / 9)
 
     first = simulate(lower(with_options(plan), model), profile, model)
-    # Row 8 is computed by 2, and under way until 4, while both compute the rest: a never waits.
+    # Row 8 is computed by 2 and sent until 4, while both devices compute the rest: a never waits.
     assert spans(first, "b", "send") == [(2, 4)]
     assert spans(first, "a", "compute") == [(0, 1), (1, 8), (8, 9), (9, 16)]
     assert spans(first, "b", "compute") == [(1, 2), (2, 9), (9, 16), (16, 17)]
@@ -459,7 +446,7 @@ def test_unpacking_waits_for_the_kernel_that_runs_and_goes_before_the_next() -> 
     assert timeline.answered[2] == (0.0, 32.5)
 
 
-def test_rows_that_were_not_measured_are_reckoned_as_raw() -> None:
+def test_tensors_without_a_measured_ratio_count_as_raw() -> None:
     model = chain(2)
     speed = CodecSpeed(encode_bytes_per_second=1e12, decode_bytes_per_second=1e12)
     profile = packing(cluster(model, rate=512.0), 0.5, speed).model_copy(update={"codec_ratios": {}})
@@ -468,7 +455,7 @@ def test_rows_that_were_not_measured_are_reckoned_as_raw() -> None:
 
 
 @pytest.mark.parametrize("without", ["a", "b"])
-def test_a_codec_whose_speed_is_not_known_is_no_prediction(without: str) -> None:
+def test_a_codec_without_a_measured_speed_is_an_error(without: str) -> None:
     model = chain(2)
     speed = CodecSpeed(encode_bytes_per_second=2048.0, decode_bytes_per_second=1024.0)
     profile = packing(cluster(model), 0.5, speed)
@@ -480,7 +467,7 @@ def test_a_codec_whose_speed_is_not_known_is_no_prediction(without: str) -> None
 
 @given(case=cases(), data=st.data())
 @examples(60)
-def test_what_every_schedule_keeps(case: tuple[Plan, Profile], data: st.DataObject) -> None:
+def test_every_schedule_respects_its_resources(case: tuple[Plan, Profile], data: st.DataObject) -> None:
     """A device does one thing at a time, every message is packed and unpacked once, and every frame is answered."""
     model, (plan, profile) = halos(), case
     speed = CodecSpeed(encode_bytes_per_second=2048.0, decode_bytes_per_second=1024.0)

@@ -1,4 +1,4 @@
-"""Plans: saved, loaded, printed, refused; and the programs that follow from them."""
+"""Plans in files and as text, checks of plans, and the programs of plans."""
 
 from __future__ import annotations
 
@@ -33,10 +33,7 @@ def changed(plan: Plan, **fields: Any) -> Plan:
     return plan.model_copy(update=fields)
 
 
-# ---------------------------------------------------------------- save and load
-
-
-def test_saved_and_loaded_it_is_the_same(model: Model, tmp_path: Path) -> None:
+def test_a_plan_is_equal_after_saving_and_loading(model: Model, tmp_path: Path) -> None:
     predicted = Prediction(latency_seconds=0.0123, energy_joules=1 / 3, throughput_fps=80.0)
     plan = changed(
         even_plan(model, 3, boundaries=[1 / 3, 0.7], stage_layers=4), predicted=predicted, reason="because ö"
@@ -46,7 +43,7 @@ def test_saved_and_loaded_it_is_the_same(model: Model, tmp_path: Path) -> None:
     assert Plan.load(tmp_path / "plan.json", model) == plan
 
 
-def test_refused_for_another_model(model: Model, tmp_path: Path) -> None:
+def test_a_plan_of_another_model_is_refused(model: Model, tmp_path: Path) -> None:
     even_plan(model, 2).save(tmp_path / "plan.json")
     other = zoo_model("alexnet")
     with pytest.raises(PlanError, match=f"{model.hash}.*this is 'alexnet' .{other.hash}.*make a plan"):
@@ -55,7 +52,7 @@ def test_refused_for_another_model(model: Model, tmp_path: Path) -> None:
         lower(even_plan(model, 2), other)
 
 
-def test_files_that_are_no_plans(tmp_path: Path, model: Model) -> None:
+def test_files_that_are_not_plans_are_refused(tmp_path: Path, model: Model) -> None:
     with pytest.raises(PlanError, match=r"nothing\.json"):
         Plan.load(tmp_path / "nothing.json")
     path = tmp_path / "plan.json"
@@ -75,10 +72,7 @@ def test_files_that_are_no_plans(tmp_path: Path, model: Model) -> None:
         Plan.load(path)
 
 
-# ---------------------------------------------------------------- what is refused
-
-
-def test_unknown_devices(model: Model) -> None:
+def test_unknown_devices_are_refused(model: Model) -> None:
     plan = even_plan(model, 2)
     with pytest.raises(PlanError, match=r"stage 0 names device 'pi-9', which is not one of: device-0, device-1"):
         check_plan(changed(plan, stages=(Stage(first=0, last=0, regions={"pi-9": UNIT}),)), model)
@@ -101,13 +95,13 @@ def test_unknown_devices(model: Model) -> None:
         ({}, "stage 0: .*belongs to no device"),
     ],
 )
-def test_regions_that_do_not_cover(model: Model, regions: dict[str, UnitRect], words: str) -> None:
+def test_regions_that_do_not_cover_are_refused(model: Model, regions: dict[str, UnitRect], words: str) -> None:
     stages = (Stage(first=0, last=len(model.layers) - 1, regions=regions),)
     with pytest.raises(PlanError, match=words):
         check_plan(changed(even_plan(model, ["a", "b"]), stages=stages), model)
 
 
-def test_stages_that_do_not_cover_the_layers(model: Model) -> None:
+def test_stages_that_do_not_cover_the_layers_are_refused(model: Model) -> None:
     count = len(model.layers)
     everything = {"device-0": UNIT}
 
@@ -147,12 +141,12 @@ def test_stages_that_do_not_cover_the_layers(model: Model) -> None:
         ({"devices": 2, "stage_layers": 0}, "stage_layers is 0"),
     ],
 )
-def test_numbers_that_do_not_fit(model: Model, given: dict[str, Any], words: str) -> None:
+def test_even_plan_refuses_arguments_that_do_not_fit(model: Model, given: dict[str, Any], words: str) -> None:
     with pytest.raises(PlanError, match=words):
         even_plan(model, **given)
 
 
-def test_both_ways_to_write_boundaries(model: Model) -> None:
+def test_boundaries_may_include_both_ends(model: Model) -> None:
     inner = even_plan(model, 3, boundaries=[0.2, 0.6])
     assert even_plan(model, 3, boundaries=[0, 0.2, 0.6, 1]) == inner
     assert inner.stages[0].regions == {
@@ -173,10 +167,7 @@ def test_layers_that_cannot_be_split_go_to_one_device() -> None:
                 assert len(stage.regions) == 3
 
 
-# ---------------------------------------------------------------- printed
-
-
-def test_print(model: Model) -> None:
+def test_a_printed_plan_lists_runs_of_equal_stages(model: Model) -> None:
     count = len(model.layers)
     plan = make_plan(
         model,
@@ -194,11 +185,8 @@ def test_print(model: Model) -> None:
     assert "0%..50% x 50%..100%" in str(even_plan(model, grid=(2, 2)))
 
 
-# ---------------------------------------------------------------- programs
-
-
 def check_programs(model: Model, plan: Plan) -> dict[str, Program]:
-    """Everything that must hold for the programs of any plan."""
+    """Check the properties that the programs of any plan have."""
     programs = lower(plan, model)
     assert list(programs) == list(plan.devices)
     tensors = model.graph.tensors
@@ -208,7 +196,7 @@ def check_programs(model: Model, plan: Plan) -> dict[str, Program]:
         assert program.device == name and program.model_hash == model.hash
         made: set[int] = set()
         for step in program.steps:
-            # Steps stand in dataflow order: what is read was received or computed above.
+            # Steps are in dataflow order: patches are received or computed before they are read.
             if isinstance(step, Send):
                 assert step.channel not in sends
                 assert step.peer != name and step.parts
@@ -235,7 +223,7 @@ def check_programs(model: Model, plan: Plan) -> dict[str, Program]:
                 made |= set(step.writes)
         assert made == set(range(len(program.patches)))
 
-    # Every send has one receive, of equal patches, and the other way round.
+    # Every send has one receive with equal patches, and every receive has one send.
     from_client = [c for c, (_, r) in receives.items() if r.peer == CLIENT]
     assert [receives[c][0] for c in from_client] == [plan.source]
     assert set(sends) == set(receives) - set(from_client)
@@ -266,7 +254,7 @@ def check_programs(model: Model, plan: Plan) -> dict[str, Program]:
 
 
 def owned(plan: Plan, model: Model) -> dict[str, dict[str, Any]]:
-    """Tensor -> device -> the region that it owns."""
+    """Return the region that each device owns, by tensor and device."""
     regions: dict[str, dict[str, Any]] = {n: {plan.source: model.graph.tensors[n].whole} for n in model.graph.inputs}
     for stage in plan.stages:
         for node in model.graph.nodes[model.layers[stage.first].first : model.layers[stage.last].stop]:
@@ -279,7 +267,7 @@ def owned(plan: Plan, model: Model) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("name", NETS)
 @given(data=st.data())
 @examples(30)
-def test_programs_of_any_plan(name: str, data: st.DataObject) -> None:
+def test_programs_of_random_plans_are_consistent(name: str, data: st.DataObject) -> None:
     model = zoo_model(name)
     plan = data.draw(plans(model))
     programs = check_programs(model, plan)
@@ -293,25 +281,25 @@ def test_programs_of_any_plan(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("kwargs", [{"devices": 4}, {"devices": 4, "stage_layers": 5}, {"grid": (2, 3)}])
-def test_programs_of_even_plans(model: Model, kwargs: dict[str, Any]) -> None:
+def test_programs_of_even_plans_are_consistent(model: Model, kwargs: dict[str, Any]) -> None:
     check_programs(model, even_plan(model, **kwargs))
 
 
-def test_one_device_talks_to_nobody(model: Model) -> None:
+def test_a_single_device_exchanges_messages_with_the_client_only(model: Model) -> None:
     for stage_layers in (1, 1000):
         (program,) = check_programs(model, even_plan(model, 1, stage_layers=stage_layers)).values()
         assert not any(isinstance(step, Send) for step in program.steps)
         assert [s.peer for s in program.steps if isinstance(s, Receive)] == [CLIENT]
 
 
-def test_a_device_without_rows_does_nothing(model: Model) -> None:
+def test_a_device_without_rows_has_no_steps(model: Model) -> None:
     plan = even_plan(model, 3, boundaries=[0.0, 0.5], source="device-1")
     programs = check_programs(model, plan)
     assert programs["device-0"].steps == () and programs["device-0"].patches == ()
     assert programs["device-0"].tiles() == []
 
 
-def test_halos_are_one_row_where_a_window_of_three_is_cut() -> None:
+def test_a_window_of_three_rows_needs_a_halo_of_one_row() -> None:
     net = Net()
     x = net.input((1, 2, 12, 10))
     for _ in range(2):
@@ -328,8 +316,8 @@ def test_halos_are_one_row_where_a_window_of_three_is_cut() -> None:
     assert halos == {("a", "b"): [(3, 4)], ("b", "a"): [(4, 5)], ("b", "c"): [(7, 8)], ("c", "b"): [(8, 9)]}
 
 
-def test_what_a_device_received_it_does_not_fetch_again() -> None:
-    """A tensor that two stages read travels once."""
+def test_a_device_does_not_fetch_a_tensor_twice() -> None:
+    """A tensor that two stages read is sent once."""
     net = Net()
     x = net.input((1, 2, 12, 10))
     y = net.op("Conv", x, net.weight(2, 2, 3, 3), pads=[1, 1, 1, 1])
@@ -353,7 +341,7 @@ def test_pickled_programs_are_equal(name: str) -> None:
             assert hash(again.steps) == hash(program.steps)
 
 
-def test_work_counts_the_rows_with_their_overlap(model: Model) -> None:
+def test_work_counts_overlapping_rows(model: Model) -> None:
     plan = even_plan(model, 3, stage_layers=4)
     rows: dict[int, float] = defaultdict(float)
     for program in lower(plan, model).values():

@@ -24,11 +24,8 @@ ROWS = st.integers(1, 4096)
 SECONDS = st.floats(1e-7, 100.0)
 
 
-# ---------------------------------------------------------------- the fit
-
-
 @given(st.lists(ROWS, min_size=2, max_size=8, unique=True), SECONDS, SECONDS)
-def test_affine_times_are_found_again(rows: list[int], fixed: float, per_row: float) -> None:
+def test_the_fit_recovers_affine_times(rows: list[int], fixed: float, per_row: float) -> None:
     assume(1e-3 < per_row * max(rows) / fixed < 1e3)  # else one of them is lost in rounding
     found = fit_affine((r, fixed + per_row * r) for r in rows)
     for r in (0.5, 1, 3, *rows):
@@ -50,7 +47,7 @@ def test_the_order_of_the_points_does_not_matter(points: list[tuple[int, float]]
 
 
 @given(st.lists(st.tuples(ROWS, SECONDS), min_size=1, max_size=12))
-def test_a_fit_stays_within_what_was_measured(points: list[tuple[int, float]]) -> None:
+def test_a_fit_stays_within_the_measured_range(points: list[tuple[int, float]]) -> None:
     low, high = min(s for _, s in points), max(s for _, s in points)
     fewest, most = min(r for r, _ in points), max(r for r, _ in points)
     found = fit_affine(points)
@@ -81,9 +78,6 @@ def test_layers_of_one_stage_share_their_borders() -> None:
     assert device.compute_seconds([]) == 0.0
 
 
-# ---------------------------------------------------------------- files
-
-
 @functools.cache
 def small() -> Model:
     net = Net()
@@ -110,7 +104,7 @@ def profile_of(model: Model, names: tuple[str, ...] = ("a", "b")) -> Profile:
     )
 
 
-def test_a_profile_comes_back_from_its_file(tmp_path: Path) -> None:
+def test_a_profile_is_equal_after_saving_and_loading(tmp_path: Path) -> None:
     profile = profile_of(small())
     profile.save(tmp_path / "profile.json")
     loaded = Profile.load(tmp_path / "profile.json")
@@ -123,14 +117,14 @@ def test_a_profile_comes_back_from_its_file(tmp_path: Path) -> None:
     [b"", b"{", b"[]", b"\xff\xfe\x00garbage", b'{"model_name": "x"}', b"null"],
     ids=["empty", "cut off", "a list", "not text", "incomplete", "null"],
 )
-def test_a_file_that_is_no_profile_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_profile_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "profile.json"
     path.write_bytes(content)
     with pytest.raises(PlanError, match=r"profile\.json"):
         Profile.load(path)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"cannot read the profile .*missing\.json: "):
         Profile.load(tmp_path / "missing.json")
 
@@ -159,8 +153,6 @@ def test_a_profile_with_a_gap_is_refused() -> None:
     with pytest.raises(PlanError, match="profile of 'b' has"):
         whole.model_copy(update={"devices": (whole.devices[0], short)}).check(model)
 
-
-# ---------------------------------------------------------------- the cache of layer times
 
 TIMES = LayerTimes(
     fingerprint="cpu|1",
@@ -196,7 +188,7 @@ def test_layer_times_are_kept_by_model_and_kind_of_machine(tmp_path: Path) -> No
     ],
     ids=["empty", "cut off", "not text", "incomplete", "impossible", "other model", "other machine"],
 )
-def test_a_broken_or_strange_cache_file_counts_as_none(tmp_path: Path, content: bytes) -> None:
+def test_an_unreadable_cache_file_is_ignored(tmp_path: Path, content: bytes) -> None:
     store_times(tmp_path, TIMES)
     (path,) = tmp_path.iterdir()
     path.write_bytes(content)
@@ -225,9 +217,6 @@ def test_times_of_an_emulated_device_are_longer_in_proportion() -> None:
     assert TIMES.codecs["zero_mask"].scaled(4.0) == packing
 
 
-# ---------------------------------------------------------------- measuring
-
-
 @pytest.mark.parametrize("speed", [0.3, None])
 def test_every_layer_gets_a_time_above_zero(speed: float | None) -> None:
     model = small()
@@ -238,7 +227,7 @@ def test_every_layer_gets_a_time_above_zero(speed: float | None) -> None:
     assert 0 < times.send_seconds < 1.0 and 0 < times.receive_seconds < 1.0
 
 
-def test_what_was_measured_makes_a_profile_that_fits_its_model() -> None:
+def test_measured_times_make_a_profile_that_fits_its_model() -> None:
     model = Model.from_skeleton(small().skeleton, {})  # what a worker has: no weights
     times = measure_layers(model, threads=1, speed=0.3, budget_seconds=0.01)
     device = DeviceProfile(name="a", layers=times.layers, fused=times.fused)

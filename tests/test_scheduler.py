@@ -1,4 +1,4 @@
-"""What a device decides, pure and in virtual time: no sockets, no threads, no clock."""
+"""The scheduler of a device, in virtual time: no sockets, threads or clock."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def scheduler() -> Scheduler:
     return scheduler
 
 
-def test_the_oldest_frame_goes_first_whichever_program_it_is_of(scheduler: Scheduler) -> None:
+def test_the_oldest_frame_of_all_programs_goes_first(scheduler: Scheduler) -> None:
     for epoch, frame in ((1, 5), (2, 6), (2, 4)):
         bring(scheduler, epoch, frame, 0)
     order = []
@@ -51,7 +51,7 @@ def test_the_oldest_frame_goes_first_whichever_program_it_is_of(scheduler: Sched
     assert not scheduler.idle
 
 
-def test_a_frame_that_ended_says_when_its_steps_ran_and_is_not_begun_again(scheduler: Scheduler) -> None:
+def test_an_ended_frame_reports_its_spans_and_is_not_started_again(scheduler: Scheduler) -> None:
     task = scheduler.came(2, 9, 0)
     assert isinstance(task, Task)
     assert scheduler.done(task, ["rows"], 1.0, 1.5, 64) is None
@@ -63,7 +63,7 @@ def test_a_frame_that_ended_says_when_its_steps_ran_and_is_not_begun_again(sched
     bring(scheduler, 1, 9, 0)  # the same number, of another program
 
 
-def test_a_doubled_message_is_left_alone(scheduler: Scheduler) -> None:
+def test_a_repeated_message_is_ignored(scheduler: Scheduler) -> None:
     bring(scheduler, 1, 1, 0)
     assert scheduler.came(1, 1, 0) is None
     assert scheduler.waiting == {(1, 1): (2,)}
@@ -78,7 +78,7 @@ def test_a_channel_that_no_program_has_fails_the_frame(scheduler: Scheduler) -> 
 
 
 @pytest.mark.parametrize("how", ["fails", "is cancelled", "is unloaded"])
-def test_what_is_running_when_its_frame_goes_comes_to_nothing(scheduler: Scheduler, how: str) -> None:
+def test_the_result_of_a_running_step_is_dropped_with_its_frame(scheduler: Scheduler, how: str) -> None:
     bring(scheduler, 1, 3, 0)
     task = scheduler.next()
     assert task is not None
@@ -94,7 +94,7 @@ def test_what_is_running_when_its_frame_goes_comes_to_nothing(scheduler: Schedul
     assert scheduler.idle and scheduler.next() is None
 
 
-def test_frames_and_programs_that_nobody_knows_do_nothing(scheduler: Scheduler) -> None:
+def test_unknown_frames_and_programs_are_ignored(scheduler: Scheduler) -> None:
     scheduler.unload(99)
     scheduler.cancel(99, 1)
     scheduler.cancel(1, 50)
@@ -103,7 +103,7 @@ def test_frames_and_programs_that_nobody_knows_do_nothing(scheduler: Scheduler) 
     assert scheduler.programs == {1: PROGRAM, 2: SHORT}
 
 
-def test_so_many_frames_are_remembered_and_no_more(scheduler: Scheduler) -> None:
+def test_a_limited_number_of_ended_frames_is_remembered(scheduler: Scheduler) -> None:
     for frame in range(REMEMBERED_FRAMES + 10):
         bring(scheduler, 2, frame, 0)
         task = scheduler.next()
@@ -116,7 +116,7 @@ def test_so_many_frames_are_remembered_and_no_more(scheduler: Scheduler) -> None
 @given(st.data(), st.integers(2, 4))
 @examples(15)
 def test_devices_in_virtual_time_answer_every_frame_of_every_plan_exactly(data: st.DataObject, devices: int) -> None:
-    """Steps and messages take any time, messages keep their order per pair; some frames are cancelled on the way."""
+    """Steps and messages take any time. Messages keep their order per pair of devices. One frame may be cancelled."""
     model, kernels = zoo_model("squeezenet"), zoo_kernels("squeezenet")
     tensors = model.graph.tensors
     plans = {1: even_plan(model, devices, stage_layers=6), 2: even_plan(model, devices, stage_layers=99)}

@@ -38,11 +38,9 @@ from coedge.simulation.simulator import credits_of, simulate, simulate_mixture
 from coedge.simulation.step_costs import message_nbytes
 from coedge.simulation.timeline import Timeline
 
-# ---------------------------------------------------------------- worked out by hand
-
 
 def times(timeline: Timeline, device: str, kind: str) -> list[tuple[float, float]]:
-    """When a device did something, in order."""
+    """Return the spans of one kind on a device, as (start, stop), in order."""
     return sorted((s.start_seconds, s.stop_seconds) for s in timeline.spans if (s.device, s.kind) == (device, kind))
 
 
@@ -78,7 +76,7 @@ def test_a_layer_split_computes_then_sends_then_computes() -> None:
     assert timeline.answered == {0: (0.0, 14.25)} and not timeline.measured
 
 
-def test_an_answer_returns_to_the_sink_over_the_other_direction() -> None:
+def test_rows_return_to_the_sink_over_the_other_direction_of_the_link() -> None:
     model = chain(2)
     profile = cluster(model, rates={("a", "b"): 512.0, ("b", "a"): 1024.0}, latency=0.25)
     timeline = run(layer_split(model, 1, sink="a"), profile, model)
@@ -96,7 +94,7 @@ def test_a_message_occupies_the_devices_at_its_ends() -> None:
     assert after.latency_seconds == pytest.approx(before + 3.0)
 
 
-def test_the_client_is_waited_for() -> None:
+def test_latency_includes_the_client() -> None:
     model = chain(2)
     programs = lower(make_plan(model, [(2, {"a": UNIT})], "a"), model)
     before = simulate(programs, cluster(model, ("a",)), model).latency_seconds
@@ -137,7 +135,7 @@ def test_two_senders_share_the_down_link_of_their_receiver() -> None:
     assert start["one"] == pytest.approx(6.0 - 1.0, abs=1e-6)
 
 
-def test_a_fast_receiver_takes_no_longer_than_its_sender() -> None:
+def test_a_faster_down_link_does_not_delay_a_message() -> None:
     """Up-link and down-link of one transfer are passed at the same time, not one after the other."""
     model = chain(2)
     timeline = run(layer_split(model, 1), cluster(model, rate=512.0), model)
@@ -184,20 +182,17 @@ def test_a_stream_is_as_fast_as_its_slower_half() -> None:
     assert timeline.steady_fps(in_flight) == pytest.approx(1 / 8.0, rel=1e-6)
 
 
-def test_a_link_that_was_not_measured_is_named() -> None:
+def test_the_error_names_a_link_that_was_not_measured() -> None:
     model = chain(2)
     profile = cluster(model).model_copy(update={"links": ()})
     with pytest.raises(PlanError, match="no link from 'a' to 'b'"):
         run(layer_split(model, 1), profile, model)
 
 
-def test_no_frames_take_no_time() -> None:
+def test_zero_frames_give_an_empty_timeline() -> None:
     model = chain(1)
     timeline = run(one_stage_plan(model, {"a": UNIT}, "a"), cluster(model), model, frames=0)
     assert (timeline.spans, timeline.latency_seconds, timeline.throughput_fps) == ((), 0.0, 0.0)
-
-
-# ---------------------------------------------------------------- what holds for any plan
 
 
 def planned_transfers(programs: Mapping[str, Program], model: Model) -> dict[tuple[str, str], int]:
@@ -222,7 +217,7 @@ def test_every_schedule_keeps_its_bounds(case: tuple[Plan, Profile], frames: int
     end = max(stop for _, stop in timeline.answered.values())
     slack = 1e-9 * max(end, 1.0)
 
-    # Nothing is lost: every computation and every byte of every frame.
+    # Every computation and every byte of every frame is in the timeline.
     computed = timeline.compute_seconds()
     for name, program in programs.items():
         steps = [s for s in program.steps if isinstance(s, Compute)]
@@ -233,7 +228,7 @@ def test_every_schedule_keeps_its_bounds(case: tuple[Plan, Profile], frames: int
     planned = planned_transfers(programs, model)
     assert timeline.sent_nbytes() == {pair: frames * nbytes for pair, nbytes in planned.items()}
 
-    # No device computes twice at a time, no link and no medium carries two messages at a time.
+    # A device runs one step, and a link or medium carries one message, at a time.
     for name in programs:
         for kind in ("compute", "send", "receive"):
             assert_apart(times(timeline, name, kind), slack)
@@ -245,7 +240,7 @@ def test_every_schedule_keeps_its_bounds(case: tuple[Plan, Profile], frames: int
         ]
         assert_apart(sorted(carried), slack)
 
-    # Nobody is done before all that it must do, and nothing arrives faster than its links carry it.
+    # No resource finishes before its total work is done, and no message arrives before its links can carry it.
     all_stop = max([end, *(s.stop_seconds for s in timeline.spans)])
     for seconds in computed.values():
         assert all_stop >= seconds - slack
@@ -286,7 +281,7 @@ def check_causality(timeline: Timeline, programs: Mapping[str, Program], profile
 
 
 @given(cases())
-def test_latency_is_at_least_that_of_any_one_device_and_at_most_all_in_a_row(
+def test_latency_is_between_the_busiest_device_and_the_sum_of_all_steps(
     case: tuple[Plan, Profile],
 ) -> None:
     plan, profile = case
@@ -305,8 +300,8 @@ def test_latency_is_at_least_that_of_any_one_device_and_at_most_all_in_a_row(
 
 
 @given(cases(), st.sampled_from([0.5, 2.0, 64.0]), st.integers(1, 3))
-def test_time_is_in_proportion(case: tuple[Plan, Profile], factor: float, frames: int) -> None:
-    """A cluster that is slower by a factor in all respects takes longer by just that factor."""
+def test_times_scale_with_the_profile(case: tuple[Plan, Profile], factor: float, frames: int) -> None:
+    """A cluster whose devices and links are slower by a factor takes longer by that factor."""
     plan, profile = case
     model = halos()
     slower = profile.model_copy(
@@ -336,17 +331,15 @@ def test_time_is_in_proportion(case: tuple[Plan, Profile], factor: float, frames
     )
     programs = lower(plan, model)
     before, after = (simulate(programs, p, model, frames, in_flight=2) for p in (profile, slower))
-    # Powers of two scale floats exactly, so not even a tie may go another way.
+    # Powers of two scale floats exactly, so ties are resolved in the same way.
     assert [(s.start_seconds * factor, s.stop_seconds * factor) for s in before.spans] == [
         (s.start_seconds, s.stop_seconds) for s in after.spans
     ]
 
 
 @given(cases(), st.integers(1, 5), st.integers(1, 3))
-def test_every_span_begins_when_what_it_waited_for_lets_it(
-    case: tuple[Plan, Profile], frames: int, in_flight: int
-) -> None:
-    """Nothing idles that could run: a schedule has no slack, and each span knows why it did not begin sooner."""
+def test_every_span_begins_as_soon_as_its_cause_allows(case: tuple[Plan, Profile], frames: int, in_flight: int) -> None:
+    """A schedule has no slack, and the cause of each span explains its start."""
     plan, profile = case
     timeline = simulate(lower(plan, halos()), profile, halos(), frames, in_flight)
     slack = 1e-9 * max(timeline.makespan_seconds, 1.0)
@@ -377,8 +370,6 @@ def test_every_span_begins_when_what_it_waited_for_lets_it(
             assert span.start_seconds in left
 
 
-# ---------------------------------------------------------------- links, media and packing, by hand
-
 INPUT = Region(0, 8, 0, 8)
 NOTHING = Tile(nodes=(), inputs=(), outputs=(), fixed_cols=())
 
@@ -392,7 +383,7 @@ def from_client(channel: int) -> Receive:
 
 
 def programs_of(**steps: Sequence[Step]) -> dict[str, Program]:
-    """Programs by hand, on two patches of the input: 0 is given or received, 1 is computed or received."""
+    """Return hand-written programs on two patches: 0 is an input or received, 1 is computed or received."""
     model = chain(1)
     patches = (Patch(model.graph.inputs[0], INPUT),) * 3
     return {name: Program(name, model.hash, patches, tuple(listed)) for name, listed in steps.items()}
@@ -466,7 +457,7 @@ def test_a_message_that_waits_for_its_up_link_holds_neither_medium_nor_down_link
         assert timeline.latency_seconds == 9.0
 
 
-def test_what_comes_slowly_over_a_medium_does_not_hold_the_down_link() -> None:
+def test_a_slow_medium_does_not_occupy_the_down_link() -> None:
     """a's message takes the air 8 s, of which d's down-link needs one; b's comes over a wire in between."""
     programs = programs_of(
         a=[from_client(0), send(1, "d", 8)],
@@ -477,9 +468,6 @@ def test_what_comes_slowly_over_a_medium_does_not_hold_the_down_link() -> None:
     timeline = simulate(programs, cluster(chain(1), ("a", "b", "d"), rate=1024.0, media=(air,)), chain(1))
     assert times(timeline, "d", "receive") == [(1.0, 2.0), (7.0, 8.0)]
     assert timeline.latency_seconds == 8.0
-
-
-# ---------------------------------------------------------------- mixtures
 
 
 def alone_on(device: str, model: Model) -> dict[str, Program]:
@@ -518,7 +506,7 @@ def test_a_plan_mixed_with_itself_is_that_plan(case: tuple[Plan, Profile], frame
 
 
 @given(cases(), cases(), st.floats(0.0, 1.0), st.integers(1, 8))
-def test_a_mixture_does_the_work_of_its_parts(
+def test_a_mixture_does_the_work_of_its_plans(
     one: tuple[Plan, Profile], other: tuple[Plan, Profile], weight: float, frames: int
 ) -> None:
     model, profile = halos(), one[1]
@@ -534,28 +522,25 @@ def test_a_mixture_does_the_work_of_its_parts(
     assert timeline.sent_nbytes() == {pair: nbytes for pair, nbytes in expected.items() if nbytes}
 
 
-# ---------------------------------------------------------------- what is refused
-
-
-def test_nothing_in_flight_is_refused() -> None:
+def test_zero_frames_in_flight_are_refused() -> None:
     model = chain(1)
     with pytest.raises(PlanError, match="at least 1"):
         run(one_stage_plan(model, {"a": UNIT}, "a"), cluster(model), model, in_flight=0)
 
 
-def test_a_device_that_was_not_measured_is_named() -> None:
+def test_the_error_names_a_device_that_was_not_measured() -> None:
     model = chain(2)
     with pytest.raises(PlanError, match="no device 'b'"):
         run(layer_split(model, 1), cluster(model).model_copy(update={"devices": cluster(model).devices[:1]}), model)
 
 
-def test_programs_that_do_not_end_are_named() -> None:
+def test_the_error_names_devices_whose_programs_do_not_end() -> None:
     programs = programs_of(a=[from_client(0), Receive(1, "b", 0, (1,)), answer(1)], b=[])
     with pytest.raises(PlanError, match="do not end: a wait"):
         simulate(programs, cluster(chain(1)), chain(1))
 
 
-def test_a_message_to_nobody_is_refused_before_anything_starts() -> None:
+def test_a_message_without_a_receiver_is_refused_before_the_start() -> None:
     programs = programs_of(a=[from_client(0), send(7, "b", 1), answer(0)], b=[])
     with pytest.raises(PlanError, match="a sends to b on channel 7"):
         simulate(programs, cluster(chain(1)), chain(1), frames=0)

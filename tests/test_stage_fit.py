@@ -1,4 +1,4 @@
-"""From measured stages to layer times: what was put in is found again, and nothing comes out below zero."""
+"""The fit of layer times to measured stages recovers known times and gives none below zero."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def stages(lengths: Sequence[int], u: float, v: float, rows: Sequence[float] = R
     return found
 
 
-def test_layers_are_found_again() -> None:
+def test_the_fit_recovers_layer_times() -> None:
     for found, true in zip(fit_layers(stages([1, 2], 1e-5, 1e-10), OWN), LAYERS):
         assert found.fixed_seconds == pytest.approx(true.fixed_seconds)
         assert found.seconds_per_row == pytest.approx(true.seconds_per_row)
 
 
-def test_the_middle_of_several_samples_counts() -> None:
+def test_the_median_of_several_samples_counts() -> None:
     samples = [StageTime((Work(0, rows),), seconds) for rows in (1.0, 2.0) for seconds in (rows, rows, 100.0)]
     assert fit_layers(samples, [0])[0].seconds(4.0) == pytest.approx(4.0)
 
@@ -62,7 +62,7 @@ def test_a_layer_that_was_not_measured_takes_no_time() -> None:
 
 
 @given(st.floats(0, 150e-6), st.floats(0, 2e-9))
-def test_what_borders_cost_is_found_again(u: float, v: float) -> None:
+def test_the_fit_recovers_the_cost_of_borders(u: float, v: float) -> None:
     fused = fit_fused(stages([2, 3], u, v), LAYERS, NBYTES, OWN)
     device = DeviceProfile(name="a", layers=LAYERS, fused=fused)
     for sample in stages([1, 2, 4, 6], u, v, rows=(5.0, 20.0)):
@@ -70,7 +70,7 @@ def test_what_borders_cost_is_found_again(u: float, v: float) -> None:
 
 
 def test_a_layer_that_gains_more_than_others_has_a_scale_of_its_own() -> None:
-    """A third of the time of layer 2 goes where the next layer follows: stages with it inside tell."""
+    """Layer 2 saves a third of its time where the next layer follows."""
     u, v, gain = 50e-6, 1e-10, 1 / 3
     samples = [
         StageTime(s.work, s.seconds - sum(gain * LAYERS[2].seconds(w.rows) for w in s.work[:-1] if w.layer == 2))
@@ -82,7 +82,7 @@ def test_a_layer_that_gains_more_than_others_has_a_scale_of_its_own() -> None:
     assert device.fused[2].seconds(16) < 0.8 * fit_fused(stages([2, 3, 6], u, v), LAYERS, NBYTES, OWN)[2].seconds(16)
 
 
-def test_one_stage_that_was_disturbed_spoils_nothing() -> None:
+def test_one_disturbed_stage_has_no_effect() -> None:
     u, v = 50e-6, 1e-9
     samples = stages([2, 3], u, v)
     samples[3] = StageTime(samples[3].work, samples[3].seconds * 10)
@@ -104,7 +104,7 @@ positive = st.floats(1e-9, 1.0)
     st.lists(st.floats(0, 1e6), min_size=6, max_size=6),
     st.booleans(),
 )
-def test_no_time_is_negative_or_infinite_whatever_was_measured(
+def test_no_time_is_negative_or_infinite(
     layers: list[LayerTime], drawn: list[tuple[int, int, int, float]], nbytes: list[float], same: bool
 ) -> None:
     samples = [

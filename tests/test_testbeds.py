@@ -60,14 +60,14 @@ devices:
 
 @functools.cache
 def network(name: str, size: int | None = None) -> Model:
-    """As the command line captures it: uint8 in, normalisation inside."""
+    """Capture a network as the command line does: uint8 input, normalisation inside."""
     extent = size or zoo.example(name).shape[-1]
     return kept(f"command-line-{name}-{extent}", lambda: load_model(name, extent))
 
 
 @functools.cache
 def plain(name: str) -> Model:
-    """As the tests and the Python API have it: float32 in."""
+    """Capture a network with float32 input, as the Python API does by default."""
     return kept(f"plain-{name}", lambda: capture(zoo.build(name), zoo.example(name), name="somebody's"))
 
 
@@ -83,7 +83,7 @@ def load(tmp_path: Path) -> Callable[..., Bed]:
 
 @pytest.fixture
 def refusal(load: Callable[..., Bed], tmp_path: Path) -> Callable[..., str]:
-    """The text of the error; the folder of the file is left out, its name is kept."""
+    """Return a function that gives the text of the error, without the folder of the file."""
 
     def refusal(text: str, overrides: Sequence[str] = ()) -> str:
         with pytest.raises(ConfigError) as caught:
@@ -91,9 +91,6 @@ def refusal(load: Callable[..., Bed], tmp_path: Path) -> Callable[..., str]:
         return str(caught.value).replace(f"{tmp_path}/", "")
 
     return refusal
-
-
-# ---------------------------------------------------------------- the files
 
 
 def test_the_expected_test_beds_exist() -> None:
@@ -125,7 +122,7 @@ def test_every_test_bed_can_be_planned_on(path: Path) -> None:
 
 
 def alone(name: str, device: str) -> Prediction:
-    """A network on one device of the paper, which has the image."""
+    """Return the prediction for a network on one device of the paper, which also has the image."""
     profile = profile_of(load_testbed(PAPER, [f"source={device}"]), network(name))
     plan = make_plan(network(name), profile.without(set(profile.names) - {device}), Objective(), "local")
     assert plan.predicted is not None
@@ -158,15 +155,12 @@ def test_the_link_of_the_device_is_a_parameter(mbps: float) -> None:
     assert profile.link("server", "device").bytes_per_second == pytest.approx(mbps * 125_000)
 
 
-def test_the_home_shares_its_air() -> None:
+def test_the_home_test_bed_has_a_shared_medium() -> None:
     profile = profile_of(load_testbed(ROOT / "configs" / "testbeds" / "home-wifi.yaml"), network("squeezenet"))
     (air,) = profile.media
     assert air.bytes_per_second == 6_250_000
     assert set(air.devices) == set(profile.names)
     assert profile.media_between("phone", "pi-2") == (air,)
-
-
-# ---------------------------------------------------------------- what the values mean
 
 
 def test_times_are_those_of_the_reference_machine_over_the_speed(load: Callable[..., Bed]) -> None:
@@ -243,9 +237,6 @@ def test_a_test_bed_can_be_a_mapping_or_loaded_again(load: Callable[..., Bed]) -
     assert load_testbed(testbed, ["devices.pc.speed=3", "devices.pc.speed=4"]).devices[1].speed == 4
 
 
-# ---------------------------------------------------------------- refusals
-
-
 @pytest.mark.parametrize(
     ("text", "overrides", "parts"),
     [
@@ -302,7 +293,7 @@ def test_all_problems_are_listed_together(refusal: Callable[..., str]) -> None:
         assert key in message
 
 
-def test_a_file_that_is_not_there_is_named() -> None:
+def test_the_error_names_a_missing_file() -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot be read"):
         load_testbed("nowhere.yaml")
 
@@ -317,9 +308,6 @@ def test_every_key_is_described_with_its_unit() -> None:
     assert all(row["description"] and row["type"] for row in rows.values())
     assert rows["devices.N.milliseconds"]["type"] == "names, each with a number > 0"
     assert rows["media.N.devices"]["type"] == "list, each text"
-
-
-# ---------------------------------------------------------------- the reference that ships
 
 
 def test_the_whole_zoo_was_measured_on_one_machine() -> None:
@@ -372,7 +360,7 @@ def test_a_network_of_the_zoo_finds_its_own_times(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", deep_after(zoo.NAMES, ("squeezenet",)))
-def test_so_does_the_same_network_without_normalisation_and_under_another_name(name: str) -> None:
+def test_a_renamed_network_without_normalisation_finds_its_own_times(name: str) -> None:
     assert plain(name).inputs[0].dtype == "float32"
     bare, usual = reference_times(plain(name)), reference_times(network(name))
     assert (bare.like, bare.measured, bare.layers, bare.fused) == (name, len(usual.layers), usual.layers, usual.fused)
@@ -391,7 +379,7 @@ def test_another_size_takes_longer_row_by_row_as_it_has_more_columns(size: int) 
 
 
 def test_layers_that_are_known_from_other_networks_keep_their_times() -> None:
-    """SqueezeNet for ten classes: only its classifier was never seen."""
+    """SqueezeNet for ten classes: only its classifier was not measured."""
     model = capture(zoo.build("squeezenet", num_classes=10), zoo.example("squeezenet"))
     times = reference_times(model)
     assert (times.like, times.measured, times.scaled, times.modelled) == (None, 28, 0, 2)
@@ -405,7 +393,7 @@ def test_layers_that_are_known_from_other_networks_keep_their_times() -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2", "unet", "mobilenet_v3", "densenet"])
 def test_any_network_has_times(name: str) -> None:
-    """A quarter of the width, an odd size: such layers were hardly measured."""
+    """A quarter of the width and an odd size: few similar layers were measured."""
     model = zoo_model(name)
     times = reference_times(model)
     assert times.like is None
@@ -426,7 +414,7 @@ def test_a_network_of_unknown_operators_has_times() -> None:
     assert all(time.seconds(1) > 0 for time in times.layers)
 
 
-def test_without_a_reference_it_says_how_to_make_one() -> None:
+def test_the_error_without_a_reference_says_how_to_make_one() -> None:
     with pytest.raises(PlanError, match=r"python -m benchmarks\.reference"):
         reference_times(network("squeezenet"), {})
 
@@ -460,9 +448,6 @@ def test_the_benchmark_that_measures_it_writes_such_files(tmp_path: Path) -> Non
     shipped = reference_models()["squeezenet"]
     assert [layer.cost for layer in made.layers] == [layer.cost for layer in shipped.layers]
     assert made.seconds > 0
-
-
-# ---------------------------------------------------------------- what a layer costs
 
 
 def costs_of(net: Net, output: str) -> tuple[LayerCost, ...]:
@@ -543,10 +528,7 @@ def test_views_and_unknown_operators_multiply_nothing() -> None:
     assert (cost.family, cost.moved_nbytes) == ("other", 2 * 4 * 128)
 
 
-# ---------------------------------------------------------------- from costs to seconds
-
-
-def test_a_machine_of_exactly_such_times_is_found_again() -> None:
+def test_the_fit_recovers_a_machine_that_follows_the_model() -> None:
     def cost(adds: float, moved: float, weights: float) -> LayerCost:
         return LayerCost("conv", "", 8, adds, moved, weights)
 
@@ -565,8 +547,8 @@ def test_a_machine_of_exactly_such_times_is_found_again() -> None:
 
 @examples(100)
 @given(st.data())
-def test_least_squares_has_its_certificate(data: st.DataObject) -> None:
-    """x >= 0; the slope of the error is >= 0 where x = 0, and 0 where x > 0."""
+def test_non_negative_least_squares_is_optimal(data: st.DataObject) -> None:
+    """The optimality conditions: x >= 0; the gradient is >= 0 where x = 0, and 0 where x > 0."""
     values = st.floats(-10, 10).map(lambda value: round(value, 2))
     rows, columns = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 4))
     design = np.array(data.draw(st.lists(values, min_size=rows * columns, max_size=rows * columns)))
@@ -581,7 +563,7 @@ def test_least_squares_has_its_certificate(data: st.DataObject) -> None:
 
 
 def test_networks_that_were_held_out_are_predicted() -> None:
-    """Each from a cost model of the thirteen others, with no layer scaled from a similar one."""
+    """Each network is predicted by a cost model of the other thirteen."""
     errors = {}
     for name, held_out in reference_models().items():
         others = [layer for other, model in reference_models().items() if other != name for layer in model.layers]

@@ -1,4 +1,4 @@
-"""What a timeline says: rates, joules by cause, idle time, the critical path; and that it survives a file."""
+"""Timelines: rates, joules by cause, idle time, the critical path, and files."""
 
 from __future__ import annotations
 
@@ -36,10 +36,7 @@ def answers(*stops: float) -> Timeline:
     return Timeline((), {frame: (0.0, stop) for frame, stop in enumerate(stops)}, measured=False)
 
 
-# ---------------------------------------------------------------- rates and shares
-
-
-def test_a_steady_rate_leaves_out_how_the_stream_begins_and_ends() -> None:
+def test_the_steady_rate_ignores_filling_and_emptying() -> None:
     # Rounds of two: two that fill, three of one per 5 s, one that empties.
     stream = answers(1, 2, 3, 4, 10, 14, 20, 24, 30, 34, 40, 41, 42)
     assert stream.steady_fps(2) == 6 / 30.0
@@ -52,7 +49,7 @@ def test_a_short_stream_is_taken_as_a_whole() -> None:
     assert answers().steady_fps(3) == answers().throughput_fps == 0.0
 
 
-def test_utilisation_is_of_the_makespan() -> None:
+def test_utilisation_is_relative_to_the_makespan() -> None:
     media = (
         Medium(name="air", devices=("b",), bytes_per_second=1024.0),
         Medium(name="off", devices=(), bytes_per_second=1),
@@ -67,7 +64,7 @@ def test_utilisation_is_of_the_makespan() -> None:
     assert timeline.idle_seconds() == {"a": 6.25, "b": 10.25}
 
 
-def test_a_stream_saturates_what_one_frame_uses_most() -> None:
+def test_the_saturated_rate_follows_from_the_busiest_resource() -> None:
     one, profile = two_devices()
     assert one.saturated_fps(profile) == pytest.approx(1 / 8)
     plan, model = layer_split(chain(2), 1), chain(2)
@@ -75,20 +72,17 @@ def test_a_stream_saturates_what_one_frame_uses_most() -> None:
 
 
 @given(cases(), st.integers(1, 4), st.integers(1, 3))
-def test_nothing_is_used_more_than_all_the_time(case: tuple[Plan, Profile], frames: int, in_flight: int) -> None:
+def test_utilisation_is_at_most_one(case: tuple[Plan, Profile], frames: int, in_flight: int) -> None:
     plan, profile = case
     timeline = simulate(lower(plan, halos()), profile, halos(), frames, in_flight)
     used = timeline.utilisation(profile)
-    # What is sent or computed for nobody may go on after the last answer: this network has none of it.
+    # Unused computations could go on after the last answer; this network has none.
     for shares in (used.devices, used.up_links, used.down_links, used.media):
         assert all(0 <= share <= 1 + 1e-9 for share in shares.values())
     assert frames / timeline.makespan_seconds <= timeline.saturated_fps(profile) * (1 + 1e-9)
     busy = timeline.compute_seconds()
     for name, idle in timeline.idle_seconds().items():
         assert idle + busy.get(name, 0.0) == pytest.approx(timeline.makespan_seconds)
-
-
-# ---------------------------------------------------------------- joules
 
 
 def test_joules_by_device_and_cause() -> None:
@@ -103,7 +97,7 @@ def test_joules_by_device_and_cause() -> None:
     assert timeline.energy_joules(profile) == sum(found.values())
 
 
-def test_total_joules_have_the_idle_watts_of_who_takes_part() -> None:
+def test_total_joules_include_the_idle_watts_of_used_devices() -> None:
     model = chain(2)
     profile = cluster(model, ("a", "b", "c"), rate=512.0, power=WATTS).model_copy(update={"joules": "total"})
     timeline = run(layer_split(model, 1), profile, model, frames=3)
@@ -113,7 +107,7 @@ def test_total_joules_have_the_idle_watts_of_who_takes_part() -> None:
     assert timeline.energy_joules(profile) == pytest.approx(timeline.energy_joules(dynamic) + 2 * 100.0 * 18)
 
 
-def test_every_joule_says_where_it_comes_from() -> None:
+def test_joules_name_the_source_of_their_watts() -> None:
     model = chain(2)
     profile = cluster(model)
     metered = profile.devices[0].model_copy(update={"power_source": "RAPL"})
@@ -123,7 +117,7 @@ def test_every_joule_says_where_it_comes_from() -> None:
 
 
 @given(cases(), st.integers(1, 4))
-def test_joules_add_up_and_frames_of_a_kind_draw_the_same(case: tuple[Plan, Profile], frames: int) -> None:
+def test_joules_add_up_over_equal_frames(case: tuple[Plan, Profile], frames: int) -> None:
     plan, profile = case
     programs = lower(plan, halos())
     one, several = (simulate(programs, profile, halos(), n) for n in (1, frames))
@@ -140,9 +134,6 @@ def test_joules_add_up_and_frames_of_a_kind_draw_the_same(case: tuple[Plan, Prof
     if profile.joules == "total":
         by_hand += sum(profile.by_name[name].power.idle_watts for name in one.devices) * one.latency_seconds
     assert one.energy_joules(profile) == pytest.approx(by_hand)
-
-
-# ---------------------------------------------------------------- the critical path
 
 
 def summary(path: Sequence[Span]) -> list[tuple[str, str, float, float]]:
@@ -182,7 +173,7 @@ def test_a_message_that_queued_for_a_down_link_is_on_the_path() -> None:
     assert path == (spans[0], spans[3], spans[4]), "from a: 1 s of latency; then from b"
 
 
-def test_a_frame_without_an_answer_has_no_path() -> None:
+def test_the_critical_path_of_an_unanswered_frame_is_an_error() -> None:
     timeline, _ = two_devices()
     with pytest.raises(PlanError, match="frame 5 was not answered"):
         timeline.critical_path(5)
@@ -215,7 +206,7 @@ def test_spans_and_latencies_on_the_critical_path_add_up(
         assert total == pytest.approx(answered - asked, abs=slack)
 
 
-# As a cluster reports it: messages are taken when they come, nobody knows what waited for what.
+# As a cluster reports it: messages are taken when they arrive, and causes are not known.
 MEASURED = (
     Span("a", 7, "receive", "from @client", 0.001, 0.001, -1, "@client", 8, 0),
     Span("a", 7, "compute", "conv 1", 0.0011, 0.0051, 0),
@@ -242,8 +233,8 @@ def test_the_critical_path_of_a_measurement_follows_from_its_times() -> None:
     ]
 
 
-def test_a_message_that_lay_there_is_not_what_a_busy_device_waited_for() -> None:
-    """b's rows are taken right after a's long computation: a kept them waiting, not b."""
+def test_a_busy_device_did_not_wait_for_a_message_that_had_arrived() -> None:
+    """Rows of b are taken right after a long computation on a, so they waited for a."""
     late = [s._replace(stop_seconds=0.0300) if (s.device, s.label) == ("a", "conv 2") else s for s in MEASURED[:-2]]
     late.append(MEASURED[-2]._replace(start_seconds=0.03005, stop_seconds=0.03005))
     late.append(MEASURED[-1]._replace(start_seconds=0.0301, stop_seconds=0.0302))
@@ -253,7 +244,7 @@ def test_a_message_that_lay_there_is_not_what_a_busy_device_waited_for() -> None
 
 @given(cases(), st.integers(1, 3), st.floats(-1.0, 1.0))
 def test_any_measurement_has_a_path_in_order(case: tuple[Plan, Profile], frames: int, skew: float) -> None:
-    """Even where the clock of a device is off."""
+    """The path is in order even if the clock of a device is off."""
     plan, profile = case
     timeline = simulate(lower(plan, halos()), profile, halos(), frames, in_flight=2)
     spans = tuple(
@@ -268,9 +259,6 @@ def test_any_measurement_has_a_path_in_order(case: tuple[Plan, Profile], frames:
         assert all(span.seconds >= 0 for span in path)
         assert all(span.stop_seconds <= after.start_seconds for span, after in itertools.pairwise(path))
         assert path[0].start_seconds >= min(asked, path[-1].start_seconds)
-
-
-# ---------------------------------------------------------------- the timeline as a file
 
 
 def test_a_saved_timeline_is_a_chrome_trace(tmp_path: Path) -> None:
@@ -322,14 +310,14 @@ def test_a_measured_timeline_survives_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "3", '{"traceEvents": []}', '{"traceEvents": [{"ph": "X"}], "otherData": {}}', "\udcff"]
 )
-def test_a_file_that_is_no_timeline_is_named(tmp_path: Path, text: str) -> None:
+def test_the_error_names_a_file_that_is_not_a_timeline(tmp_path: Path, text: str) -> None:
     path = tmp_path / "other.json"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(PlanError, match=r"other\.json is not a timeline that coedge saved"):
         Timeline.load(path)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"cannot read the timeline .*none\.json"):
         Timeline.load(tmp_path / "none.json")
 
