@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nets import Array, Net, one_stage
+from nets import Array, Net, make_plan, one_stage
 from waiting import MOST_SECONDS, until
 
 from coedge.core.errors import ClusterError, CoEdgeError, FrameTimeout, StepFailed
@@ -115,6 +115,22 @@ def ends_with(job: Job, kind: type[BaseException], text: str) -> None:
     assert job.done(), f"frame {job.frame} never ends"
     with pytest.raises(kind, match=text):
         job.result()
+
+
+@pytest.mark.parametrize("sender", [2, 7], ids=["another device of the plan", "a device of no cluster"])
+def test_an_answer_counts_only_from_the_sink(sender: int) -> None:
+    plan = make_plan(model(), [(1, {"b": UNIT})], "a")
+    both = LoadedPlan(1, model(), plan, lower(plan, model()))
+    transport = ScriptedTransport()
+    dispatcher = Dispatcher(transport, {"a": 0, "b": 2}, {}, 1, late)
+    try:
+        job = dispatcher.submit(both, (X,), False, LONG)
+        for index, value in ((sender, 5 * X), (0, X)):
+            transport.incoming.put(Message(MessageKind.ANSWER, index, 1, job.frame, 0, (value,)))
+        until(job.done, "the frame is answered")
+        np.testing.assert_array_equal(job.result(), X)
+    finally:
+        dispatcher.close()
 
 
 @pytest.mark.parametrize("error", [OSError("the socket is gone"), SystemExit(1), RuntimeError("no context")])

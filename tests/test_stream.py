@@ -278,6 +278,7 @@ def held(*roots: Any) -> int:
     return count
 
 
+@pytest.mark.deep
 def test_ten_thousand_frames_leave_nothing_behind() -> None:
     # A worker remembers the last 4096 frames of each plan: of both, from the 8192nd on.
     model, frames, watched = tiny(), 10_000, 1000
