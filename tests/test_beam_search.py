@@ -40,7 +40,7 @@ def all_paths(costs: StageCosts) -> Iterator[Path]:
 
 
 @given(data=st.data())
-@examples(10)
+@examples(10, 3)
 def test_paths_go_from_the_first_layer_to_the_last_on_allowed_layouts(data: st.DataObject) -> None:
     seed, devices = data.draw(st.integers(0, 1000)), data.draw(st.integers(1, 4))
     costs = tables(seed, data.draw(st.integers(1, 6)), data.draw(st.integers(1, 9)), devices)
