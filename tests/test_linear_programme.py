@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nets import examples, zoo_model
+from test_algorithm_1 import synthetic_profile
 
 from benchmarks.instances import chain, small_profile
 from coedge.core.objective import Objective
@@ -177,6 +178,20 @@ def test_a_change_of_bandwidth_needs_no_new_programme(data: st.DataObject) -> No
     fresh = anew.solve(changed, Objective())
     assert again is not None and fresh is not None
     assert again.seconds == pytest.approx(fresh.seconds, rel=1e-5)
+
+
+@pytest.mark.parametrize(("transmit_watts", "edge"), [(0.0, 1 / 24), (1e6, 23 / 24)])
+def test_joules_of_sending_decide_whether_rows_move_to_a_device_of_fewer_watts(
+    transmit_watts: float, edge: float
+) -> None:
+    """`b` computes with half the watts of the source. It gets all rows but one where sending is free, else one."""
+    model = chain(0, layers=4, rows=24)
+    watts = {"a": (2.0, transmit_watts), "b": (1.0, transmit_watts)}
+    profile = synthetic_profile(model, {"a": 1.0, "b": 1.0}, 1e7, 0.0, watts)
+    draft = (DraftStage(0, len(model.layers), in_proportion({"a": 1.0, "b": 1.0})),)
+    solved = BoundaryProblem(model, profile, ReceptiveFields(model), draft).solve(profile, Objective(goal="energy"))
+    assert solved is not None
+    assert solved.stages[0].layout.edges[1] == pytest.approx(edge, abs=1e-3)
 
 
 def test_a_deadline_that_cannot_be_met_leaves_nothing() -> None:
