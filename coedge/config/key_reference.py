@@ -41,9 +41,10 @@ def section_of(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def description_of(section: type[BaseModel], name: str) -> str:
-    """Return the description of a field, or its line under `Attributes:` in the docstring of its class."""
-    line = re.search(rf"^ +{name}: (.+)$", inspect.getdoc(section) or "", re.MULTILINE)
-    return section.model_fields[name].description or (line.group(1) if line else "")
+    """Return the description of a field, or its entry under `Attributes:` in the docstring of its class."""
+    # An entry goes on in the lines below it that are indented further.
+    entry = re.search(rf"^( +){name}: (.+(?:\n\1 +.+)*)", inspect.getdoc(section) or "", re.MULTILINE)
+    return section.model_fields[name].description or (" ".join(entry.group(2).split()) if entry else "")
 
 
 def allowed_values(field: FieldInfo) -> str:

@@ -7,6 +7,9 @@ from collections.abc import Collection, Sequence
 import onnx
 from onnx import TensorProto
 
+# Constants with more elements than this are passed beside the graph.
+LARGE_ELEMENTS = 1_000_000
+
 
 def stub(name: str, data_type: int, dims: Sequence[int]) -> TensorProto:
     """Return an initialiser without its values, which the session receives separately."""

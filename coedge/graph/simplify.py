@@ -13,10 +13,9 @@ import onnx
 from onnx import helper, numpy_helper
 
 from coedge.core.errors import CaptureError, innermost_message
-from coedge.graph.large_weights import stub, without_initializers
+from coedge.graph.large_weights import LARGE_ELEMENTS, stub, without_initializers
 from coedge.graph.quantised import tighten
 
-LARGE_ELEMENTS = 1_000_000
 # This optimiser turns a channels-last MatMul into a Gemm with one row per pixel, and no layer behind it could be split.
 FLATTENS_ROWS = "MatMulAddFusion"
 

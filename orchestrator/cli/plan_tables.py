@@ -21,7 +21,8 @@ MAX_NAMES = 3
 def plan_table(plan: Plan, layers: int) -> Table:
     """Return a table with a row per run of stages with the same shares, and a bar of the shares."""
     nearest = "" if plan.feasible else "; infeasible, the nearest plan"
-    title = f"plan {plan.scheme}: {len(plan.stages)} stages of {layers} layers, {plan.source} -> {plan.sink}{nearest}"
+    count = f"{len(plan.stages)} stage{'' if len(plan.stages) == 1 else 's'}"
+    title = f"plan {plan.scheme}: {count} of {layers} layers, {plan.source} -> {plan.sink}{nearest}"
     table = Table(title=title, title_justify="left", header_style="bold")
     table.add_column("stages")
     table.add_column("layers")

@@ -17,7 +17,7 @@ from coedge.core.provider import ON_CPU, Provider
 from coedge.core.region import Region
 from coedge.execution.program import Compute, Part, Patch, Program, Read, Receive, Step, Tile
 from coedge.graph.graph import Tensor
-from coedge.graph.large_weights import stub, without_initializers
+from coedge.graph.large_weights import LARGE_ELEMENTS, stub, without_initializers
 from coedge.graph.model import Model
 from coedge.graph.tile import build_tile, vector_matrices
 from coedge.graph.weight_slice import WeightSlice
@@ -27,7 +27,6 @@ from workers.transport.message import MalformedMessage
 
 Array = NDArray[Any]
 
-LARGE_ELEMENTS = 1_000_000
 # Matrices of at least this size are inputs of the session, which reads them in place. Otherwise it would copy them.
 FED_NBYTES = 4_000_000
 
