@@ -1,7 +1,7 @@
-"""What plans are predicted to be worth, and how long they take to make. No device is needed.
+"""Measure predicted costs of plans and planning times. No device is needed.
 
     table    every scheme against `auto`: zoo x test beds, latency and energy (for least latency)
-    times    a plan for eight devices from nothing; again after a change of bandwidth
+    times    a plan for eight devices from nothing, and new boundaries after a change of bandwidth
     growth   a plan for more and more devices, and of networks of more and more layers; with a picture
     rises    how often better conditions give a worse plan (see `benchmarks.monotonicity`)
 
@@ -24,6 +24,7 @@ from coedge.plan.plan import Plan
 from coedge.profile.profile import Link, Profile
 from coedge.profile.testbed import load_testbed, profile_of
 from orchestrator.cli.models import load_model
+from orchestrator.evaluation.cost_table import CostTable
 from orchestrator.planner.planner import AUTO, SCHEMES, make_plan
 from orchestrator.search.draft import as_draft, as_stages
 from orchestrator.search.linear_programme import BoundaryProblem
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 def table(report: Report, models: dict[str, Model]) -> None:
-    """Latency of every scheme over that of `auto`; the geometric mean over the networks, bed by bed."""
+    """Report the latency of every scheme over that of `auto`, as geometric mean over the networks of each test bed."""
     worst = 1.0
     for path in sorted(BEDS.glob("*.yaml")):
         bed, ratios, joules, bounds = path.stem, dict[str, list[float]](), dict[str, list[float]](), []
@@ -87,7 +88,7 @@ def table(report: Report, models: dict[str, Model]) -> None:
 def times(report: Report, models: dict[str, Model]) -> None:
     for name, model in models.items():
         profile = of_size(model, 8)
-        model.hash  # noqa: B018  # worked out once in the life of a model
+        model.hash  # noqa: B018  # computed once per model, not part of planning
         seconds, plan = timed(model, profile)
         report.at_most(f"{name}: cold plan, 8 devices", seconds, "s", 2)
         report.at_most(f"{name}: again after a change of bandwidth", replan(model, profile, plan) * 1e3, "ms", 100)
@@ -100,12 +101,13 @@ def timed(model: Model, profile: Profile) -> tuple[float, Plan]:
 
 
 def replan(model: Model, profile: Profile, plan: Plan) -> float:
-    """Seconds for new boundaries with the same cuts, after all links became a third slower; median of five."""
+    """Return the seconds for new boundaries with the same cuts after a change of all links; the median of five."""
     draft = as_draft(plan.stages)
     if draft is None:
         return 0.0
-    programme = BoundaryProblem(model, profile, ReceptiveFields(model), draft, again=True)
-    programme.solve(profile, Objective())
+    table = CostTable.of(model, profile)
+    programme = BoundaryProblem(table, ReceptiveFields(model), draft, again=True)
+    programme.solve(table, Objective())
     taken = []
     for factor in (0.67, 0.9, 1.1, 0.8, 0.7):
         links = tuple(
@@ -113,7 +115,7 @@ def replan(model: Model, profile: Profile, plan: Plan) -> float:
         )
         changed = profile.model_copy(update={"links": links})
         start = time.perf_counter()
-        solved = programme.solve(changed, Objective())
+        solved = programme.solve(table.with_links(changed), Objective())
         assert solved is not None
         as_stages(nearest(model, solved.stages))
         taken.append(time.perf_counter() - start)
@@ -121,7 +123,7 @@ def replan(model: Model, profile: Profile, plan: Plan) -> float:
 
 
 def of_size(model: Model, count: int) -> Profile:
-    """Devices of four speeds in turn, on 1 Gbit/s."""
+    """Return a profile of devices of four speeds in turn, on 1 Gbit/s."""
     bed = profile_of(load_testbed(BEDS / "rack-1000mbps.yaml"), model)
     one = bed.devices[0]
     devices = []

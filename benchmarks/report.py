@@ -1,4 +1,4 @@
-"""What every benchmark prints and keeps: rows with what was to be reached, and the raw samples behind them."""
+"""Reports of benchmarks: rows with targets, and the raw samples behind them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Row:
     """One figure.
 
     Attributes:
-        reach: what it should be, as text; "" where it is only reported.
-        holds: whether it is; None where it is only reported.
+        target: the limit, as text; "" if the figure is only reported.
+        holds: whether the limit holds; None if the figure is only reported.
     """
 
     what: str
     value: float
     unit: str
-    receptive_fields: str = ""
+    target: str = ""
     holds: bool | None = None
 
 
@@ -50,17 +50,17 @@ class Report:
         self.rows.append(Row(what, value, unit))
 
     def sample(self, what: str, values: Sequence[float]) -> float:
-        """Keeps raw samples; their median."""
+        """Keep raw samples, and return their median."""
         self.samples.setdefault(what, []).extend(values)
         return statistics.median(values)
 
     def beside(self, ending: str) -> Path:
-        """Where a file of this report goes."""
+        """Return the path of a file that belongs to this report."""
         RESULTS.mkdir(exist_ok=True)
         return RESULTS / f"{self.name}-{self.stamp}{ending}"
 
     def finish(self, as_json: bool) -> None:
-        """Saves everything under `benchmarks/results`, and prints the rows."""
+        """Save everything under `benchmarks/results`, and print the rows."""
         kept = {
             "name": self.name,
             "environment": environment(),
@@ -75,16 +75,16 @@ class Report:
         from rich.table import Table
 
         table = Table(title=self.name, title_justify="left", header_style="bold")
-        for column in ("what", "value", "unit", "reach", "holds"):
+        for column in ("what", "value", "unit", "target", "holds"):
             table.add_column(column, justify="right" if column == "value" else "left")
         for row in self.rows:
             holds = "" if row.holds is None else "yes" if row.holds else "[red]no[/]"
-            table.add_row(row.what, f"{row.value:.3g}", row.unit, row.receptive_fields, holds)
+            table.add_row(row.what, f"{row.value:.3g}", row.unit, row.target, holds)
         Console(width=140).print(table)
 
 
 def environment() -> dict[str, Any]:
-    """Machine, library versions and commit."""
+    """Return the machine, library versions and commit."""
     try:
         commit = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
@@ -95,14 +95,19 @@ def environment() -> dict[str, Any]:
 
 
 def arguments(description: str | None, **counts: int) -> argparse.Namespace:
-    """What was asked for on the command line.
+    """Parse the command line of a benchmark.
 
     Args:
-        counts: whole numbers that may be given too, with their defaults.
+        counts: names of further options that take a whole number, with their defaults.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    parser.add_argument("--quick", action="store_true", help="few samples: does it run?")
+    return parser(description, **counts).parse_args()
+
+
+def parser(description: str | None, **counts: int) -> argparse.ArgumentParser:
+    """Return the parser of the options that every benchmark has; arguments as for `arguments`."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--json", action="store_true", help="print the rows as JSON")
+    made.add_argument("--quick", action="store_true", help="few samples: does it run?")
     for name, default in counts.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{default} by default")
-    return parser.parse_args()
+        made.add_argument(f"--{name}", type=int, default=default, help=f"{default} by default")
+    return made

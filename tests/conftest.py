@@ -74,7 +74,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 # Steps of the search in the short suite: tests of what holds for any plan need no long search. Random tests of plans
 # run again in the deep suite, which searches as long as users do.
-SHORT_SEARCH = {"MULTISTART_STEPS": 5_000, "POLISH_STEPS": 2_000}
+SHORT_SEARCH = {"MULTISTART_STEPS": 5_000, "LOCAL_SEARCH_STEPS": 2_000}
 
 
 @pytest.fixture(scope="session", autouse=True)

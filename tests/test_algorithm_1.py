@@ -1,4 +1,4 @@
-"""The paper's linear programme and its Algorithm 1: certificates, another solver, and all subsets of devices."""
+"""CoEdge's linear programme and its Algorithm 1: certificates, another solver, and all subsets of devices."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def synthetic_profile(
     memory: Mapping[str, float] | None = None,
     source: str | None = None,
 ) -> Profile:
-    """Devices whose layer times are those of one board, over their speed; links as slow as their slower end."""
+    """Return devices with one board's layer times divided by their speed; a link has the rate of its slower end."""
     rates = {name: rate if isinstance(rate, float) else rate[name] for name in speeds}
     devices = []
     for name, speed in speeds.items():
@@ -88,7 +88,7 @@ def profiles(draw: st.DrawFn, model: Model, least: int = 2, most: int = 5, least
 
 @st.composite
 def objectives(draw: st.DrawFn, fastest: float) -> Objective:
-    """Least latency, weighted, or least energy with a deadline around (and below) what one device can do."""
+    """Least latency, a weighted sum, or least energy with a deadline around the latency of one device."""
     deadline = draw(st.none() | st.floats(0.2, 5).map(lambda share: share * fastest * 1000))
     if draw(st.booleans()):
         return Objective(goal="energy", deadline_ms=deadline)
@@ -102,7 +102,7 @@ def fastest_device_seconds(model: Model, profile: Profile) -> float:
 
 
 def subsets(names: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """All but the empty one, order kept."""
+    """Return all subsets except the empty one, in order."""
     return itertools.chain.from_iterable(itertools.combinations(names, n) for n in range(1, len(names) + 1))
 
 
@@ -111,21 +111,21 @@ def positive(solution: Solution) -> dict[str, float]:
 
 
 def exhaustive(model: Model, profile: Profile, objective: Objective, moved: Traffic) -> Solution | None:
-    """The best legal solution over all subsets of the devices."""
+    """Return the best legal solution over all subsets of the devices."""
     solutions = [solve(model, profile, objective, names, moved) for names in subsets(profile.names)]
     for solution in sorted((s for s in solutions if s is not None), key=lambda s: s.cost):
-        if is_legal(model, profile, positive(solution), moved):
+        if is_legal(model, positive(solution), moved):
             return solution
     return None
 
 
-# ---------------------------------------------------------------- the programme, from its formulae
+# The programme, from its formulae
 
 
 def coefficients(
     model: Model, profile: Profile, moved: Traffic, names: tuple[str, ...], alone: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float, np.ndarray]:
-    """From the formulae: seconds of layer l on device i = A[l, i] share + B[l, i], joules = c share + d, up-link."""
+    """Compute (A, B, c, d, up-link): layer l takes device i A[l, i] share + B[l, i] seconds; joules = c share + d."""
     layers, count = len(model.layers) + 1, len(names)
     a, b, c, d = np.zeros((layers, count)), np.zeros((layers, count)), np.zeros(count), 0.0
     power = {device.name: device.power for device in profile.devices}
@@ -146,7 +146,7 @@ def coefficients(
                 messages.append((names[i - 1], moved.down[k]))
             if i < count - 1:
                 messages.append((names[i + 1], moved.up[k]))
-            # What neighbours and the others send for a reduction comes as one message.
+            # Halo rows and partial results from one sender arrive as one message.
             for other in names:
                 if other == name:
                     continue
@@ -189,7 +189,7 @@ def coefficients(
 
 
 def check_certificate(model: Model, profile: Profile, objective: Objective, moved: Traffic, found: Solution) -> None:
-    """Shares are a partition, T_l is the slowest device of each layer, and the constraints hold."""
+    """Check that the shares sum to one, T_l is the slowest device of each layer, and the constraints hold."""
     names = tuple(found.shares)
     share = np.array(list(found.shares.values()))
     assert share.sum() == pytest.approx(1) and (share >= 0).all()
@@ -206,7 +206,7 @@ def check_certificate(model: Model, profile: Profile, objective: Objective, move
 def highs(
     model: Model, profile: Profile, objective: Objective, moved: Traffic, names: tuple[str, ...], alone: str
 ) -> float | None:
-    """The optimum of the same programme by scipy's HiGHS, written out as matrices."""
+    """Return the optimum of the same programme by scipy's HiGHS, written as matrices."""
     a, b, c, d, uplink = coefficients(model, profile, moved, names, alone)
     layers, count = a.shape
     rows, limits = [], []
@@ -226,7 +226,7 @@ def highs(
     weight = 1.0 if energy else objective.energy_weight
     cost = np.concatenate([weight * c, np.full(layers, 0.0 if energy else 1.0)])
     equal = np.concatenate([np.ones(count), np.zeros(layers)])[None]
-    scale = 1e3  # milliseconds and millijoules: HiGHS has absolute tolerances
+    scale = 1e3  # in milliseconds and millijoules, because HiGHS has absolute tolerances
     found = linprog(
         cost * scale, np.array(rows) * scale, np.array(limits) * scale, equal, [1.0], bounds=(0, None), method="highs"
     )
@@ -247,7 +247,7 @@ def test_programme_agrees_with_another_solver_and_carries_its_certificate(name: 
         return
     check_certificate(model, profile, objective, moved, found)
     best = highs(model, profile, objective, moved, profile.names, found.alone)
-    if best is None:  # at the very edge of what is feasible the solvers may differ
+    if best is None:  # the solvers may disagree on instances that are barely feasible
         assert found.seconds == pytest.approx(objective.deadline_seconds, rel=1e-4)
     else:
         assert found.cost == pytest.approx(best, rel=1e-4, abs=1e-9)
@@ -256,7 +256,7 @@ def test_programme_agrees_with_another_solver_and_carries_its_certificate(name: 
 @given(data=st.data())
 @examples(40)
 def test_programme_is_solved_for_clusters_of_any_scale(data: st.DataObject) -> None:
-    """From a link of 100 bytes a second to one of 100 GB/s, from microseconds to minutes."""
+    """Links range from 100 bytes to 100 GB per second, layer times from microseconds to minutes."""
     model, moved = zoo_model("alexnet"), moved_by("alexnet")
     names = "abcd"
     profile = synthetic_profile(
@@ -271,11 +271,11 @@ def test_programme_is_solved_for_clusters_of_any_scale(data: st.DataObject) -> N
     assert found is not None, "without a deadline every split is feasible"
     check_certificate(model, profile, objective, moved, found)
     best = highs(model, profile, objective, moved, profile.names, found.alone)
-    if best is not None:  # HiGHS gives up on some of these
+    if best is not None:  # HiGHS gives up on some of these programmes
         assert found.cost <= best * (1 + 1e-2) + 1e-9
 
 
-# ---------------------------------------------------------------- Algorithm 1 against all subsets
+# Algorithm 1 against all subsets
 
 
 def random_cases(count: int) -> Iterator[tuple[str, Profile, Objective]]:
@@ -299,7 +299,7 @@ def random_cases(count: int) -> Iterator[tuple[str, Profile, Objective]]:
 
 @pytest.mark.parametrize("count", deep_after([36, 72], [36]))
 def test_algorithm_1_against_all_subsets(count: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """The paper's rule is a heuristic: never better than all subsets, mostly equal, and never feasible by mistake."""
+    """The paper's rule is a heuristic: never better than all subsets, mostly equal, feasible only if a subset is."""
     ratios, missed = [], 0
     for name, profile, objective in random_cases(count):
         model, moved = zoo_model(name), moved_by(name)
@@ -309,7 +309,7 @@ def test_algorithm_1_against_all_subsets(count: int, capsys: pytest.CaptureFixtu
             continue
         assert best is not None, f"Algorithm 1 found a split of {name} where no subset has one"
         check_certificate(model, profile, objective, moved, found)
-        assert is_legal(model, profile, found.shares, moved)
+        assert is_legal(model, found.shares, moved)
         assert min(found.shares.values()) > 0
         assert found.cost >= best.cost * (1 - 1e-4)
         ratios.append(found.cost / best.cost)
@@ -333,7 +333,7 @@ def test_halos_of_the_plan_come_from_direct_neighbours(name: str, data: st.DataO
 
 
 def check_neighbours(plan: Plan, model: Model) -> None:
-    """Only the input, shares of reductions and what one device has whole may come from anywhere."""
+    """Only the input, partial results of reductions and tensors made whole may come from any device."""
     whole = {
         name
         for layer in model.layers
@@ -354,24 +354,24 @@ def check_neighbours(plan: Plan, model: Model) -> None:
                     assert apart == 1, f"{name} sends {part.region} of {tensor.name!r} to {step.peer}\n{plan}"
 
 
-def test_many_devices_on_few_rows_are_thinned_out_until_halos_are_local() -> None:
-    """Eight equal devices with free links: all would be used, were it not for maps of four rows at the end."""
+def test_devices_are_removed_until_halos_come_from_neighbours() -> None:
+    """Eight equal devices with free links would all be used, if the last maps had more than four rows."""
     model = zoo_model("resnet18")
     profile = synthetic_profile(model, dict.fromkeys("abcdefgh", 1.0), 1e12, 0.0)
     unlimited = solve(model, profile, Objective(), profile.names, moved_by("resnet18"))
     assert unlimited is not None and len(positive(unlimited)) > 4
-    assert not is_legal(model, profile, positive(unlimited), moved_by("resnet18"))
+    assert not is_legal(model, positive(unlimited), moved_by("resnet18"))
     plan = make_plan(model, profile, scheme="coedge")
     assert 1 < len(plan.stages[0].regions) <= 4
     check_neighbours(plan, model)
 
 
-# ---------------------------------------------------------------- bytes that move
+# Bytes that move
 
 
 @functools.cache
 def chain() -> Model:
-    """64 x 8 pixels, 4 channels of 8 columns in float32: 128 bytes a row. 3x3, 3x3 with stride 2, 1x1, 5x5, dense."""
+    """64 x 8 pixels, 4 float32 channels, so 128 bytes per row: 3x3, 3x3 with stride 2, 1x1, 5x5, dense."""
     net = Net()
     x = net.input([1, 4, 64, 8])
     x = net.op("Conv", x, net.weight(4, 4, 3, 3), pads=[1, 1, 1, 1])
@@ -385,7 +385,7 @@ def chain() -> Model:
 
 @functools.cache
 def softmax_inside() -> Model:
-    """A layer in the middle that needs all rows, and convolutions behind it."""
+    """A layer in the middle that needs all rows, and convolutions after it."""
     net = Net()
     x = net.input([1, 4, 32, 8])
     for _ in range(2):
@@ -407,7 +407,7 @@ def test_bytes_of_halos_by_hand() -> None:
     model, row = chain(), 4 * 8 * 4
     moved = traffic(model)
     assert [layer.splittable for layer in model.layers] == [True] * 5 + [False] * (len(model.layers) - 5)
-    # Stride 2: out row o reads rows 2 o - 1 to 2 o + 1, so the last one above the border reads nothing below it.
+    # With stride 2, output row o reads rows 2 o - 1 to 2 o + 1, so the last row above the border reads none below it.
     assert list(moved.down[:5] / row) == [0, 1, 1, 0, 2]
     assert list(moved.up[:5] / row) == [0, 1, 0, 0, 2]
     assert moved.whole.sum() == 32 * row and moved.gathered.sum() == 0 and moved.scattered.sum() == 0
@@ -415,13 +415,13 @@ def test_bytes_of_halos_by_hand() -> None:
     assert moved.halo_share == 2 / 32
 
 
-def test_shares_of_a_reduction_go_to_everybody() -> None:
+def test_partial_results_go_to_all_devices() -> None:
     moved = moved_by("mobilenet_v3")
     assert moved.gathered.sum() > 0 and np.count_nonzero(moved.gathered) >= 8, "squeeze-and-excite blocks"
     assert not np.any((moved.gathered > 0) & (moved.gathered > 16384)), "one number per channel"
 
 
-def test_what_one_device_made_whole_is_dealt_out_again() -> None:
+def test_tensors_made_whole_are_scattered() -> None:
     model = softmax_inside()
     index = next(layer.index for layer in model.layers if not layer.splittable)
     moved = traffic(model)
@@ -434,7 +434,7 @@ def test_what_one_device_made_whole_is_dealt_out_again() -> None:
     check_neighbours(plan, model)
 
 
-# ---------------------------------------------------------------- the traps
+# The traps
 
 
 @pytest.mark.parametrize("name", ["unet", "alexnet"])
@@ -457,7 +457,7 @@ def test_a_looser_deadline_never_costs_more_energy(name: str, data: st.DataObjec
 @pytest.mark.parametrize("name", MODELS)
 @given(data=st.data())
 @examples(5)
-def test_with_time_to_spare_the_single_cheapest_device_does_it(name: str, data: st.DataObject) -> None:
+def test_a_loose_deadline_leaves_the_work_to_the_cheapest_device(name: str, data: st.DataObject) -> None:
     model = zoo_model(name)
     profile = data.draw(profiles(model, least_watts=0.5))
     objective = Objective(goal="energy", deadline_ms=1e9)
@@ -465,12 +465,12 @@ def test_with_time_to_spare_the_single_cheapest_device_does_it(name: str, data: 
     single = single_device("single", model, profile, objective)
     assert plan.feasible and plan.predicted is not None and single.predicted is not None
     assert all(len(stage.regions) == 1 for stage in plan.stages)
-    # Its vertex is the least joules per row: what a layer costs without any rows does not count there.
+    # The optimum minimises joules per row; fixed joules of a layer do not depend on the shares.
     assert plan.predicted.energy_joules <= single.predicted.energy_joules * 1.1
 
 
-def test_equals_do_not_share_for_nothing() -> None:
-    """Any split of equal devices costs the same joules per row; only its halos come on top."""
+def test_equal_devices_do_not_share_without_a_gain() -> None:
+    """Any split of equal devices costs the same joules per row, and its halos cost extra."""
     model = zoo_model("resnet18")
     profile = synthetic_profile(model, dict.fromkeys("abc", 0.5), watts=dict.fromkeys("abc", (4.0, 0.0)))
     plan = make_plan(model, profile, Objective(goal="energy", deadline_ms=1e6), "coedge")
@@ -478,7 +478,7 @@ def test_equals_do_not_share_for_nothing() -> None:
 
 
 def only(profile: Profile, *names: str) -> Profile:
-    """The profile of a cluster without the others."""
+    """Return the profile without the other devices."""
     return profile.model_copy(
         update={
             "devices": tuple(d for d in profile.devices if d.name in names),
@@ -489,7 +489,7 @@ def only(profile: Profile, *names: str) -> Profile:
 
 @pytest.mark.parametrize("scheme", ["coedge", "local", "auto"])
 @pytest.mark.parametrize("name", ["alexnet", "unet"])
-def test_an_impossible_deadline_gives_the_fastest_single_device_and_says_so(name: str, scheme: str) -> None:
+def test_an_impossible_deadline_gives_the_fastest_device_and_a_reason(name: str, scheme: str) -> None:
     model = zoo_model(name)
     profile = synthetic_profile(model, {"a": 0.1, "b": 0.9, "c": 0.3}, 1e8, source="a")
     for objective in (Objective(deadline_ms=0.001), Objective(goal="energy", deadline_ms=0.001)):
@@ -503,8 +503,8 @@ def test_an_impossible_deadline_gives_the_fastest_single_device_and_says_so(name
 
 @given(data=st.data())
 @examples(10)
-def test_who_leaves_takes_its_halos_along(data: st.DataObject) -> None:
-    """The programme on two of three devices is that of a cluster that never had the third one."""
+def test_a_removed_device_takes_its_halo_terms_along(data: st.DataObject) -> None:
+    """The programme on two of three devices equals that of a cluster without the third device."""
     model, moved = zoo_model("unet"), moved_by("unet")
     profile = data.draw(profiles(model, 3, 3))
     leaver = data.draw(st.sampled_from(profile.names))
@@ -525,7 +525,7 @@ def test_memory_limits_are_kept(data: st.DataObject) -> None:
     model = zoo_model("vgg16")
     profile = data.draw(profiles(model, 2, 4))
     names = profile.names
-    roomy = profile.source  # the image must be somewhere
+    roomy = profile.source  # the source holds the image
     limits = {n: None if n == roomy else data.draw(powers_of_ten(4, 8)) for n in names}
     limited = profile.model_copy(
         update={"devices": tuple(d.model_copy(update={"memory_bytes": limits[d.name]}) for d in profile.devices)}
@@ -537,7 +537,7 @@ def test_memory_limits_are_kept(data: st.DataObject) -> None:
         assert limit is None or not program.steps or program_nbytes(program, model) <= limit
 
 
-def test_a_device_short_of_memory_gets_less() -> None:
+def test_a_device_with_little_memory_gets_fewer_rows() -> None:
     model = zoo_model("unet")
     speeds = dict.fromkeys("abc", 0.01)
     free = make_plan(model, synthetic_profile(model, speeds, 1e9, 1e-5), scheme="coedge")
@@ -551,7 +551,7 @@ def test_a_device_short_of_memory_gets_less() -> None:
     assert "b" not in got or got["b"].row_stop - got["b"].row_start < share["b"]
 
 
-def test_infeasible_by_memory_says_who_and_how_much() -> None:
+def test_a_memory_violation_names_the_device_and_the_bytes() -> None:
     model = zoo_model("alexnet")
     profile = synthetic_profile(model, {"a": 1.0, "b": 0.5}, memory={"a": 1e5, "b": 1e5})
     for scheme in (*SCHEMES, "auto"):
@@ -600,7 +600,7 @@ def test_a_model_that_cannot_be_split() -> None:
 
 
 def test_equal_devices_with_fast_links_share_the_work() -> None:
-    """No heuristic may hide the point of it all: where splitting pays, it is done."""
+    """If splitting pays, the work is split."""
     model = zoo_model("vgg16")
     profile = synthetic_profile(model, dict.fromkeys("abc", 0.001), 1e9, 1e-5)
     plan = make_plan(model, profile, scheme="coedge")

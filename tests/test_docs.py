@@ -233,7 +233,7 @@ def small_and_quick(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COEDGE_SET", "profile_budget_seconds=0.5")
     monkeypatch.setattr("coedge.zoo.build", small_network)
     monkeypatch.setattr("orchestrator.cli.models.capture", capture_once)
-    for effort in ("MULTISTART_STEPS", "POLISH_STEPS"):
+    for effort in ("MULTISTART_STEPS", "LOCAL_SEARCH_STEPS"):
         monkeypatch.setattr(f"orchestrator.search.space.{effort}", 500)
 
 

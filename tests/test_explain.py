@@ -24,6 +24,7 @@ from coedge.plan.lowering import lower
 from coedge.plan.plan import Plan, check_plan
 from coedge.profile.profile import Medium, Profile
 from coedge.simulation.simulator import simulate
+from orchestrator.evaluation.cost_table import CostTable
 from orchestrator.evaluation.evaluator import Evaluator
 from orchestrator.planner.explain import sensitivity
 from orchestrator.planner.explain.constraints import check_constraints
@@ -333,12 +334,13 @@ def test_the_multiplier_of_the_deadline_is_the_derivative_of_the_optimum() -> No
     alone = in_proportion({"a": 1.0})
     last = next(layer.index for layer in model.layers if not layer.splittable)
     draft = (DraftStage(0, last, layout), DraftStage(last, len(model.layers), alone))
-    programme = BoundaryProblem(model, profile, ReceptiveFields(model), draft)
-    fast = programme.solve(profile, Objective())
+    table = CostTable.of(model, profile)
+    programme = BoundaryProblem(table, ReceptiveFields(model), draft)
+    fast = programme.solve(table, Objective())
     assert fast is not None and fast.deadline_price == pytest.approx(0, abs=1e-6)
 
     def joules_within(seconds: float) -> tuple[float, float]:
-        solved = programme.solve(profile, Objective(goal="energy", deadline_ms=seconds * 1e3))
+        solved = programme.solve(table, Objective(goal="energy", deadline_ms=seconds * 1e3))
         assert solved is not None
         value = float(programme.problem.objective.value)
         unit = solved.seconds / float(programme._latency.value)

@@ -1,8 +1,10 @@
-"""The parts of the search: reach tables, shortest path, the convex core with its certificate, rounding, dress."""
+"""Parts of the search: receptive fields, shortest path, convex programme, rounding, transfer options."""
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
+from typing import Any
 
 import cvxpy
 import numpy as np
@@ -18,6 +20,7 @@ from coedge.core.region import Region
 from coedge.graph.model import Model
 from coedge.plan.tiles import tile_of
 from coedge.profile.profile import CodecSpeed, Profile
+from orchestrator.evaluation.cost_table import CostTable
 from orchestrator.evaluation.evaluator import Evaluator
 from orchestrator.search.draft import DraftStage, as_stages
 from orchestrator.search.layout import Layout, candidates, in_proportion
@@ -27,11 +30,55 @@ from orchestrator.search.receptive_field import ReceptiveFields
 from orchestrator.search.rounding import fair, nearest
 from orchestrator.search.shortest_path import Prices, shortest_path, shortest_paths
 from orchestrator.search.stage_costs import StageCosts
-from orchestrator.search.transfer_options import TransferOptions, best_codec
+from orchestrator.search.transfer_options import TransferOptions
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Proof of an optimum of a linear programme by its Lagrangian.
+
+    With multipliers under which no variable can lower it, the Lagrangian is a lower bound. At an optimum it equals the
+    objective.
+
+    Attributes:
+        objective, bound: in the units of the programme.
+        slackness: largest product of a multiplier and the slack of its constraint.
+        tilt: change of the Lagrangian with the variables; zero up to the solver's tolerance.
+    """
+
+    objective: float
+    bound: float
+    slackness: float
+    tilt: float
+
+    @classmethod
+    def of(cls, problem: Any) -> Certificate:
+        variables, generator = problem.variables(), np.random.default_rng(0)
+        optimum = [np.array(variable.value) for variable in variables]
+        objective, bound = float(problem.objective.value), lagrangian(problem)
+        slackness = max(float(np.abs(c.dual_value * c.expr.value).max()) for c in problem.constraints)
+        tilt = 0.0
+        for _ in range(3):
+            for variable, value in zip(variables, optimum):
+                variable.value = value + generator.uniform(-1, 1, value.shape)
+            tilt = max(tilt, abs(lagrangian(problem) - bound))
+        for variable, value in zip(variables, optimum):
+            variable.value = value
+        return cls(objective, bound, slackness, tilt)
+
+    @property
+    def gap(self) -> float:
+        return abs(self.objective - self.bound) / max(abs(self.objective), 1e-12)
+
+
+def lagrangian(problem: Any) -> float:
+    """Return the Lagrangian at the present values; `c.expr` is the left side of `<= 0` or `== 0`."""
+    value = float(problem.objective.expr.value)
+    return value + sum(float(np.sum(c.dual_value * np.asarray(c.expr.value))) for c in problem.constraints)
 
 
 def drafts(model: Model, profile: Profile, data: st.DataObject) -> tuple[DraftStage, ...]:
-    """Stages of random lengths, all devices in all of them, equal strips; the whole layers on the source."""
+    """Return stages of random lengths on equal strips of all devices; layers that cannot be split on the source."""
     stages: list[DraftStage] = []
     first = 0
     everybody = in_proportion(dict.fromkeys(profile.names, 1.0))
@@ -46,7 +93,7 @@ def drafts(model: Model, profile: Profile, data: st.DataObject) -> tuple[DraftSt
 
 
 @pytest.mark.parametrize("name", ["googlenet", "unet"])
-def test_what_a_strip_in_the_middle_needs_is_what_its_tile_needs(name: str) -> None:
+def test_receptive_fields_equal_the_regions_of_a_tile(name: str) -> None:
     model = zoo_model(name)
     receptive_fields, graph = ReceptiveFields(model), model.graph
     for stop in range(1, len(model.layers), 3):
@@ -85,13 +132,14 @@ def test_what_a_strip_in_the_middle_needs_is_what_its_tile_needs(name: str) -> N
 @given(data=st.data())
 @examples(15)
 def test_the_shortest_path_is_the_shortest_of_all_paths(data: st.DataObject) -> None:
-    """Against all cuts and layouts, in the same tables; and so are the cheapest through every stage end."""
+    """Compare with all cuts and layouts in the same tables, also the cheapest paths through every node."""
     seed = data.draw(st.integers(0, 10_000))
     model = chain(seed, layers=4, rows=8)
     profile = small_profile(seed, model, 2)
     receptive_fields = ReceptiveFields(model)
-    layouts = candidates(model, profile)
-    costs = StageCosts(model, profile, receptive_fields, layouts)
+    table = CostTable.of(model, profile)
+    layouts = candidates(table)
+    costs = StageCosts(table, receptive_fields, layouts)
     found = shortest_path(costs, Prices())
     assert found is not None
 
@@ -102,8 +150,8 @@ def test_the_shortest_path_is_the_shortest_of_all_paths(data: st.DataObject) -> 
             halo = (
                 costs.above[first, stop] * halos.above[layout]
                 + costs.below[first, stop] * halos.below[layout]
-                + costs.everybody[first, stop] * halos.gather[layout]
-                + costs.shares[first, stop] * halos.share[layout]
+                + costs.gathered[first, stop] * halos.gather[layout]
+                + costs.partial[first, stop] * halos.share[layout]
             )
             total += float(costs.busy[first, stop, layout].max()) + halo + (halo > 0) * halos.latency[layout]
             total += costs.body[first] * costs.moves.seconds[before, layout] + costs.moves.latency[before, layout]
@@ -135,21 +183,22 @@ def test_the_shortest_path_is_the_shortest_of_all_paths(data: st.DataObject) -> 
 
 @given(data=st.data())
 @examples(15)
-def test_the_core_proves_its_optimum(data: st.DataObject) -> None:
+def test_the_convex_programme_has_a_certificate_of_its_optimum(data: st.DataObject) -> None:
     seed = data.draw(st.integers(0, 10_000))
     model = chain(seed, layers=5, rows=24)
     profile = small_profile(seed, model, data.draw(st.integers(2, 4)))
     stages = drafts(model, profile, data)
-    programme = BoundaryProblem(model, profile, ReceptiveFields(model), stages)
+    table = CostTable.of(model, profile)
+    programme = BoundaryProblem(table, ReceptiveFields(model), stages)
     assert programme.problem.is_dcp(dpp=True)
     objective = Objective(energy_weight=data.draw(st.sampled_from([0.0, 0.01, 0.1])))
-    solved = programme.solve(profile, objective)
+    solved = programme.solve(table, objective)
     assert solved is not None
-    proof = solved.certificate
+    proof = Certificate.of(programme.problem)
     assert proof.gap < 1e-6 and proof.slackness < 1e-6 and proof.tilt < 1e-6
-    # The draft is one of its points, so the optimum is no worse; and another solver finds the same.
+    # The draft is a feasible point, so the optimum is no worse. Another solver finds the same optimum.
     if objective.energy_weight == 0:
-        assert solved.seconds <= order_of(programme.flow, profile).seconds * (1 + 1e-6)
+        assert solved.seconds <= order_of(programme.flow, table).seconds * (1 + 1e-6)
     programme.problem.solve(solver=cvxpy.SCIPY, scipy_options={"method": "highs"})
     assert programme.problem.value == pytest.approx(proof.objective, rel=1e-5)
     for before, after in zip(stages, solved.stages):
@@ -172,10 +221,12 @@ def test_a_change_of_bandwidth_needs_no_new_programme(data: st.DataObject) -> No
             )
         }
     )
-    once = BoundaryProblem(model, profile, ReceptiveFields(model), stages, again=True)
-    once.solve(profile, Objective())
-    again, anew = once.solve(changed, Objective()), BoundaryProblem(model, profile, ReceptiveFields(model), stages)
-    fresh = anew.solve(changed, Objective())
+    table = CostTable.of(model, profile)
+    new_table, receptive_fields = table.with_links(changed), ReceptiveFields(model)
+    once = BoundaryProblem(table, receptive_fields, stages, again=True)
+    once.solve(table, Objective())
+    again = once.solve(new_table, Objective())
+    fresh = BoundaryProblem(table, receptive_fields, stages).solve(CostTable(model, changed), Objective())
     assert again is not None and fresh is not None
     assert again.seconds == pytest.approx(fresh.seconds, rel=1e-5)
 
@@ -189,31 +240,33 @@ def test_joules_of_sending_decide_whether_rows_move_to_a_device_of_fewer_watts(
     watts = {"a": (2.0, transmit_watts), "b": (1.0, transmit_watts)}
     profile = synthetic_profile(model, {"a": 1.0, "b": 1.0}, 1e7, 0.0, watts)
     draft = (DraftStage(0, len(model.layers), in_proportion({"a": 1.0, "b": 1.0})),)
-    solved = BoundaryProblem(model, profile, ReceptiveFields(model), draft).solve(profile, Objective(goal="energy"))
+    table = CostTable.of(model, profile)
+    solved = BoundaryProblem(table, ReceptiveFields(model), draft).solve(table, Objective(goal="energy"))
     assert solved is not None
     assert solved.stages[0].layout.edges[1] == pytest.approx(edge, abs=1e-3)
 
 
-def test_a_deadline_that_cannot_be_met_leaves_nothing() -> None:
+def test_a_deadline_that_cannot_be_met_is_infeasible() -> None:
     model = chain(1, layers=3, rows=16)
     profile = small_profile(1, model, 2)
     both = in_proportion(dict.fromkeys(profile.names, 1.0))
-    programme = BoundaryProblem(model, profile, ReceptiveFields(model), [DraftStage(0, len(model.layers), both)])
-    free = programme.solve(profile, Objective(goal="energy"))
+    table = CostTable.of(model, profile)
+    programme = BoundaryProblem(table, ReceptiveFields(model), [DraftStage(0, len(model.layers), both)])
+    free = programme.solve(table, Objective(goal="energy"))
     assert free is not None
-    least = programme.solve(profile, Objective())
+    least = programme.solve(table, Objective())
     assert least is not None
-    bound = programme.solve(profile, Objective(goal="energy", deadline_ms=least.seconds * 1.01e3))
+    bound = programme.solve(table, Objective(goal="energy", deadline_ms=least.seconds * 1.01e3))
     assert bound is not None and bound.seconds <= least.seconds * 1.0101
-    assert programme.solve(profile, Objective(deadline_ms=least.seconds * 0.5e3)) is None
+    assert programme.solve(table, Objective(deadline_ms=least.seconds * 0.5e3)) is None
 
 
 @given(data=st.data())
 @examples(30)
-def test_a_draft_on_rows_takes_as_long_as_it_is_simulated_to(data: st.DataObject) -> None:
-    """Two devices, a chain of one height: what flows is what the programs do, in the same order."""
+def test_latency_of_a_draft_on_rows_equals_the_simulated_latency(data: st.DataObject) -> None:
+    """On two devices and a chain of one height, the flow has the messages of the Programs in the same order."""
     seed = data.draw(st.integers(0, 10_000))
-    rows = 48  # so that no halo reaches the far border
+    rows = 48  # no halo reaches the far border
     model = chain(seed, layers=4, rows=rows)
     profile = small_profile(seed, model, 2)
     edge = data.draw(st.integers(16, rows - 16)) / rows
@@ -222,10 +275,10 @@ def test_a_draft_on_rows_takes_as_long_as_it_is_simulated_to(data: st.DataObject
         if index + 1 == len(model.layers) or data.draw(st.booleans()):
             stages.append(DraftStage(first, index + 1, Layout(profile.names, (0.0, edge, 1.0))))
             first = index + 1
-    programme = BoundaryProblem(model, profile, ReceptiveFields(model), stages)
     evaluator = Evaluator(model, profile, Objective())
+    programme = BoundaryProblem(evaluator.table, ReceptiveFields(model), stages)
     simulated = evaluator.evaluate(as_stages(stages)).latency_seconds
-    assert order_of(programme.flow, profile).seconds == pytest.approx(simulated, rel=1e-6)
+    assert order_of(programme.flow, evaluator.table).seconds == pytest.approx(simulated, rel=1e-6)
 
 
 @given(data=st.data())
@@ -237,12 +290,12 @@ def test_rounding_gives_every_row_to_one_strip(data: st.DataObject) -> None:
     shares = {name: data.draw(st.floats(0.01, 1.0)) for name in profile.names}
     draft = (DraftStage(0, len(model.layers), in_proportion(shares)),)
     rows = model.layers[-1].rows
-    for rounded in (nearest(model, draft), fair(model, profile, ReceptiveFields(model), draft)):
+    for rounded in (nearest(model, draft), fair(CostTable.of(model, profile), ReceptiveFields(model), draft)):
         (stage,) = rounded
         edges = [edge * rows for edge in stage.layout.edges]
         assert edges == pytest.approx([round(edge) for edge in edges])
         assert edges[0] == 0 and edges[-1] == rows and edges == sorted(edges)
-        assert len(set(edges)) == len(edges), "who has no row is left out"
+        assert len(set(edges)) == len(edges), "a device without a row is left out"
         order = [profile.names.index(name) for name in stage.layout.devices]
         assert order == sorted(order)
 
@@ -260,7 +313,8 @@ def test_a_codec_is_chosen_where_it_is_quicker_than_the_wire() -> None:
                 "codec_ratios": {tensor: {"zero_mask": 0.5}},
             }
         )
-        codec, seconds = best_codec(model, packed, [tensor], *profile.names, lossy=False)
+        table = CostTable(model, packed)
+        codec, seconds = table.codec([tensor], 0, 1, lossy=False)
         pays = 0.5 / rate + 2e-9 < 0.98 / rate
         assert (codec == "zero_mask") == pays
         assert seconds <= 1 / rate
@@ -268,6 +322,6 @@ def test_a_codec_is_chosen_where_it_is_quicker_than_the_wire() -> None:
             DraftStage(0, 1, Layout((profile.source,), (0.0, 1.0))),
             DraftStage(1, len(model.layers), in_proportion(dict.fromkeys(profile.names, 1.0))),
         ]
-        with_options = TransferOptions(model, packed, codecs=True)(as_stages(stages))
+        with_options = TransferOptions(table, codecs=True)(as_stages(stages))
         assert ("zero_mask" in with_options[1].codecs.values()) == pays and not with_options[0].codecs
         assert np.isfinite(seconds)

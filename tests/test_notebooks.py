@@ -25,7 +25,7 @@ from coedge.config.loading import load_config
 from orchestrator.control import ray_control
 from orchestrator.search import space
 ray_control.enter(load_config())
-space.MULTISTART_STEPS = space.POLISH_STEPS = 500
+space.MULTISTART_STEPS = space.LOCAL_SEARCH_STEPS = 500
 del load_config, ray_control, space"""
 
 

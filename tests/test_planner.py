@@ -1,4 +1,4 @@
-"""Planning by every scheme: valid plans, honest predictions, `auto` never worse; and the memory that plans take."""
+"""Planning by every scheme: valid plans, correct predictions, errors, files, and the memory that plans take."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from orchestrator.planner.planner import AUTO, SCHEMES, make_plan
 MODELS = ("resnet18", "alexnet", "mobilenet_v3", "unet", "ssd", "densenet")
 
 
-# ---------------------------------------------------------------- every scheme
+# Every scheme
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -73,7 +73,7 @@ def check(plan: Plan, model: Model, profile: Profile, objective: Objective) -> N
 @given(data=st.data())
 @examples(15)
 def test_local_and_offload_by_hand(data: st.DataObject) -> None:
-    """Compute is the sum of the layers; before it the image travels, behind it the answer, unless it is the source."""
+    """The latency is the sum of the layers; on another device than the source, the image and the answer travel too."""
     model = zoo_model("unet")
     profile = data.draw(profiles(model))
     objective = data.draw(st.sampled_from([Objective(), Objective(goal="energy"), Objective(energy_weight=0.1)]))
@@ -103,7 +103,7 @@ def test_local_and_offload_by_hand(data: st.DataObject) -> None:
             assert found[chosen][0] <= min(others) * (1 + 1e-9) + 1e-15
 
 
-def test_modnn_shares_are_as_the_speeds() -> None:
+def test_modnn_shares_follow_speed() -> None:
     model = zoo_model("resnet18")
     speeds = {"a": 0.1, "b": 0.4, "c": 0.3, "d": 0.2}
     plan = make_plan(model, synthetic_profile(model, speeds), scheme="modnn")
@@ -113,7 +113,7 @@ def test_modnn_shares_are_as_the_speeds() -> None:
             assert rect.row_stop - rect.row_start == pytest.approx(speeds[name], rel=1e-9)
 
 
-def test_modnn_looks_at_no_link() -> None:
+def test_modnn_ignores_links() -> None:
     model = zoo_model("resnet18")
     fast, slow = (
         make_plan(model, synthetic_profile(model, {"a": 0.1, "b": 0.4}, rate), scheme="modnn") for rate in (1e9, 1e3)
@@ -135,7 +135,7 @@ def test_equal_shares_are_equal(count: int) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["equal", "modnn", "coedge"])
-def test_what_cannot_be_split_goes_to_the_device_that_is_quickest_at_it(scheme: str) -> None:
+def test_layers_that_cannot_be_split_go_to_the_device_on_which_they_cost_least(scheme: str) -> None:
     model = zoo_model("alexnet")
     profile = synthetic_profile(model, {"a": 0.01, "b": 1.0, "c": 0.02}, 1e9, 1e-5)
     plan = make_plan(model, profile, scheme=scheme)
@@ -146,13 +146,13 @@ def test_what_cannot_be_split_goes_to_the_device_that_is_quickest_at_it(scheme: 
 
 @pytest.mark.parametrize("make", [dense_only, softmax_inside])
 @pytest.mark.parametrize("scheme", [*SCHEMES, AUTO])
-def test_models_with_layers_that_cannot_be_split_anywhere(make, scheme: str) -> None:
+def test_models_that_cannot_be_split(make, scheme: str) -> None:
     model = make()
     profile = synthetic_profile(model, {"a": 0.2, "b": 0.1, "c": 0.3}, 1e8)
     check(make_plan(model, profile, Objective(), scheme), model, profile, Objective())
 
 
-# ---------------------------------------------------------------- refusals
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_an_unknown_scheme_names_the_nearest(wrong: str, near: str) -> None:
     assert all(scheme in message for scheme in (AUTO, *SCHEMES))
 
 
-def test_a_scheme_like_no_other_gets_no_guess() -> None:
+def test_an_unknown_scheme_without_a_near_name_gets_no_suggestion() -> None:
     model = zoo_model("resnet18")
     with pytest.raises(PlanError, match="there is no scheme 'xyz'") as caught:
         make_plan(model, synthetic_profile(model, {"a": 1.0}), scheme="xyz")
@@ -195,7 +195,7 @@ def test_an_incomplete_profile_is_refused() -> None:
 
 
 @pytest.mark.parametrize("scheme", [*SCHEMES, AUTO])
-def test_infeasible_names_every_constraint_that_is_broken(scheme: str) -> None:
+def test_an_infeasible_plan_names_every_violated_constraint(scheme: str) -> None:
     model = zoo_model("alexnet")
     profile = synthetic_profile(model, {"a": 1.0, "b": 0.5}, memory={"a": 1e5, "b": 1e5})
     plan = make_plan(model, profile, Objective(deadline_ms=0.05), scheme)
@@ -205,7 +205,7 @@ def test_infeasible_names_every_constraint_that_is_broken(scheme: str) -> None:
     assert "limit is 0.1 MB" in plan.reason
 
 
-# ---------------------------------------------------------------- files
+# Files
 
 
 @pytest.mark.parametrize("scheme", [*SCHEMES, AUTO])
@@ -225,18 +225,18 @@ def test_the_json_of_a_plan(scheme: str, tmp_path) -> None:
         Plan.load(tmp_path / "plan.json", zoo_model("resnet18"))
 
 
-def test_the_same_question_gets_the_same_plan() -> None:
+def test_planning_is_deterministic() -> None:
     model = zoo_model("mobilenet_v3")
     profile = synthetic_profile(model, {"a": 0.3, "b": 0.2, "c": 0.25}, 1e8)
     again = Profile.model_validate_json(profile.model_dump_json())
     assert make_plan(model, profile) == make_plan(model, again)
 
 
-# ---------------------------------------------------------------- memory
+# Memory
 
 
 def walked_nbytes(program: Program, model: Model) -> int:
-    """Walk the steps with a set of live patches; each lives from where it comes to be to its last reader."""
+    """Walk the steps with a set of live patches; each is alive from the step that makes it to its last reader."""
 
     def nbytes(tensor: str, region) -> int:
         info = model.graph.tensors[tensor]
@@ -272,7 +272,7 @@ def walked_nbytes(program: Program, model: Model) -> int:
 @pytest.mark.parametrize("name", ["alexnet", "squeezenet", "unet", "mobilenet_v3"])
 @given(data=st.data())
 @examples(8, 2)
-def test_activation_bytes_are_those_of_a_walk(name: str, data: st.DataObject) -> None:
+def test_activation_bytes_agree_with_a_walk_over_the_steps(name: str, data: st.DataObject) -> None:
     model = zoo_model(name)
     plan = data.draw(plans(model))
     note(str(plan))
@@ -281,7 +281,7 @@ def test_activation_bytes_are_those_of_a_walk(name: str, data: st.DataObject) ->
 
 
 def test_memory_by_hand() -> None:
-    """Two convolutions of 4 channels, 8 columns, 8 rows in float32 on one device: 1 KiB for every tensor."""
+    """Two convolutions of 4 channels on 8 x 8 pixels in float32 on one device: 1 KiB per tensor."""
     from nets import Net
 
     net = Net()

@@ -1,4 +1,4 @@
-"""The schemes to compare with: each against its own rule by brute force, and all of them exact on odd clusters."""
+"""Published schemes, each against its own rule by brute force, and all of them exact on irregular clusters."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ from coedge.graph.model import Model
 from coedge.plan.plan import Plan, Stage, check_plan, strips
 from coedge.plan.tiles import tile_of
 from coedge.profile.profile import LayerTime, Medium, Profile
+from orchestrator.evaluation.cost_table import CostTable
 from orchestrator.evaluation.evaluator import Evaluator
 from orchestrator.planner.planner import SCHEMES, make_plan
 from orchestrator.schemes.aofl import cheapest_borders, runs_of
-from orchestrator.schemes.fused_blocks import Backwards, block_costs
+from orchestrator.schemes.fused_blocks import BlockNeeds, block_costs
 from orchestrator.schemes.musical_chair import Need, choose, mean_of
 from orchestrator.schemes.neurosurgeon import candidates
 from orchestrator.schemes.scheme import best, evaluate, place_whole, single_device
 
-# ---------------------------------------------------------------- networks and clusters
+# Networks and clusters
 
 
 @functools.cache
 def branches() -> Model:
-    """Two ways round, as in a residual block, a skip over three layers, odd heights, and a dense tail."""
+    """Two parallel paths as in a residual block, a skip over three layers, odd heights, and a dense tail."""
     net = Net()
     x = net.input([1, 4, 37, 6])
     a = net.op("Relu", net.op("Conv", x, net.weight(4, 4, 3, 3), pads=[1, 1, 1, 1]))
@@ -48,7 +49,7 @@ def branches() -> Model:
 
 @functools.cache
 def squeeze() -> Model:
-    """A squeeze-and-excite block: everybody needs everybody's share of the mean."""
+    """A squeeze-and-excite block: every device needs every device's partial mean."""
     net = Net()
     x = net.op("Conv", net.input([1, 4, 20, 6]), net.weight(4, 4, 3, 3), pads=[1, 1, 1, 1])
     gate = net.op("Sigmoid", net.op("Conv", net.op("GlobalAveragePool", x), net.weight(4, 4, 1, 1)))
@@ -58,7 +59,7 @@ def squeeze() -> Model:
 
 @functools.cache
 def two_outputs() -> Model:
-    """One of the outputs is made early and read on; the input is needed again at the end."""
+    """One output is made early and read by later layers; the input is needed again at the end."""
     net = Net()
     x = net.input([1, 4, 24, 6])
     a = net.op("Conv", x, net.weight(4, 4, 3, 3), pads=[1, 1, 1, 1])
@@ -72,7 +73,7 @@ SMALL_NETS = (chain, branches, squeeze, two_outputs, softmax_inside, dense_only)
 
 @st.composite
 def clusters(draw: st.DrawFn, model: Model, least: int = 1, most: int = 5) -> Profile:
-    """Any profile: links that differ by direction, layers cheaper inside a stage, limits of memory, shared media."""
+    """Any profile: asymmetric links, layers cheaper inside a stage, memory limits, shared media."""
     profile = draw(profiles(model, least, most))
     links = tuple(
         link.model_copy(update={"bytes_per_second": draw(powers_of_ten(4, 9)), "latency_seconds": draw(_LATENCIES)})
@@ -108,7 +109,7 @@ def wishes(draw: st.DrawFn) -> Objective:
     )
 
 
-# ---------------------------------------------------------------- every scheme
+# Every scheme
 
 
 @pytest.mark.parametrize("make", SMALL_NETS)
@@ -137,7 +138,7 @@ def test_networks_of_the_zoo_are_exact(name: str, scheme: str) -> None:
 
 @pytest.mark.parametrize("make", [chain, branches])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_the_same_question_gets_the_same_plan(scheme: str, make) -> None:
+def test_planning_is_deterministic(scheme: str, make) -> None:
     model = make()
     profile = synthetic_profile(model, {"a": 0.3, "b": 0.2, "c": 0.3, "d": 0.3}, 1e7)
     again = Profile.model_validate_json(profile.model_dump_json())
@@ -147,7 +148,7 @@ def test_the_same_question_gets_the_same_plan(scheme: str, make) -> None:
 
 @pytest.mark.parametrize("scheme", ["local", "offload", "aofl", "neurosurgeon"])
 def test_a_device_without_room_is_avoided_or_named(scheme: str) -> None:
-    """The best device by far cannot hold the dense layer."""
+    """The dense layer does not fit the fastest device."""
     model = branches()
     speeds = {"a": 0.01, "b": 1.0, "c": 0.02}
     roomy = make_plan(model, synthetic_profile(model, speeds, 1e9, 1e-6), scheme=scheme)
@@ -164,24 +165,24 @@ def _taking_part(plan: Plan) -> set[str]:
     return {name for stage in plan.stages for name, rect in stage.regions.items() if rect.row_stop > rect.row_start}
 
 
-# ---------------------------------------------------------------- local, offload
+# Local, offload
 
 
-def test_local_stays_at_the_source_however_slow_it_is() -> None:
+def test_local_uses_the_source_however_slow_it_is() -> None:
     model = chain()
     profile = synthetic_profile(model, {"a": 1.0, "slow": 0.001, "b": 1.0}, 1e12, 0.0, source="slow")
     (stage,) = make_plan(model, profile, scheme="local").stages
     assert stage.regions == {"slow": UNIT}
 
 
-def test_offload_leaves_the_source_however_fast_it_is() -> None:
+def test_offload_does_not_use_the_source_however_fast_it_is() -> None:
     model = chain()
     profile = synthetic_profile(model, {"a": 0.1, "fast": 1.0, "b": 0.2}, 1e5, source="fast")
     (stage,) = make_plan(model, profile, scheme="offload").stages
     assert stage.regions == {"b": UNIT}
 
 
-def test_offload_weighs_speed_against_the_link_and_watts() -> None:
+def test_offload_trades_speed_against_link_and_power() -> None:
     model = chain()
     profile = synthetic_profile(
         model, {"s": 0.1, "near": 0.2, "far": 1.0}, {"s": 1e9, "near": 1e9, "far": 1e5},
@@ -191,14 +192,14 @@ def test_offload_weighs_speed_against_the_link_and_watts() -> None:
     assert make_plan(model, profile, Objective(goal="energy"), "offload").stages[0].regions == {"far": UNIT}
 
 
-def test_offload_with_nobody_else_says_so() -> None:
+def test_offload_without_another_device_gives_the_reason() -> None:
     model = chain()
     plan = make_plan(model, synthetic_profile(model, {"only": 0.5}), scheme="offload")
     assert plan.feasible and plan.stages[0].regions == {"only": UNIT}
     assert plan.reason == "there is no device other than only"
 
 
-def test_coedge_still_falls_back_to_the_best_of_all_devices() -> None:
+def test_coedge_falls_back_to_the_best_of_all_devices() -> None:
     model = dense_only()
     profile = synthetic_profile(model, {"a": 0.1, "b": 1.0}, 1e9)
     plan = make_plan(model, profile, scheme="coedge")
@@ -218,7 +219,7 @@ def test_a_stream_is_ranked_by_its_rate() -> None:
         assert best(plans, objective).stages == wanted
 
 
-# ---------------------------------------------------------------- neurosurgeon
+# Neurosurgeon
 
 
 def all_cuts(model: Model, profile: Profile, keep_local: int = 0) -> Iterator[tuple[Stage, ...]]:
@@ -253,8 +254,8 @@ def check_best_cut(model: Model, profile: Profile, objective: Objective) -> None
 @pytest.mark.parametrize("make", SMALL_NETS)
 @given(data=st.data())
 @examples(15)
-def test_its_bounds_are_those_of_the_simulator(make, data: st.DataObject) -> None:
-    """Latency and joules to the last digits, since one frame meets no queue; the rate of a stream from above."""
+def test_neurosurgeon_bounds_agree_with_the_simulator(make, data: st.DataObject) -> None:
+    """Latency and joules agree up to rounding, as one frame meets no queue. The rate of a stream is an upper bound."""
     model = make()
     profile = data.draw(clusters(model))
     objectives = [data.draw(wishes()), Objective(goal="throughput")]
@@ -269,13 +270,13 @@ def test_its_bounds_are_those_of_the_simulator(make, data: st.DataObject) -> Non
 @pytest.mark.parametrize("make", [chain, branches, two_outputs])
 @given(data=st.data())
 @examples(10)
-def test_for_a_stream_it_is_the_cut_of_the_best_rate(make, data: st.DataObject) -> None:
+def test_neurosurgeon_takes_the_cut_of_the_best_rate_for_a_stream(make, data: st.DataObject) -> None:
     model = make()
     check_best_cut(model, data.draw(clusters(model)), Objective(goal="throughput"))
 
 
-def test_where_the_cut_lies_follows_the_link() -> None:
-    """Big maps first, then small ones: all at the server, a cut in the middle, all at the source."""
+def test_neurosurgeon_cut_follows_the_link() -> None:
+    """Large maps come first: the cut moves from the server to the source as the link slows down."""
     net = Net()
     x = net.input([1, 8, 64, 64])
     x = net.op("Conv", x, net.weight(8, 8, 3, 3), pads=[1, 1, 1, 1])
@@ -292,7 +293,7 @@ def test_where_the_cut_lies_follows_the_link() -> None:
     assert found == [[(["server"], 0)], [(["device"], 0), (["server"], 2)], [(["device"], 0)]]
 
 
-def test_private_layers_stay_at_the_source() -> None:
+def test_neurosurgeon_keeps_private_layers_on_the_source() -> None:
     model = chain()
     profile = synthetic_profile(model, {"a": 0.01, "b": 1.0}, 1e9, 1e-6)
     for keep in range(len(model.layers) + 2):
@@ -301,12 +302,12 @@ def test_private_layers_stay_at_the_source() -> None:
         assert sum(stage.last - stage.first + 1 for stage in kept) == min(keep, len(model.layers))
 
 
-# ---------------------------------------------------------------- aofl
+# Aofl
 
 
 @st.composite
 def blocks_of(draw: st.DrawFn, model: Model) -> tuple[Profile, dict[str, UnitRect], str, int, int]:
-    """A cluster, strips over some of its devices, who has the rest, and a run of layers that can be split."""
+    """A cluster, strips over some devices, the device for the other layers, and a run of layers that can be split."""
     profile = draw(clusters(model, 2, 5))
     names = draw(st.lists(st.sampled_from(profile.names), min_size=1, unique=True))
     shares = {name: draw(st.floats(0.01, 1)) for name in profile.names if name in names}
@@ -324,11 +325,11 @@ def all_borders(count: int) -> Iterator[list[int]]:
 @pytest.mark.parametrize("make", [chain, branches, squeeze, two_outputs, softmax_inside])
 @given(data=st.data())
 @examples(10)
-def test_borders_are_those_of_exhaustive_search(make, data: st.DataObject) -> None:
+def test_aofl_borders_are_those_of_exhaustive_search(make, data: st.DataObject) -> None:
     model = make()
     assert len(model.layers) <= 8
     profile, regions, alone, first, stop = data.draw(blocks_of(model))
-    costs = block_costs(Backwards(model), profile, regions, alone, first, stop)
+    costs = block_costs(BlockNeeds(model), CostTable.of(model, profile), regions, alone, first, stop)
     for objective in (Objective(), Objective(goal="energy"), Objective(energy_weight=0.1)):
         cost = costs.cost(objective)
 
@@ -343,12 +344,12 @@ def test_borders_are_those_of_exhaustive_search(make, data: st.DataObject) -> No
 @pytest.mark.parametrize("make", [chain, branches, squeeze, two_outputs, softmax_inside])
 @given(data=st.data())
 @examples(10)
-def test_the_cost_of_a_block_is_what_lowering_makes_of_it(make, data: st.DataObject) -> None:
-    """Rows and bytes of every block from tiles, one by one; the tables come from one pass for each end."""
+def test_block_costs_agree_with_lowering(make, data: st.DataObject) -> None:
+    """Rows and bytes of every block are computed from tiles one by one; the tables come from one pass per block end."""
     model = make()
     profile, regions, alone, first, stop = data.draw(blocks_of(model))
     note(f"{regions} {alone} layers {first}..{stop}")
-    costs = block_costs(Backwards(model), profile, regions, alone, first, stop)
+    costs = block_costs(BlockNeeds(model), CostTable.of(model, profile), regions, alone, first, stop)
     for a, b in itertools.combinations(range(first, stop + 1), 2):
         seconds, joules = block_by_hand(model, profile, regions, alone, a, b)
         assert costs.seconds[a - first, b - first] == pytest.approx(seconds, rel=1e-9)
@@ -374,7 +375,7 @@ def block_by_hand(
             if name in made and not region.empty:
                 wanted[name] = region
         tile, need = tile_of(model, nodes[0].index, nodes[-1].index + 1, wanted)
-        # Strips: the tables count full rows, whatever columns at the border nobody reads.
+        # The tables count full rows, even if no layer reads the columns at the border.
         work = [Work(x.index, need[x.tensor].rows.length) for x in layers[first:stop] if x.tensor in need]
         computing[device] = profile.by_name[device].compute_seconds(work)
         joules += computing[device] * profile.by_name[device].power.compute_watts
@@ -401,7 +402,7 @@ def block_by_hand(
             joules += wire * profile.by_name[device].power.receive_watts
         ready[device] = arriving
     moved = [(owner, device, nbytes) for device, arriving in ready.items() for owner, nbytes in arriving.items()]
-    contending_devices = {
+    on_medium = {
         medium.name: sum(n for o, d, n in moved if medium in profile.media_between(o, d)) / medium.bytes_per_second
         for medium in profile.media
     }
@@ -409,28 +410,28 @@ def block_by_hand(
     for device, arriving in ready.items():
         wires = [nbytes / profile.link(o, device).bytes_per_second for o, nbytes in arriving.items()]
         latency = max((profile.link(o, device).latency_seconds for o in arriving), default=0.0)
-        shared = [contending_devices[m.name] for o in arriving for m in profile.media_between(o, device)]
+        shared = [on_medium[m.name] for o in arriving for m in profile.media_between(o, device)]
         waiting = max([sum(wires), *(sent[o] for o in arriving), *shared]) + latency
         slowest = max(slowest, waiting + computing[device])
     return slowest, joules
 
 
-def test_a_shared_medium_carries_one_thing_at_a_time() -> None:
+def test_a_shared_medium_carries_one_transfer_at_a_time() -> None:
     model = chain()
     profile = synthetic_profile(model, {"a": 1.0, "b": 1.0, "c": 1.0}, 1e6, 0.0)
     regions = strips(dict.fromkeys("abc", 1.0))
 
     def seconds(media: tuple[Medium, ...]) -> float:
         shared = profile.model_copy(update={"media": media})
-        return float(block_costs(Backwards(model), shared, regions, "a", 0, 5).seconds[1, 2])
+        return float(block_costs(BlockNeeds(model), CostTable.of(model, shared), regions, "a", 0, 5).seconds[1, 2])
 
     air = Medium(name="air", devices=("a", "b", "c"), bytes_per_second=1e6)
-    # The second layer moves a row of 128 bytes over each border, both ways; one device has two borders.
+    # The second layer moves a row of 128 bytes over each border, in both directions; one device has two borders.
     assert seconds((air,)) - seconds(()) == pytest.approx((4 - 2) * 128 / 1e6, rel=1e-6)
     assert seconds((Medium(name="else", devices=("x",), bytes_per_second=1.0),)) == seconds(())
 
 
-def test_dear_exchanges_make_long_blocks_and_free_ones_short_blocks() -> None:
+def test_expensive_exchanges_make_long_blocks_and_free_ones_short_blocks() -> None:
     model = chain()
     costly = synthetic_profile(model, dict.fromkeys("abcd", 0.01), 1e9, 3e-2)
     free = synthetic_profile(model, dict.fromkeys("abcd", 0.01), 1e15, 0.0)
@@ -439,11 +440,11 @@ def test_dear_exchanges_make_long_blocks_and_free_ones_short_blocks() -> None:
         for profile in (costly, free)
     ]
     assert blocks[0] == [(0, 4)]
-    # Over the 1x1 convolution there is nothing to recompute: a border there brings nothing.
+    # A 1x1 convolution recomputes nothing, so a border before it saves nothing.
     assert blocks[1] == [(0, 0), (1, 1), (2, 3), (4, 4)]
 
 
-def test_shares_are_as_the_speeds_and_slow_devices_may_stay_out() -> None:
+def test_aofl_shares_follow_speed_and_slow_devices_may_be_unused() -> None:
     model = chain()
     speeds = {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.02}
     plan = make_plan(model, synthetic_profile(model, speeds, 1e12, 0.0), scheme="aofl")
@@ -453,8 +454,8 @@ def test_shares_are_as_the_speeds_and_slow_devices_may_stay_out() -> None:
     assert _taking_part(make_plan(model, lame, scheme="aofl")) == {"b", "c"}
 
 
-def test_least_joules_where_the_deadline_allows_them() -> None:
-    """Recomputing overlap costs joules, transmitting is free here: energy wants borders, a deadline forbids them."""
+def test_aofl_minimises_energy_if_the_deadline_allows_it() -> None:
+    """Recomputed overlap costs joules and transfers cost none: least energy wants borders, a deadline forbids them."""
     model = chain()
     watts = dict.fromkeys("abcd", (5.0, 0.0))
     profile = synthetic_profile(model, dict.fromkeys("abcd", 0.001), 1e9, 1e-2, watts)
@@ -467,14 +468,14 @@ def test_least_joules_where_the_deadline_allows_them() -> None:
     assert plan.predicted.latency_seconds <= deadline / 1e3
 
 
-# ---------------------------------------------------------------- musical chair
+# Musical chair
 
 
 @pytest.mark.parametrize("make", [chain, softmax_inside, dense_only])
 @given(data=st.data())
 @examples(10)
-def test_choices_are_those_of_exhaustive_search(make, data: st.DataObject) -> None:
-    """Over every way to place the layers of a chain: at the source, whole on one device, or in equal rows."""
+def test_musical_chair_choices_are_those_of_exhaustive_search(make, data: st.DataObject) -> None:
+    """All ways to place the layers of a chain: on the source, whole on another device, or in equal rows."""
     model = make()
     profile, objective = data.draw(clusters(model, 2, 4)), data.draw(wishes())
     mean, source = mean_of(profile), {profile.source: UNIT}
@@ -495,8 +496,8 @@ def test_choices_are_those_of_exhaustive_search(make, data: st.DataObject) -> No
     assert total(mine) == pytest.approx(min(map(total, itertools.product(*options))), rel=1e-9, abs=1e-15)
 
 
-def test_devices_count_as_equal() -> None:
-    """Who is fast and who is slow changes no choice, and shares are equal."""
+def test_musical_chair_treats_devices_as_equal() -> None:
+    """The devices' speeds change no choice, and shares are equal."""
     model = chain()
     speeds = {"a": 0.001, "b": 0.004, "c": 0.003}
     first = make_plan(model, synthetic_profile(model, speeds, 1e8, 1e-5), scheme="musical_chair")
@@ -508,8 +509,8 @@ def test_devices_count_as_equal() -> None:
         assert rect.row_stop - rect.row_start == pytest.approx(1 / 3)
 
 
-def test_each_layer_is_split_or_whole_as_it_pays() -> None:
-    """A heavy layer among light ones, on links that are slow: it is split, and the one behind it that needs no halo."""
+def test_musical_chair_splits_a_layer_if_it_pays() -> None:
+    """On slow links, a heavy layer among light ones is split, and so is the layer after it that needs no halo."""
     model = chain()
     profile = synthetic_profile(model, dict.fromkeys("abc", 1.0), 1e5, 1e-5)
     heavy = LayerTime(fixed_seconds=0.0, seconds_per_row=1e-2)
@@ -519,7 +520,7 @@ def test_each_layer_is_split_or_whole_as_it_pays() -> None:
     assert split == [2, 3]
 
 
-def test_dear_links_leave_it_all_to_one_device() -> None:
+def test_musical_chair_uses_one_device_on_slow_links() -> None:
     model = two_outputs()
     plan = make_plan(model, synthetic_profile(model, dict.fromkeys("abc", 1.0), 1e4, 1e-1), scheme="musical_chair")
     assert [list(stage.regions) for stage in plan.stages] == [["a"]]

@@ -27,7 +27,7 @@ GOALS = (
     Objective(goal="energy"),
     Objective(goal="throughput"),
 )
-# (devices, layers, rows): small enough to try every plan.
+# (devices, layers, rows), small enough to try every plan.
 SIZES = ((2, 3, 4), (2, 4, 4), (3, 3, 3), (2, 4, 3), (3, 2, 6), (4, 2, 4))
 
 
@@ -39,7 +39,7 @@ def cost(plan: Plan, objective: Objective) -> float:
 @pytest.mark.usefixtures("full_search")
 @pytest.mark.parametrize("seed", deep_after(range(8 * EFFORT), range(4)))
 def test_auto_is_near_the_best_of_all_plans(seed: int) -> None:
-    """Within 3 % of what trying every plan finds. (It may be better: borders first is not among those.)"""
+    """The cost is within 3 % of exhaustive search. It may be lower, because exhaustive search has no halo first."""
     devices, layers, rows = SIZES[seed % len(SIZES)]
     model = chain(seed, layers, rows)
     profile = small_profile(seed, model, devices)
@@ -58,8 +58,8 @@ def test_auto_is_near_the_best_of_all_plans(seed: int) -> None:
 
 @given(data=st.data())
 @examples(4, 2)
-def test_the_search_by_bound_finds_the_best_of_all_plans(data: st.DataObject) -> None:
-    """With and without a deadline between what is quickest and what is cheapest, met or not."""
+def test_branch_and_bound_finds_the_best_of_all_plans(data: st.DataObject) -> None:
+    """Deadlines lie around the least latency; some cannot be met."""
     seed = data.draw(st.integers(0, 10_000))
     devices, layers, rows = data.draw(st.sampled_from(SIZES))
     model = chain(seed % 20, layers, rows)
@@ -82,7 +82,7 @@ def test_the_search_by_bound_finds_the_best_of_all_plans(data: st.DataObject) ->
 
 @given(data=st.data())
 @examples(4, 1)
-def test_a_search_by_bound_that_was_cut_short_has_a_bound(data: st.DataObject) -> None:
+def test_branch_and_bound_that_is_cut_short_returns_a_lower_bound(data: st.DataObject) -> None:
     seed = data.draw(st.integers(0, 10_000))
     model = chain(seed % 20, 4, 4)
     evaluator = Evaluator(model, small_profile(seed, model, 3), data.draw(st.sampled_from(GOALS[:3])))
@@ -107,7 +107,7 @@ def test_auto_is_never_worse_than_a_scheme(data: st.DataObject) -> None:
 @given(data=st.data())
 @examples(3, 1)
 def test_a_faster_link_or_one_more_device_costs_no_time(data: st.DataObject) -> None:
-    """But for what a search by small steps may miss: 1 %."""
+    """Small steps of the search may miss 1 %."""
     seed = data.draw(st.integers(0, 10_000))
     model = chain(seed % 20, layers=4, rows=12)
     profile = small_profile(seed, model, 3)
@@ -121,7 +121,7 @@ def test_a_faster_link_or_one_more_device_costs_no_time(data: st.DataObject) -> 
     assert cost(make_plan(model, faster, Objective()), Objective()) <= 1.01 * now
 
 
-def test_what_cannot_be_met_is_said_with_the_nearest_plan() -> None:
+def test_constraints_that_cannot_be_met_are_named_with_the_nearest_plan() -> None:
     model = chain(5, layers=3, rows=12)
     profile = small_profile(5, model, 3)
     quickest = make_plan(model, profile, Objective())
@@ -138,7 +138,7 @@ def test_what_cannot_be_met_is_said_with_the_nearest_plan() -> None:
 
 
 @pytest.mark.parametrize("keep", [1, 2, 4])
-def test_the_first_layers_stay_where_the_input_is(keep: int) -> None:
+def test_the_first_layers_stay_on_the_source(keep: int) -> None:
     model = chain(7, layers=4, rows=24)
     profile = small_profile(7, model, 3)
     plan = make_plan(model, profile, Objective(keep_local=keep))
@@ -148,7 +148,7 @@ def test_the_first_layers_stay_where_the_input_is(keep: int) -> None:
             assert stage.regions == {profile.source: UNIT}
 
 
-def test_who_does_not_help_is_left_out() -> None:
+def test_a_device_that_does_not_help_is_not_used() -> None:
     model = chain(2, layers=4, rows=24)
     profile = small_profile(2, model, 3)
     slow = profile.model_copy(
@@ -164,7 +164,7 @@ def test_who_does_not_help_is_left_out() -> None:
 
 
 @pytest.mark.parametrize(("layers", "rows"), deep_after([(3, 6), (4, 16)], [(3, 6)]))
-def test_the_same_question_gets_the_same_plan_in_every_process(layers: int, rows: int) -> None:
+def test_planning_is_deterministic_across_processes(layers: int, rows: int) -> None:
     code = (
         "from benchmarks.instances import chain, small_profile\n"
         "from coedge.core.objective import Objective\n"

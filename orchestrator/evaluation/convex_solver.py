@@ -1,4 +1,4 @@
-"""Solving convex programmes: one solver first, another where it gives up."""
+"""Solve linear programmes: an interior-point solver first, a simplex solver if that one gives up."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import warnings
 from typing import Any
 
 
-def solved(problem: Any, again: bool = False) -> bool:
-    """Solves a linear programme.
+def solve_linear_programme(problem: Any, again: bool = False) -> bool:
+    """Solve a cvxpy problem in place.
 
     Args:
-        again: with other values of its parameters, later on: quick then, but the first time takes half as long again.
+        again: keep the canonical form for later solves with other parameter values. The first solve then takes half
+            as long again, later ones are fast.
 
     Returns:
-        False where it is infeasible.
+        False if the programme is infeasible or both solvers gave up.
     """
     import cvxpy
 
@@ -23,6 +24,6 @@ def solved(problem: Any, again: bool = False) -> bool:
         with contextlib.suppress(cvxpy.SolverError):
             problem.solve(solver=cvxpy.CLARABEL, ignore_dpp=not again)
         if problem.status not in (cvxpy.OPTIMAL, cvxpy.INFEASIBLE):
-            # A simplex method is slower, but not put off by times that are millions apart.
+            # The simplex method is slower, but it copes with coefficients that differ by a factor of a million.
             problem.solve(solver=cvxpy.SCIPY, ignore_dpp=not again, scipy_options={"method": "highs"})
     return bool(problem.status in (cvxpy.OPTIMAL, cvxpy.OPTIMAL_INACCURATE))

@@ -1,4 +1,4 @@
-"""Judges plans: lowers and simulates them, and says which constraint they break. Every plan once."""
+"""Evaluate plans: lower and simulate each plan once, and check it against the constraints."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from coedge.plan.plan import Plan, Prediction, Stage
 from coedge.profile.profile import Profile
 from coedge.simulation.simulator import simulate
 from coedge.simulation.timeline import Timeline
+from orchestrator.evaluation.cost_table import CostTable
 from orchestrator.evaluation.divisible_load import bound_seconds
 
 Key = tuple[object, ...]
@@ -23,11 +24,11 @@ Key = tuple[object, ...]
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A plan and what it costs, whatever the deadline.
+    """A plan and its predicted cost, without regard to the deadline.
 
     Attributes:
-        problems: the constraints beside the deadline that it breaks, in words.
-        excess: how much it breaks them, relative, summed: how far it is from a plan that breaks none.
+        problems: the violated constraints other than the deadline, in words.
+        excess: relative violation of these constraints, summed; 0 if the plan meets all of them.
     """
 
     plan: Plan
@@ -38,17 +39,17 @@ class Evaluation:
     excess: float
 
     def rank(self, objective: Objective) -> tuple[float, float]:
-        """The lower the better: first how far it is from meeting all constraints, then cost."""
+        """Return a sort key, lower is better: the violation of all constraints, then the cost."""
         excess, cost = self.excess, objective.cost(self.latency_seconds, self.energy_joules, self.throughput_fps)
         if objective.deadline_seconds is not None and self.latency_seconds > objective.deadline_seconds:
             excess += self.latency_seconds / objective.deadline_seconds
         return (excess, cost if not excess else self.latency_seconds)
 
 
-def distinct(found: Sequence[Evaluation], objective: Objective) -> list[Evaluation]:
-    """Best first; of those that differ in their dress alone, the best."""
+def distinct(evaluations: Sequence[Evaluation], objective: Objective) -> list[Evaluation]:
+    """Sort evaluations, best first, and keep the best of those that differ in transfer options only."""
     unique: dict[Key, Evaluation] = {}
-    for evaluated in sorted(found, key=lambda evaluated: evaluated.rank(objective)):
+    for evaluated in sorted(evaluations, key=lambda evaluated: evaluated.rank(objective)):
         unique.setdefault(tuple((s.first, s.last, tuple(s.regions.items())) for s in evaluated.plan.stages), evaluated)
     return list(unique.values())
 
@@ -57,7 +58,7 @@ _memos = weakref.WeakValueDictionary[str, Memo]()
 
 
 def shared_memo(model: Model) -> Memo:
-    """What is known of the model's lowered plans by all who judge some of them now; it goes with the last of them."""
+    """Return the lowering memo that all current evaluators of a model share; it is freed with the last of them."""
     memo = _memos.get(model.hash)
     if memo is None:
         memo = _memos[model.hash] = Memo(model)
@@ -65,43 +66,50 @@ def shared_memo(model: Model) -> Memo:
 
 
 class Evaluator:
-    """Of one model on one profile, for one objective.
+    """Predicted costs of plans of one model, on one profile, for one objective.
 
     Attributes:
-        judged: every plan so far, by what it does.
+        table: the cost table of the model and the profile.
+        evaluated: every evaluation so far, by what its plan does.
+        steps: number of program steps simulated so far.
     """
 
     def __init__(self, model: Model, profile: Profile, objective: Objective) -> None:
         self.model, self.profile, self.objective = model, profile, objective
+        self.table = CostTable.of(model, profile)
         self.evaluated: dict[Key, Evaluation] = {}
         self.steps = 0
         self._memo = shared_memo(model)
         self._owned: dict[tuple[int, UnitRect], tuple[Region, ...] | None] = {}
 
     def aiming_at(self, objective: Objective) -> Evaluator:
-        """The same, and what was judged so far, for another goal: constraints beside the deadline must be the same."""
+        """Return an evaluator for another goal that shares the evaluations so far.
+
+        Args:
+            objective: its constraints other than the deadline must be the same.
+        """
         other = Evaluator(self.model, self.profile, objective)
         other.evaluated = self.evaluated
         return other
 
     def evaluate(self, stages: Sequence[Stage], scheme: str = "auto", reason: str = "") -> Evaluation:
-        """The plan of these stages, from the source back to the source."""
+        """Evaluate the plan of these stages, from the source back to the source."""
         key = tuple(self._key(stage) for stage in stages)
         if key not in self.evaluated:
             self.evaluated[key] = self._evaluate(tuple(stages), scheme, reason)
         return self.evaluated[key]
 
     def timeline(self, evaluated: Evaluation) -> Timeline:
-        """Of one frame, simulated. (Those of all that was judged would fill the memory.)"""
+        """Simulate one frame of a plan. Timelines are not kept: those of all evaluations would fill the memory."""
         return simulate(lower(evaluated.plan, self.model, self._memo), self.profile, self.model)
 
     def best(self, objective: Objective | None = None) -> Evaluation:
-        """Of everything that was judged."""
+        """Return the best evaluation so far; for the evaluator's objective by default."""
         wanted = objective or self.objective
         return min(self.evaluated.values(), key=lambda evaluated: evaluated.rank(wanted))
 
     def plan(self, evaluated: Evaluation, scheme: str | None = None) -> Plan:
-        """The plan with all that is known of it: prediction, bound, and the constraints that it breaks."""
+        """Return the plan with its prediction, its bound, and the constraints that it violates."""
         prediction = Prediction(
             latency_seconds=evaluated.latency_seconds, energy_joules=evaluated.energy_joules,
             throughput_fps=evaluated.throughput_fps, bound_seconds=bound_seconds(self.model, self.profile),
@@ -121,20 +129,21 @@ class Evaluator:
 
     def _evaluate(self, stages: tuple[Stage, ...], scheme: str, reason: str) -> Evaluation:
         model, profile = self.model, self.profile
-        draft = Plan(
+        plan = Plan(
             scheme=scheme, model_name=model.name, model_hash=model.hash, devices=profile.names,
             source=profile.source, sink=profile.source, stages=stages, reason=reason,
         )  # fmt: skip
-        programs = lower(draft, model, self._memo)
+        programs = lower(plan, model, self._memo)
         self.steps += sum(len(program.steps) for program in programs.values())
         timeline = simulate(programs, profile, model)
         problems, excess = self._problems(stages, programs)
         return Evaluation(
-            draft, timeline.latency_seconds, timeline.energy_joules(profile),
+            plan, timeline.latency_seconds, timeline.energy_joules(profile),
             timeline.saturated_fps(profile), tuple(problems), excess,
         )  # fmt: skip
 
     def _problems(self, stages: Sequence[Stage], programs: dict[str, Program]) -> tuple[list[str], float]:
+        """Return the violated constraints in words, and the sum of their relative violations."""
         objective, problems, excess = self.objective, [], 0.0
         for device in self.profile.devices:
             if device.memory_bytes is None or not programs[device.name].steps:
@@ -157,7 +166,7 @@ class Evaluator:
         return problems, excess
 
     def _key(self, stage: Stage) -> Key:
-        """What the stage does: the pixels of every tensor that outlives it, for edges that round alike are one."""
+        """Return what a stage does. Edges that round to the same pixels of every live tensor give the same key."""
         regions = []
         for name, rect in stage.regions.items():
             owned = self._pixels(stage.last, rect)
@@ -166,7 +175,7 @@ class Evaluator:
         return (stage.first, stage.last, tuple(regions), stage.halo_first, tuple(sorted(stage.codecs.items())))
 
     def _pixels(self, layer: int, rect: UnitRect) -> tuple[Region, ...] | None:
-        """What a share has of the tensors that outlive a layer, by extent; None: nothing."""
+        """Return the pixels of a share, for each extent of the tensors alive after a layer; None if all are empty."""
         if (layer, rect) not in self._owned:
             tensors = [self.model.graph.tensors[name] for name in self._alive(layer + 1)]
             extents = dict.fromkeys((tensor.rows, tensor.cols) for tensor in tensors)
@@ -175,6 +184,6 @@ class Evaluator:
         return self._owned[layer, rect]
 
     def _alive(self, layer: int) -> tuple[str, ...]:
-        """The tensors that are made before a layer and needed from there on."""
+        """Return the tensors that are made before a layer and needed from there on."""
         cuts = self.model.cuts
         return cuts[layer].tensors if layer < len(cuts) else tuple(self.model.graph.outputs)

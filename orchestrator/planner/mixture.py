@@ -129,9 +129,8 @@ class _ColumnPool:
     def __init__(self, model: Model, profile: Profile, objective: Objective) -> None:
         self.model, self.profile, self.objective = model, profile, objective
         self.evaluator = Evaluator(model, profile, objective)
-        self.costs = StageCosts(
-            model, profile, ReceptiveFields(model), candidates(model, profile), objective.keep_local
-        )
+        table = self.evaluator.table
+        self.costs = StageCosts(table, ReceptiveFields(model), candidates(table), objective.keep_local)
         self._columns: dict[str, _Column] = {}
 
     @property
@@ -258,18 +257,15 @@ def usage(timeline: Timeline, profile: Profile) -> dict[Resource, float]:
 
 def _prices(solution: _MixtureSolution, costs: StageCosts, objective: Objective) -> list[Prices]:
     """Return the prices for the next shortest paths, from the shadow prices of a solution."""
-    profile, names, shadow = costs.profile, costs.names, solution.shadow_prices
-    busy = np.array([shadow.get(("device", name), 0.0) for name in names])
-    up = np.array([shadow.get(("up", name), 0.0) for name in names])
-    down = np.array([shadow.get(("down", name), 0.0) for name in names])
+    table, shadow = costs.table, solution.shadow_prices
+    busy, up, down = (
+        np.array([shadow.get((kind, name), 0.0) for name in table.names]) for kind in ("device", "up", "down")
+    )
     link = up[:, None] + down[None, :]
-    for a, sender in enumerate(names):
-        for b, receiver in enumerate(names):
-            if a != b:
-                seconds = 1 / profile.link(sender, receiver).bytes_per_second
-                for medium in profile.media_between(sender, receiver):
-                    share = 1 / medium.bytes_per_second / seconds
-                    link[a, b] += shadow.get(("medium", medium.name), 0.0) * share
+    for medium in table.media:
+        # Seconds of the medium per second of the link.
+        share = np.divide(1 / medium.bytes_per_second, table.link_seconds, out=np.zeros_like(link), where=medium.uses)
+        link = link + shadow.get(("medium", medium.name), 0.0) * share
     # A small price on latency and on every resource, so that a path does not waste what has no shadow price.
     return [
         Prices(second=second, joule=objective.energy_weight, busy=busy + extra, link=link + extra)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from coedge.core.objective import Objective
 from coedge.graph.model import Model
-from coedge.plan.plan import Plan, Stage
+from coedge.plan.plan import Plan
 from coedge.profile.profile import Profile
+from orchestrator.evaluation.cost_table import CostTable
 from orchestrator.evaluation.evaluator import Evaluator, shared_memo
-from orchestrator.search.draft import DraftStage, as_draft, as_stages
+from orchestrator.search.draft import DraftStage, as_draft, as_stages, with_options_of
 from orchestrator.search.linear_programme import BoundaryProblem
 from orchestrator.search.receptive_field import ReceptiveFields
 from orchestrator.search.rounding import fair, nearest
@@ -25,22 +26,21 @@ class BoundarySolver:
         self._memo = shared_memo(model)  # the lowered plan is kept from one solution to the next
         draft = as_draft(plan.stages)  # None for a grid, whose boundaries are not in one row
         split = draft is not None and any(len(stage.layout.devices) > 1 for stage in draft)
-        self._problem = (
-            BoundaryProblem(model, profile, self._receptive_fields, draft, again=True) if draft and split else None
-        )
+        table = CostTable.of(model, profile)
+        self._problem = BoundaryProblem(table, self._receptive_fields, draft, again=True) if draft and split else None
 
     def resolve(self, profile: Profile, objective: Objective) -> Plan:
         """As `resolve_boundaries`."""
         evaluator = Evaluator(self._model, profile, objective)
-        before = self._plan.stages
+        table, before = evaluator.table, self._plan.stages
         candidates = [evaluator.evaluate(before, reason=self._plan.reason)]
-        solved = self._problem.solve(profile, objective) if self._problem is not None else None
+        solved = self._problem.solve(table, objective) if self._problem is not None else None
         if solved is not None:
             rounded: tuple[tuple[DraftStage, ...], ...] = (
                 nearest(self._model, solved.stages),
-                fair(self._model, profile, self._receptive_fields, solved.stages),
+                fair(table, self._receptive_fields, solved.stages),
             )
-            candidates += [evaluator.evaluate(_with_options_of(before, as_stages(stages))) for stages in rounded]
+            candidates += [evaluator.evaluate(with_options_of(as_stages(stages), before)) for stages in rounded]
         best = min(candidates, key=lambda evaluation: evaluation.rank(objective))
         return evaluator.plan(best, self._plan.scheme)
 
@@ -56,11 +56,3 @@ def resolve_boundaries(plan: Plan, model: Model, profile: Profile, objective: Ob
     """
     profile.check(model)
     return BoundarySolver(plan, model, profile).resolve(profile, objective)
-
-
-def _with_options_of(before: tuple[Stage, ...], stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-    """Return the stages with the transfer options of those that they replace, one by one."""
-    return tuple(
-        stage.model_copy(update={"codecs": old.codecs, "halo_first": old.halo_first})
-        for stage, old in zip(stages, before, strict=True)
-    )

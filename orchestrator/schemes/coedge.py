@@ -2,17 +2,17 @@
 
     minimise    sum_l T_l + w E     or  E                  T_l: time of layer l on its slowest device
     subject to  T_l >= compute_l,i(share_i) + transfer_l,i             for every device i
-                T_1 >= what the source's up-link carries altogether
+                T_1 >= total time of the source's up-link
                 sum_l T_l <= deadline,  sum share = 1,  share >= 0,  share_i x activations <= memory_i
 
-    Algorithm 1    solve on all devices. If every share is zero or large enough that a halo never spans a
-                   whole neighbour, done. Otherwise leave out the devices with share zero and the smallest of
-                   the others, and solve again. If infeasible to the last: all on the fastest single device.
+    Algorithm 1    solve on all devices. If every share is zero or so large that a halo never spans more than one
+                   neighbour, done. Otherwise remove the devices with share zero and the device with the smallest of
+                   the other shares, and solve again. If all subsets are infeasible: everything on the fastest device.
 
-Where the paper's formulae do not hold they are mended: time per layer is measured rather than derived from
-cycles of the input image; transfers count bytes, not rows, from both neighbours, the gather before layers that
-cannot be split, and the answer's way back; the padding principle holds at every layer, not only in the image;
-halo terms are rebuilt whenever a device leaves, so that what is infeasible for all may be feasible for fewer.
+Corrections where the paper's formulae do not hold: the time per layer is measured, not derived from cycles of the
+input image. Transfers count bytes, not rows, from both neighbours; the gather before layers that cannot be split and
+the return of the answer are included. The padding principle holds at every layer, not only in the image. Halo terms
+are rebuilt whenever a device is removed, so a smaller set may be feasible although a larger one is not.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from coedge.graph.model import Model
 from coedge.plan.lowering import lower
 from coedge.plan.plan import Plan, even_plan, stages_of, strips
 from coedge.profile.profile import Profile
-from orchestrator.evaluation.convex_solver import solved
+from orchestrator.evaluation.convex_solver import solve_linear_programme
+from orchestrator.evaluation.cost_table import CostTable
 from orchestrator.schemes.scheme import best, evaluate, on_one_device, place_whole, single_device
 from orchestrator.schemes.traffic import Traffic, made_whole, traffic
 
@@ -37,12 +38,12 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Solution:
-    """An optimum of the linear programme on some devices.
+    """An optimum of the linear programme on a subset of the devices.
 
     Attributes:
-        shares: by device, in the order of the strips; all devices of the subset.
-        alone: the device for the layers that cannot be split; it need not have a share of the others.
-        cost: the objective.
+        shares: by device, in the order of the strips, for all devices of the subset.
+        alone: the device for the layers that cannot be split; it may have no share of the others.
+        cost: the objective's cost.
         seconds, joules: as the programme counts them.
     """
 
@@ -56,28 +57,28 @@ class Solution:
 def solve(
     model: Model, profile: Profile, objective: Objective, names: tuple[str, ...], moved: Traffic
 ) -> Solution | None:
-    """Problem P2 on a subset of the devices. None: infeasible."""
+    """Solve problem P2 on a subset of the devices; return None if it is infeasible."""
 
     def fits(name: str) -> bool:
         limit = profile.by_name[name].memory_bytes
         return limit is None or moved.whole_weights <= limit
 
-    # What cannot be split goes where it costs least, in time or by the objective. That depends on the shares:
-    # equal ones at first, then those of the best solution so far.
+    # Layers that cannot be split go to the device on which they cost least, in time or by the objective. That depends
+    # on the shares: equal ones at first, then those of the best solution so far.
     able = [name for name in profile.names if fits(name)]
     shares: dict[str, float] = dict.fromkeys(names, 1 / len(names))
-    found: Solution | None = None
+    best_solution: Solution | None = None
     tried: set[str] = set()
     while able:
         places = {place_whole(model, profile, shares, o, able) for o in (Objective(), objective)} - tried
         solutions = [_solve(model, profile, objective, names, moved, place) for place in sorted(places)]
         tried |= places
-        better = [s for s in (*solutions, found) if s is not None]
-        if not places or not better:
+        feasible = [s for s in (*solutions, best_solution) if s is not None]
+        if not places or not feasible:
             break
-        found = min(better, key=lambda s: s.cost)
-        shares = found.shares
-    return found
+        best_solution = min(feasible, key=lambda s: s.cost)
+        shares = best_solution.shares
+    return best_solution
 
 
 def _solve(
@@ -85,16 +86,13 @@ def _solve(
 ) -> Solution | None:
     import cvxpy
 
-    seconds_per_share, fixed_seconds, joules_per_share, fixed_joules = _coefficients(
-        model, profile, names, moved, alone
-    )
+    table = CostTable.of(model, profile)
+    seconds_per_share, fixed_seconds, joules_per_share, fixed_joules = _coefficients(table, names, moved, alone)
     layers, count = seconds_per_share.shape
     share = cvxpy.Variable(count, nonneg=True)
     layer_seconds = cvxpy.Variable(layers, nonneg=True)
-    up_link = np.array(
-        [0.0 if n == profile.source else moved.image / profile.link(profile.source, n).bytes_per_second for n in names]
-    )
-    # In units of the best single device, so that the solver's tolerances mean something for any cluster.
+    up_link = moved.image * table.link_seconds[table.source, [table.position[name] for name in names]]
+    # Seconds and joules are in units of the best single device, to suit the solver's tolerances.
     second = max(float((seconds_per_share + fixed_seconds).sum(axis=0).min()), 1e-12)
     joule = max(float(joules_per_share.min() + fixed_joules), 1e-12)
     constraints = [
@@ -115,12 +113,12 @@ def _solve(
         cost = joules / joule
     else:
         cost = cvxpy.sum(layer_seconds) + objective.energy_weight / second * joules
-    # Equals do not share for nothing: where it makes no difference, the earlier device takes the rows.
+    # Ties: if the split makes no difference, the earlier device takes the rows.
     cost += 1e-6 * (np.arange(count) @ share)
     problem = cvxpy.Problem(cvxpy.Minimize(cost), constraints)
-    if not solved(problem):
+    if not solve_linear_programme(problem):
         return None
-    # An interior-point solver leaves a hair where the optimum has none.
+    # An interior-point solver returns tiny shares where the optimum has none.
     values = np.where(share.value < 1e-5, 0.0, share.value)
     values = values / values.sum()
     slowest = (seconds_per_share * values + fixed_seconds).max(axis=1)
@@ -136,69 +134,60 @@ def _solve(
 
 
 def _coefficients(
-    model: Model, profile: Profile, names: tuple[str, ...], moved: Traffic, alone: str
+    table: CostTable, names: tuple[str, ...], moved: Traffic, alone: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], Vector, float]:
-    """Per layer and device, seconds = per_share * share + fixed; and the joules likewise, summed.
+    """Return seconds = per_share * share + fixed, per layer and device, and the joules likewise, summed over layers.
 
-    The last row is the way of the answer to the source.
+    The last row of the seconds is the return of the answer to the source.
     """
-    count, layers = len(names), len(model.layers) + 1
-    per_share, fixed = np.zeros((layers, count)), np.zeros((layers, count))
-    joules, fixed_joules = np.zeros(count), 0.0
-    for i, name in enumerate(names):
-        device, watts = profile.by_name[name], profile.by_name[name].power
-        for layer in model.layers:
-            time = device.layers[layer.index]
-            if layer.splittable:
-                per_share[layer.index, i] += time.seconds_per_row * layer.rows
-                fixed[layer.index, i] += time.fixed_seconds
-                joules[i] += watts.compute_watts * time.seconds_per_row * layer.rows
-                fixed_joules += watts.compute_watts * time.fixed_seconds
-            elif name != alone:
-                # Gathering on the device that runs this layer; nobody else computes.
-                link = profile.link(name, alone)
-                seconds = moved.whole[layer.index] / link.bytes_per_second
-                per_share[layer.index, i] += seconds
-                fixed[layer.index, i] += link.latency_seconds if seconds else 0.0
-                joules[i] += watts.transmit_watts * seconds
-        if name != alone:
-            link = profile.link(alone, name)
-            per_share[:-1, i] += moved.scattered / link.bytes_per_second
-            fixed[:-1, i] += np.where(moved.scattered > 0, link.latency_seconds, 0.0)
-            sending = float(moved.scattered.sum()) / link.bytes_per_second
-            joules[i] += profile.by_name[alone].power.transmit_watts * sending
-        for other, nbytes in _arrivals(names, i, moved):
-            link, sender = profile.link(other, name), profile.by_name[other]
-            halo_seconds = nbytes / link.bytes_per_second
-            fixed[:-1, i] += halo_seconds + np.where(nbytes > 0, link.latency_seconds, 0.0)
-            fixed_joules += float(halo_seconds.sum()) * sender.power.transmit_watts
-        if name != profile.source:
-            link = profile.link(profile.source, name)
-            seconds = moved.image / link.bytes_per_second
-            per_share[0, i] += seconds
-            fixed[0, i] += link.latency_seconds
-            joules[i] += profile.by_name[profile.source].power.transmit_watts * seconds
-            if moved.answer:
-                link = profile.link(name, profile.source)
-                seconds = moved.answer / link.bytes_per_second
-                per_share[-1, i] += seconds
-                fixed[-1, i] += link.latency_seconds
-                joules[i] += watts.transmit_watts * seconds
-    if moved.whole_answer and alone != profile.source:
-        link = profile.link(alone, profile.source)
-        seconds = moved.whole_answer / link.bytes_per_second
-        fixed[-1] += seconds + link.latency_seconds
-        fixed_joules += profile.by_name[alone].power.transmit_watts * seconds
-    for layer in model.layers:
-        if not layer.splittable:
-            seconds = profile.by_name[alone].layers[layer.index].seconds(layer.rows)
-            fixed[layer.index] += seconds
-            fixed_joules += profile.by_name[alone].power.compute_watts * seconds
+    model, at = table.model, [table.position[name] for name in names]
+    layers, whole_device, source = len(model.layers), table.position[alone], table.source
+    per_share, fixed = np.zeros((layers + 1, len(names))), np.zeros((layers + 1, len(names)))
+    splits = np.array([layer.splittable for layer in model.layers])
+    transmit = np.array([device.power.transmit_watts for device in table.profile.devices])
+
+    # Computing.
+    varying = np.where(splits[:, None], table.at_end.per_row * table.rows[:, None], 0.0)[:, at]
+    starting = np.where(splits[:, None], table.at_end.fixed, 0.0)[:, at]
+    per_share[:-1] += varying
+    fixed[:-1] += starting
+    joules = table.compute_watts[at] * varying.sum(axis=0)
+    fixed_joules = float((table.compute_watts[at] * starting.sum(axis=0)).sum())
+
+    def send(rows: slice, column: int, nbytes: Vector, sender: int, receiver: int) -> float:
+        """Add transfers whose size is proportional to the share, and return their joules per share."""
+        seconds = nbytes * table.link_seconds[sender, receiver]
+        per_share[rows, column] += seconds
+        fixed[rows, column] += np.where(nbytes > 0, table.latency[sender, receiver], 0.0)
+        return float(transmit[sender] * seconds.sum())
+
+    gathered = np.where(splits, 0.0, moved.whole)
+    for column, device in enumerate(at):
+        if device != whole_device:
+            # Layers that cannot be split gather their inputs on one device and scatter their results from there.
+            joules[column] += send(slice(layers), column, gathered, device, whole_device)
+            joules[column] += send(slice(layers), column, moved.scattered, whole_device, device)
+        for other, nbytes in _arrivals(names, column, moved):
+            sender = table.position[other]
+            halo_seconds = nbytes * table.link_seconds[sender, device]
+            fixed[:-1, column] += halo_seconds + np.where(nbytes > 0, table.latency[sender, device], 0.0)
+            fixed_joules += float(halo_seconds.sum() * transmit[sender])
+        if device != source:
+            joules[column] += send(slice(1), column, np.array([moved.image]), source, device)
+            joules[column] += send(slice(layers, None), column, np.array([moved.answer]), device, source)
+    if moved.whole_answer and whole_device != source:
+        seconds = moved.whole_answer * float(table.link_seconds[whole_device, source])
+        fixed[-1] += seconds + table.latency[whole_device, source]
+        fixed_joules += float(transmit[whole_device]) * seconds
+    whole = table.at_end.fixed[:, whole_device] + table.at_end.per_row[:, whole_device] * table.rows
+    whole = np.where(splits, 0.0, whole)
+    fixed[:-1] += whole[:, None]
+    fixed_joules += float(table.compute_watts[whole_device] * whole.sum())
     return per_share, fixed, joules, fixed_joules
 
 
 def _arrivals(names: tuple[str, ...], index: int, moved: Traffic) -> list[tuple[str, Vector]]:
-    """Who sends to this device, and how many bytes at each layer: both neighbours, and shares from all."""
+    """Return the senders to a device, and their bytes at each layer: both neighbours, and partial results of all."""
     arrivals = []
     for other, name in enumerate(names):
         if other == index:
@@ -213,35 +202,35 @@ def _arrivals(names: tuple[str, ...], index: int, moved: Traffic) -> list[tuple[
 
 
 def algorithm_1(model: Model, profile: Profile, objective: Objective, moved: Traffic | None = None) -> Solution | None:
-    """The threshold recursion. None: no subset that it visits is feasible."""
+    """Run the threshold recursion; return None if no subset that it visits is feasible."""
     moved = moved or traffic(model)
     names = profile.names
     quickest = Objective()
     while names:
         solution = solve(model, profile, objective, names, moved)
-        # Infeasible with so many: those that least latency needs least leave first.
+        # If infeasible, the devices that least latency needs least are removed first.
         draft = solution or solve(model, profile, quickest, names, moved)
         if draft is None:
             return None
         used = {name: share for name, share in draft.shares.items() if share > 0}
-        everybody, legal = len(used) == len(names), is_legal(model, profile, used, moved)
-        if everybody and legal and solution is not None:
+        all_used, legal = len(used) == len(names), is_legal(model, used, moved)
+        if all_used and legal and solution is not None:
             return solution
-        if everybody or not legal:
+        if all_used or not legal:
             del used[min(used, key=lambda name: used[name])]
-        # Who got nothing is nobody's neighbour: the halo terms are rebuilt without them.
+        # The halo terms are rebuilt without the devices that got no share.
         names = tuple(used)
     return None
 
 
-def is_legal(model: Model, profile: Profile, shares: dict[str, float], moved: Traffic) -> bool:
-    """The padding principle at every layer, rounding included: halos come from direct neighbours only."""
+def is_legal(model: Model, shares: dict[str, float], moved: Traffic) -> bool:
+    """Check the padding principle at every layer, after rounding: halos come from direct neighbours only."""
     if len(shares) == 1:
         return True
     if min(shares.values()) < moved.halo_share:
         return False
     names = list(shares)
-    # A stage per splittable layer; what is gathered, what one device made whole, and the image may come from anywhere.
+    # Partial results, tensors that one device made whole, and the image may come from any device.
     anywhere = {*model.graph.inputs, *made_whole(model)}
     draft = even_plan(model, names, boundaries=_boundaries(model, shares), source=names[0])
     for name, program in lower(draft, model).items():
@@ -258,14 +247,14 @@ def is_legal(model: Model, profile: Profile, shares: dict[str, float], moved: Tr
 
 
 def _boundaries(model: Model, shares: dict[str, float]) -> list[float]:
-    """Inner boundaries of the strips, rounded to rows of the image."""
+    """Return the inner boundaries of the strips, rounded to rows of the image."""
     rows = model.inputs[0].rows
     edges = [rect.row_stop for rect in strips(shares).values()]
     return [edge_to_row(edge, rows) / rows for edge in edges[:-1]]
 
 
 def coedge(model: Model, profile: Profile, objective: Objective) -> Plan:
-    """The paper's plan: a stage per layer, rows by the linear programme, the rest on one device.
+    """Return the paper's plan: a stage per layer, rows by the linear programme, the other layers on one device.
 
     Raises:
         PlanError: the profile is not of this model.
@@ -291,5 +280,5 @@ def coedge(model: Model, profile: Profile, objective: Objective) -> Plan:
     plan = evaluate("coedge", model, profile, objective, stages)
     if plan.feasible:
         return plan
-    # The programme knows no queues on the links and no rounding; what is simulated decides.
+    # The programme has no queues on the links and no rounding, so the simulation decides.
     return best([plan, single("the split of the linear programme breaks a constraint when simulated")], objective)

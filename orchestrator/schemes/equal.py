@@ -1,4 +1,4 @@
-"""`equal`: the same number of rows for everybody, a stage per layer."""
+"""`equal`: the same number of rows on every device, a stage per layer."""
 
 from __future__ import annotations
 

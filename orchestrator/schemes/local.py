@@ -1,4 +1,4 @@
-"""`local`: everything on the source, where the input is. Nothing travels."""
+"""`local`: everything on the source, where the input is. Nothing is sent."""
 
 from __future__ import annotations
 

@@ -1,18 +1,18 @@
-"""`musical_chair`: layer by layer, equal rows for everybody or the whole layer on one device (Hadidi et al., 2018).
+"""`musical_chair`: layer by layer, equal rows on all devices or the whole layer on one (Hadidi et al., 2018).
 
     layer        0        1        2        3        dense
     device a     rows     rows     rows     -        -
     device b     rows     rows     rows     all      all
     device c     rows     rows     rows     -        -
 
-The paper (Musical Chair, arXiv 1802.02138) chooses for each layer between data and model parallelism, on devices that
-are all alike. Its text is known here by summaries only, so this much is assumed:
+The paper (Musical Chair, arXiv 1802.02138) chooses between data and model parallelism for each layer, on identical
+devices. Assumptions, because only summaries of its text were available:
 
-* shares are equal, and the choice is made on the mean device and the mean link of the profile;
-* whole layers go to the source, or to the device that other schemes take for what cannot be split: dense layers too,
-  which the paper splits by output features;
-* the choices are those of least cost in all, from the input at the source to the answer there: computing, and
-  fetching what a layer reads from where it is (dynamic programming over the layers, exact for chains).
+* Shares are equal. The choice is made for the mean device and the mean link of the profile.
+* Whole layers go to the source, or to the device on which other schemes place layers that cannot be split. This
+  includes dense layers, which the paper splits by output features.
+* The choices have the least total cost from the input at the source to the answer there: computing, and fetching what
+  a layer reads (dynamic programming over the layers, exact for chains).
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ Regions = Mapping[str, UnitRect]
 def musical_chair(model: Model, profile: Profile, objective: Objective) -> Plan:
     goals = [objective]
     if objective.deadline_ms is not None:
-        goals.append(Objective())  # least energy may come too late
+        goals.append(Objective())  # the plan of least energy may miss the deadline
     drafts = (choose(model, profile, goal) for goal in goals)
     return best_of("musical_chair", model, profile, objective, drafts)
 
 
 @dataclass(frozen=True)
 class _MeanDevice:
-    """The device and the link that stand for all: means over the profile."""
+    """Means over the devices and links of a profile."""
 
     times: tuple[LayerTime, ...]
     compute_watts: float
@@ -74,27 +74,27 @@ def mean_of(profile: Profile) -> _MeanDevice:
 
 
 def choose(model: Model, profile: Profile, objective: Objective) -> tuple[Stage, ...]:
-    """The stages: one for each layer that is split, one for each run of layers that are not."""
+    """Return the stages: one for each layer that is split, one for each run of layers that are not."""
     mean = mean_of(profile)
     source: Regions = {profile.source: UNIT}
-    everybody: Regions = strips(dict.fromkeys(profile.names, 1.0))
+    all_devices: Regions = strips(dict.fromkeys(profile.names, 1.0))
     alone = source
     if not all(layer.splittable for layer in model.layers):
         equal = dict.fromkeys(profile.names, 1 / len(profile.names))
         alone = {place_whole(model, profile, equal, objective): UNIT}
-    # By place of the layer before, the cheapest way there. In a chain that is all that matters for what follows.
-    ways = [_PartialPlan(0.0, (), dict.fromkeys(model.graph.inputs, source))]
+    # The cheapest partial plan for each place of the last layer. In a chain, the rest depends on nothing else.
+    plans = [_PartialPlan(0.0, (), dict.fromkeys(model.graph.inputs, source))]
     for layer in model.layers:
         places = [alone]
         if layer.splittable:
-            places = [source, everybody] if alone == source else [source, alone, everybody]
+            places = [source, all_devices] if alone == source else [source, alone, all_devices]
         needs = [Need.of_layer(model, layer, place) for place in places]
-        ways = [
-            min((way.to(need, place, mean, objective) for way in ways), key=lambda way: way.cost)
+        plans = [
+            min((plan.to(need, place, mean, objective) for plan in plans), key=lambda plan: plan.cost)
             for need, place in zip(needs, places)
         ]
     answer = Need.of_answer(model, profile.source)
-    chosen = min((way.to(answer, source, mean, objective) for way in ways), key=lambda way: way.cost)
+    chosen = min((plan.to(answer, source, mean, objective) for plan in plans), key=lambda plan: plan.cost)
     stages: list[Stage] = []
     for layer, place in zip(model.layers, chosen.places):
         if len(place) == 1 and stages and stages[-1].regions == place:
@@ -106,13 +106,13 @@ def choose(model: Model, profile: Profile, objective: Objective) -> tuple[Stage,
 
 @dataclass(frozen=True)
 class Need:
-    """What a layer takes in one place.
+    """Needs of a layer in one place.
 
     Attributes:
         layer: its index; -1 for the answer.
         rows: that each device computes of it.
         reads: (device, tensor, region).
-        makes: the tensors that others need, or the client.
+        makes: the tensors that other layers or the client need.
     """
 
     layer: int
@@ -142,10 +142,10 @@ class Need:
         return cls(-1, (), tuple((sink, tensor, tensor.whole) for tensor in model.outputs), ())
 
     def cost(self, held: Mapping[str, Regions], mean: _MeanDevice, objective: Objective) -> float:
-        """The busiest end of a link, then the device with most rows.
+        """Return the cost: time of the busiest end of a link, then of the device with most rows.
 
         Args:
-            held: by tensor, who has what of it.
+            held: by tensor, the regions of the devices that hold it.
         """
         sent, received = defaultdict[str, int](int), defaultdict[str, int](int)
         for device, tensor, region in self.reads:
@@ -164,7 +164,7 @@ class Need:
 
 @dataclass(frozen=True)
 class _PartialPlan:
-    """The places of the first layers, what they cost, and who has what then."""
+    """Places of the first layers, their cost, and the regions of the tensors that devices hold then."""
 
     cost: float
     places: tuple[Regions, ...]

@@ -1,14 +1,14 @@
 """`neurosurgeon`: one cut, the source first, then one server (Kang et al., Neurosurgeon, ASPLOS 2017).
 
-    source   layers 0 .. cut - 1  --- what is alive at the cut -->                            output
+    source   layers 0 .. cut - 1  --- tensors alive at the cut -->                            output
     server                                                          layers cut ..  --- answer --^
 
-All cuts with all servers are weighed, least latency or least energy as the objective asks; with the extreme ones:
-everything on the source, everything on a server. The paper predicts layer times by regressions over layer types,
-here they are measured; it counts the joules of the mobile device alone, here those of both devices count.
+All cuts with all servers are candidates, for least latency or least energy as the objective asks, and so are
+everything on the source and everything on a server. The paper predicts layer times by regressions over layer types;
+here they are measured. It counts the joules of the mobile device; here those of both devices count.
 
-The weights are bounds from the profile: compute, bytes at the cut and the answer, with nothing in the way of each
-other but the up-link. Candidates are simulated in the order of their bounds, until no bound is below the best.
+Each candidate has lower bounds from the profile: compute, bytes at the cut and the answer, without queues except for
+the up-link. Candidates are simulated in the order of their bounds, until no bound is below the best cost.
 """
 
 from __future__ import annotations
@@ -23,23 +23,25 @@ from coedge.graph.model import Model
 from coedge.plan.plan import Plan, Stage
 from coedge.plan.tiles import needed_regions
 from coedge.profile.profile import Profile
+from orchestrator.evaluation.cost_table import CostTable
 from orchestrator.evaluation.evaluator import Evaluation, Evaluator
 from orchestrator.schemes.scheme import on_one_device
 
-# The rate of a stream is measured over some rounds of frames, and may come out a little above what it can be.
+# The simulated rate of a stream is an average over a few frames and may lie slightly above the true rate.
 _STREAM_SLACK = 0.95
-# Sums in another order differ in their last digits.
+# Tolerance for rounding errors of sums in another order.
 _ROUNDING = 1 - 1e-9
 
 
 @dataclass(frozen=True)
 class Side:
-    """The layers on one side of a cut, all of them on one device.
+    """Layers on one side of a cut, all on one device.
 
     Attributes:
-        image_nbytes: what it reads of the network's inputs.
-        read_nbytes: what it reads of what the other side makes.
-        answer_nbytes: of the network's outputs that it makes.
+        image_nbytes: bytes that it reads of the network's inputs.
+        read_nbytes: bytes that it reads of the other side's results.
+        answer_nbytes: bytes of the network's outputs that it makes.
+        weight_nbytes: bytes of the constants that it reads.
     """
 
     work: tuple[Work, ...]
@@ -51,7 +53,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A cut with its server, and bounds of what it costs.
+    """A cut with its server, and lower bounds of its costs.
 
     Attributes:
         interval_seconds: between the answers of a stream.
@@ -65,7 +67,7 @@ class Candidate:
     weight_nbytes: dict[str, int]
 
     def bound(self, profile: Profile, objective: Objective) -> tuple[float, float]:
-        """At most the rank of the plan when it is judged: what it exceeds, then its cost, or its time."""
+        """Return a lower bound of the rank of the plan's evaluation."""
         excess = 0.0
         for name, nbytes in self.weight_nbytes.items():
             limit = profile.by_name[name].memory_bytes
@@ -80,9 +82,10 @@ class Candidate:
 
 
 def neurosurgeon(model: Model, profile: Profile, objective: Objective) -> Plan:
-    """The best cut with the best server; only cuts that leave the first `keep_local` layers on the source."""
+    """Return the best cut with the best server; the first `keep_local` layers stay on the source."""
     evaluator = Evaluator(model, profile, objective)
-    bounded = [(found.bound(profile, objective), found.stages) for found in candidates(model, profile, objective)]
+    cuts = candidates(model, profile, objective)
+    bounded = [(candidate.bound(profile, objective), candidate.stages) for candidate in cuts]
     chosen: Evaluation | None = None
     for bound, stages in sorted(bounded, key=lambda item: item[0]):
         if chosen is not None and chosen.rank(objective) <= bound:
@@ -95,8 +98,8 @@ def neurosurgeon(model: Model, profile: Profile, objective: Objective) -> Plan:
 
 
 def candidates(model: Model, profile: Profile, objective: Objective) -> Iterator[Candidate]:
-    """Everything on the source, then cut by cut every server."""
-    count, source = len(model.layers), profile.source
+    """Yield everything on the source, then every server for every cut."""
+    count, source, table = len(model.layers), profile.source, CostTable.of(model, profile)
     devices = profile.by_name
     whole = side(model, 0, count)
     seconds = devices[source].compute_seconds(whole.work)
@@ -108,18 +111,18 @@ def candidates(model: Model, profile: Profile, objective: Objective) -> Iterator
         first = devices[source].compute_seconds(head.work) if head else 0.0
         for server in servers:
             second = devices[server].compute_seconds(tail.work)
-            image = _Transfer(profile, source, server, tail.image_nbytes)
-            read = _Transfer(profile, source, server, tail.read_nbytes)
-            answer = _Transfer(profile, server, source, tail.answer_nbytes)
-            # The image leaves at once; what the source makes leaves when it is made and the image is out.
+            image = _Transfer(table, source, server, tail.image_nbytes)
+            read = _Transfer(table, source, server, tail.read_nbytes)
+            answer = _Transfer(table, server, source, tail.answer_nbytes)
+            # The image is sent at once; results of the source are sent when they and the image are ready.
             arrived = image.seconds + image.latency_seconds
             if tail.read_nbytes:
                 arrived = max(first, image.seconds) + read.seconds + read.latency_seconds
             seconds = arrived + second + answer.seconds + answer.latency_seconds
             joules = first * devices[source].power.compute_watts + second * devices[server].power.compute_watts
             joules += image.joules + read.joules + answer.joules + _idle_joules(profile, seconds, source, server)
-            contending_devices = sum(transfer.medium_seconds for transfer in (image, read, answer))
-            interval = max(first, second, image.seconds + read.seconds, answer.seconds, contending_devices)
+            on_medium = sum(transfer.medium_seconds for transfer in (image, read, answer))
+            interval = max(first, second, image.seconds + read.seconds, answer.seconds, on_medium)
             stages, weights = on_one_device(model, server), {server: tail.weight_nbytes}
             if head:
                 stages = (
@@ -131,22 +134,19 @@ def candidates(model: Model, profile: Profile, objective: Objective) -> Iterator
 
 
 class _Transfer:
-    """So many bytes from one device to another, with nothing else on the way.
+    """A transfer without contention.
 
     Attributes:
-        seconds: that the up-link is taken, be it for the link's rate or for a shared medium's.
-        medium_seconds: that the slowest shared medium is taken.
+        seconds: that the up-link is busy, at the rate of the link or of a slower shared medium.
+        medium_seconds: that the slowest shared medium is busy.
     """
 
-    def __init__(self, profile: Profile, sender: str, receiver: str, nbytes: int) -> None:
-        link = profile.link(sender, receiver)
-        wire = nbytes / link.bytes_per_second
-        media = [nbytes / medium.bytes_per_second for medium in profile.media_between(sender, receiver)]
-        self.medium_seconds = max(media, default=0.0)
-        self.seconds = max(wire, self.medium_seconds)
-        self.latency_seconds = link.latency_seconds if nbytes else 0.0
-        sending, receiving = profile.by_name[sender].power, profile.by_name[receiver].power
-        self.joules = wire * (sending.transmit_watts + receiving.receive_watts)
+    def __init__(self, table: CostTable, sender: str, receiver: str, nbytes: int) -> None:
+        pair = table.position[sender], table.position[receiver]
+        self.medium_seconds = nbytes * float(table.medium_seconds[pair])
+        self.seconds = nbytes * float(table.seconds_per_byte[pair])
+        self.latency_seconds = float(table.latency[pair]) if nbytes else 0.0
+        self.joules = nbytes * float(table.link_seconds[pair] * table.transfer_watts[pair])
 
 
 def _idle_joules(profile: Profile, seconds: float, *names: str) -> float:
@@ -156,7 +156,7 @@ def _idle_joules(profile: Profile, seconds: float, *names: str) -> float:
 
 
 def side(model: Model, first: int, stop: int) -> Side:
-    """Layers [first, stop) as one stage on one device."""
+    """Return what layers [first, stop) take as one stage on one device."""
     graph, layers = model.graph, model.layers
     nodes = graph.nodes[layers[first].first : layers[stop - 1].stop]
     made = {name for node in nodes for name in node.outputs if name}

@@ -1,4 +1,4 @@
-"""`offload`: everything on the best device other than the source; the input goes there, the output comes back."""
+"""`offload`: everything on the best device other than the source, which sends the input and receives the output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What schemes share: turning stages into an evaluated plan, and placing what cannot be split."""
+"""Functions that the schemes share: evaluate stages, and place layers that cannot be split."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from coedge.execution.program import Work
 from coedge.graph.model import Model
 from coedge.plan.plan import Plan, Stage
 from coedge.profile.profile import Profile
+from orchestrator.evaluation.cost_table import CostTable
 from orchestrator.evaluation.evaluator import Evaluator
 
 Scheme = Callable[[Model, Profile, Objective], Plan]
@@ -23,15 +24,15 @@ def best_of(
     drafts: Iterable[tuple[Stage, ...]],
     reason: str = "",
 ) -> Plan:
-    """The best of these drafts when simulated; marked infeasible where even that breaks a constraint.
+    """Return the best of these drafts by simulation, marked infeasible if even that violates a constraint.
 
     Args:
         name: of the scheme.
-        reason: why the scheme chose what it chose, where there is something to say.
+        reason: why the scheme chose these drafts, if there is something to say.
     """
     evaluator = Evaluator(model, profile, objective)
     evaluated = (evaluator.evaluate(stages, name, reason) for stages in drafts)
-    return evaluator.plan(min(evaluated, key=lambda found: found.rank(objective)))
+    return evaluator.plan(min(evaluated, key=lambda candidate: candidate.rank(objective)))
 
 
 def evaluate(
@@ -42,12 +43,12 @@ def evaluate(
     stages: tuple[Stage, ...],
     reason: str = "",
 ) -> Plan:
-    """The plan of these stages with its prediction, marked infeasible where it breaks a constraint."""
+    """Return the plan of these stages with its prediction, marked infeasible if it violates a constraint."""
     return best_of(name, model, profile, objective, [stages], reason)
 
 
 def rank(plan: Plan, objective: Objective) -> tuple[bool, float]:
-    """What plans are compared by, less is better: cost where feasible, otherwise the time that is needed."""
+    """Return a sort key of plans, lower is better: the cost if feasible, the latency otherwise."""
     assert plan.predicted is not None
     latency, energy = plan.predicted.latency_seconds, plan.predicted.energy_joules
     cost = objective.cost(latency, energy, plan.predicted.throughput_fps)
@@ -55,12 +56,12 @@ def rank(plan: Plan, objective: Objective) -> tuple[bool, float]:
 
 
 def best(plans: Iterable[Plan], objective: Objective) -> Plan:
-    """The feasible plan of least cost; if there is none, the one that needs the least time."""
+    """Return the feasible plan of least cost; if there is none, the plan of least latency."""
     return min(plans, key=lambda plan: rank(plan, objective))
 
 
 def on_one_device(model: Model, device: str) -> tuple[Stage, ...]:
-    """One stage: everything there."""
+    """Return one stage with everything on one device."""
     return (Stage(first=0, last=len(model.layers) - 1, regions={device: UNIT}),)
 
 
@@ -72,7 +73,7 @@ def single_device(
     among: Iterable[str] | None = None,
     reason: str = "",
 ) -> Plan:
-    """Everything on the one device that does it best, with the way of the input there and of the output back.
+    """Return the best plan with everything on one device, including the way of the input there and of the output back.
 
     Args:
         name: of the scheme that asks.
@@ -83,12 +84,13 @@ def single_device(
     return best_of(name, model, profile, objective, drafts, reason)
 
 
-def full_seconds(model: Model, profile: Profile, device: str, splittable: bool) -> float:
-    """Time of all layers that can be split (or all that cannot) on one device, a stage each."""
-    times = profile.by_name[device]
-    return sum(
-        times.layers[layer.index].seconds(layer.rows) for layer in model.layers if layer.splittable == splittable
-    )
+def speeds(model: Model, profile: Profile) -> dict[str, float]:
+    """Return the measured speed of each device on the layers that can be split, a stage each, in runs per second."""
+    table = CostTable.of(model, profile)
+    layers = [layer.index for layer in model.layers if layer.splittable]
+    times = table.at_end.fixed + table.at_end.per_row * table.rows[:, None]
+    seconds = times[layers].sum(axis=0)
+    return {name: 1 / max(float(value), 1e-12) for name, value in zip(table.names, seconds)}
 
 
 def place_whole(
@@ -98,10 +100,10 @@ def place_whole(
     objective: Objective | None = None,
     among: Sequence[str] | None = None,
 ) -> str:
-    """The device for layers that cannot be split: least cost there, with gathering their inputs.
+    """Return the device on which layers that cannot be split cost least, including the gather of their inputs.
 
     Args:
-        shares: who holds which part of the inputs.
+        shares: part of the inputs that each device holds.
         objective: least latency by default.
         among: the devices to choose from; all of the profile by default.
     """
@@ -109,19 +111,19 @@ def place_whole(
     whole = [layer for layer in model.layers if not layer.splittable]
     if not whole:
         return max(shares, key=lambda name: shares[name])
-    gathered = model.cuts[whole[0].index].nbytes
+    gathered, table, devices = model.cuts[whole[0].index].nbytes, CostTable.of(model, profile), profile.by_name
 
     def cost(name: str) -> float:
-        compute = profile.by_name[name].compute_seconds(Work(layer.index, layer.rows) for layer in whole)
-        seconds, joules = compute, compute * profile.by_name[name].power.compute_watts
+        receiver = table.position[name]
+        compute = devices[name].compute_seconds(Work(layer.index, layer.rows) for layer in whole)
+        seconds, joules = compute, compute * devices[name].power.compute_watts
         for other, share in shares.items():
             if other != name and share > 0:
-                link = profile.link(other, name)
-                sending = share * gathered / link.bytes_per_second
-                seconds += sending + link.latency_seconds
-                joules += sending * profile.by_name[other].power.transmit_watts
-        if name != profile.source:
-            seconds += profile.link(name, profile.source).latency_seconds
+                pair = (table.position[other], receiver)
+                sending = share * gathered * float(table.link_seconds[pair])
+                seconds += sending + float(table.latency[pair])
+                joules += sending * devices[other].power.transmit_watts
+        seconds += float(table.latency[receiver, table.source])
         return objective.cost(seconds, joules)
 
     return min(among or profile.names, key=cost)

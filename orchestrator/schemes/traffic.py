@@ -1,4 +1,4 @@
-"""Bytes that the layers of a network move where it is cut in strips, a stage per layer."""
+"""Bytes that the layers of a network move if it is split in strips, a stage per layer."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Traffic:
 
     Attributes:
         down, up: per layer, halo bytes from the device above to the one below, and back.
-        gathered: per layer, bytes that everybody sends to everybody (shares of reductions).
+        gathered: per layer, bytes that every device sends to every other (partial results of reductions).
         whole: per layer that cannot be split, bytes of all its inputs.
-        scattered: per layer, bytes that it reads of what a layer that cannot be split has made.
+        scattered: per layer, bytes that it reads of results of layers that cannot be split.
         image: bytes of the input.
-        answer, whole_answer: bytes of the outputs that layers make that can be split, and of the others.
+        answer, whole_answer: bytes of the outputs made by layers that can be split, and by the others.
         weights, whole_weights: bytes of constants of the layers that can be split, and of the others.
-        largest: bytes of the largest set of activations alive while a layer is computed.
+        largest: bytes of the largest set of activations alive at once.
         halo_share: the smallest share for which a halo lies within one neighbour at every layer.
     """
 
@@ -46,7 +46,7 @@ class Traffic:
 
 
 def traffic(model: Model) -> Traffic:
-    """What two equal strips would move, a stage per layer."""
+    """Return the bytes that two equal strips move, a stage per layer."""
     count = len(model.layers)
     down, up, gathered, whole, scattered = (np.zeros(count) for _ in range(5))
     halo_share = 0.0
@@ -56,7 +56,7 @@ def traffic(model: Model) -> Traffic:
         for step in program.steps:
             if step.kind != "send" or step.stage >= count:
                 continue
-            # A stage per layer: the number of the stage is the number of the layer.
+            # With a stage per layer, the index of the stage is the index of the layer.
             for part in step.parts:
                 tensor = model.graph.tensors[program.patches[part.patch].tensor]
                 nbytes = tensor.region_nbytes(part.region)
@@ -86,7 +86,7 @@ def traffic(model: Model) -> Traffic:
 
 
 def _weights(model: Model, splittable: bool) -> float:
-    """Bytes of the constants that the layers of this kind read."""
+    """Return the bytes of the constants that the layers of this kind read."""
     names = {
         name
         for layer in model.layers
@@ -99,7 +99,7 @@ def _weights(model: Model, splittable: bool) -> float:
 
 
 def made_whole(model: Model) -> set[str]:
-    """The tensors that one device makes whole, in layers that cannot be split."""
+    """Return the tensors that one device makes whole, in layers that cannot be split."""
     whole = [layer for layer in model.layers if not layer.splittable]
     nodes = [node for layer in whole for node in model.graph.nodes[layer.first : layer.stop]]
     return {name for node in nodes for name in node.outputs}

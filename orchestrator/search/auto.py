@@ -1,11 +1,11 @@
-"""`auto`: the whole plan space. Never predicted worse than any named scheme, for they are among its candidates.
+"""`auto`: a search through the whole plan space. The named schemes' plans are candidates too.
 
-1  drafts      shortest paths over (cut, layout), under several prices; the named schemes
-2  boundaries  the convex core on the best drafts, rounded to rows
-3  dress       borders first, and codecs where they pay
-4  polish      small changes, judged by simulation
-5  joining     the best plan with each device that it leaves out
-6  alone       the devices that the best plan uses, and no others
+1  drafts             shortest paths over (cut, layout) under several prices
+2  boundaries         the convex programme on the best drafts, rounded to rows
+3  transfer options   halo first, and codecs where they pay
+4  local search       small changes, evaluated by simulation
+5  forced inclusion   the best plan with each device that it does not use
+6  used devices       a search with the devices of the best plan only
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from coedge.graph.model import Model
 from coedge.plan.plan import Plan, Stage
 from coedge.profile.profile import Profile
 from orchestrator.evaluation.evaluator import Evaluation, Evaluator, distinct
-from orchestrator.search.draft import as_draft, as_stages
+from orchestrator.search.draft import as_draft, as_stages, with_options_of
 from orchestrator.search.forced_inclusion import PARTS, ROW_CHANGES, ForcedInclusion, unused
 from orchestrator.search.layout import nearest_devices
 from orchestrator.search.linear_programme import FULL, BoundaryProblem
@@ -32,82 +32,84 @@ from orchestrator.search.shortest_path import TRANSFERS, Path, Prices, pareto_pa
 from orchestrator.search.space import SearchSpace, is_small
 from orchestrator.search.stage_costs import StageCosts
 
-# How many drafts go through the convex core, and how often each.
+# Number of drafts that the convex programme refines, and solves for each of them.
 REFINED, ROUNDS = 3, 2
-# Of more devices, the better half is planned for first.
+# With more devices than this, the better half is planned for first.
 MANY = 10
-# So many devices that are left out, of different kinds, are tried once more.
-JOINING = 4
-# Of plans with more strips fewer go through the convex core; with still more, only the best, once.
+# Number of unused devices, of different kinds, whose inclusion is tried.
+INCLUDED = 4
+# Plans with more strips than this have two drafts refined; with still more, one draft once.
 LARGISH, LARGE = 60, 300
-# With one device more, plans that cost more than so many times the best are given up.
+# Forced inclusion goes on if the cost is at most this factor above the best.
 HOPELESS = 1.2
-# Plans for so much of the deadline are looked at too.
+# Parts of the deadline for which the local search looks too.
 TIGHTER = (1.0, 0.8, 0.6, 0.4)
-# How many paths of the front of seconds and joules are kept at every cut and layout, and what that may take.
+# Labels per node of the Pareto search, and the limit on its work.
 FRONT, FRONT_EDGES = 12, 6_000_000
-# How often bytes on full devices get dearer.
+# Rounds in which constants on full devices get more expensive.
 MEMORY_ROUNDS = 8
-# What a joule is worth, against what it takes the fastest device to use one: between least latency and least joules.
+# Weights of a joule between least latency and least energy; 1 is the time in which the fastest device uses a joule.
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 def search(model: Model, profile: Profile, objective: Objective, known: Iterable[Plan] = ()) -> Plan:
-    """The best plan found.
+    """Return the best plan found.
 
     Args:
-        known: plans of named schemes: candidates too.
+        known: plans of named schemes, which are candidates too.
     """
     evaluator = explored(model, profile, objective, known)
     return evaluator.plan(evaluator.best(), "auto")
 
 
 def explored(model: Model, profile: Profile, objective: Objective, known: Iterable[Plan] = ()) -> Evaluator:
-    """An evaluator that has judged everything that the search looks at."""
+    """Return the evaluator with all evaluations of a search."""
     evaluator = Evaluator(model, profile, objective)
     named = [evaluator.evaluate(plan.stages, plan.scheme, plan.reason if plan.feasible else "") for plan in known]
     if len(profile.names) > MANY:
-        # A plan for the better half is one for all: more devices then hardly ever make a worse one.
-        half = set(nearest_devices(model, profile, len(profile.names) // 2))
+        # The plan for the better half is a candidate, so that more devices hardly ever give a worse plan.
+        half = set(nearest_devices(evaluator.table, len(profile.names) // 2))
         fewer = search(model, profile.without(set(profile.names) - half), objective)
         named.append(evaluator.evaluate(fewer.stages))
-    space = SearchSpace.of(model, profile, objective)
+    space = SearchSpace.of(evaluator.table, objective)
     if objective.energy_weight or objective.goal == "energy" or objective.deadline_seconds is not None:
         named += [evaluator.evaluate(stages) for stages in _front(space)]
     if objective.goal == "energy" or objective.deadline_seconds is not None:
-        # What is looked at hardly depends on the deadline, so that a looser one does not give a worse plan.
-        wishes = weighted(space.costs[0], objective)
-        for wish in wishes:
-            _explore(evaluator.aiming_at(wish), space, named, space.steps // len(wishes))
+        # These goals do not depend on the deadline, so that a looser deadline hardly ever gives a worse plan.
+        goals = weighted(space.costs[0], objective)
+        for goal in goals:
+            _explore(evaluator.aiming_at(goal), space, named, space.steps // len(goals))
         _meet_deadline(evaluator, space)
     else:
         _explore(evaluator, space, named, space.steps)
-    _try_others(evaluator, space)
-    _try_alone(evaluator)
+    _include_unused(evaluator, space)
+    _search_used(evaluator)
     return evaluator
 
 
 def _explore(evaluator: Evaluator, space: SearchSpace, known: Sequence[Evaluation], steps: int) -> None:
-    """Drafts, boundaries, dress and polish for one objective; everything that is judged stays with the evaluator."""
+    """Search for one objective, phases 1 to 4. All evaluations stay with the evaluator."""
     objective = evaluator.objective
-    found = list(known)
+    candidates = list(known)
     for number, costs in enumerate(space.costs):
         paths = drafts(costs, objective, TRANSFERS[: len(TRANSFERS) - number])
-        found += [evaluator.evaluate(stages_of_path(path, costs)) for path in paths]
+        candidates += [evaluator.evaluate(stages_of_path(path, costs)) for path in paths]
     if space.is_small:
-        found += more_drafts(evaluator, space, steps)
-    drawn = distinct(found, objective)
-    drawn = drawn[: 1 if _strips(drawn[0]) > LARGE else 2 if _strips(drawn[0]) > LARGISH else REFINED]
-    refined = [refine(evaluator, space.receptive_fields, evaluated) for evaluated in drawn]
+        candidates += more_drafts(evaluator, space, steps)
+    best_drafts = distinct(candidates, objective)
+    best_drafts = best_drafts[
+        : 1 if _strips(best_drafts[0]) > LARGE else 2 if _strips(best_drafts[0]) > LARGISH else REFINED
+    ]
+    refined = [refine(evaluator, space.receptive_fields, evaluated) for evaluated in best_drafts]
     with_options = [
         evaluator.evaluate(options(evaluated.plan.stages)) for evaluated in refined for options in space.option_sets[1:]
     ]
-    starts = distinct([*found, *refined, *with_options], objective)
+    starts = distinct([*candidates, *refined, *with_options], objective)
     if space.is_small:
         multistart(evaluator, space, starts, steps)
         return
     starts = starts[:REFINED]
-    # Half of the steps from the best, and so on: what one does not need is left for the next.
+    # The best start gets half of the steps, and so on; steps that it leaves go to the next.
     limit = evaluator.steps + steps
     for index, evaluated in enumerate(starts):
         left = limit - evaluator.steps
@@ -115,30 +117,34 @@ def _explore(evaluator: Evaluator, space: SearchSpace, known: Sequence[Evaluatio
     improve_transfer_options(evaluator, evaluator.best(), space.option_sets, steps // 4)
 
 
-def _try_others(evaluator: Evaluator, space: SearchSpace) -> None:
-    """Devices that the best plan leaves out join many of its stages at once, which no small change does."""
-    objective, profile, best = evaluator.objective, evaluator.profile, evaluator.best()
+def _include_unused(evaluator: Evaluator, space: SearchSpace) -> None:
+    """Add unused devices to many stages of the best plan at once, which no small change does."""
+    objective, table, best = evaluator.objective, evaluator.table, evaluator.best()
     stages = best.plan.stages
-    worn = [options for options in space.option_sets if options.matches(stages)]
+    options = [options for options in space.option_sets if options.matches(stages)]
     changes = min(space.steps // 8 // max(sum(len(stage.regions) for stage in stages), 1), ROW_CHANGES)
-    joining = ForcedInclusion(
+    inclusion = ForcedInclusion(
         best.plan, evaluator.model, objective, lambda evaluated, _: evaluated.rank(objective), space.receptive_fields
     )
-    for name, *_ in unused(best.plan, profile)[:JOINING]:
-        found = [
-            evaluator.evaluate(joined) for part in PARTS for joined in joining.structures(profile, name, part, worn)
+    for name, *_ in unused(best.plan, evaluator.profile)[:INCLUDED]:
+        variants = [
+            evaluator.evaluate(variant)
+            for part in PARTS
+            for variant in inclusion.structures(table, name, part, options)
         ]
-        nearest = min(found, key=lambda evaluated: evaluated.rank(objective), default=None)
-        if nearest is None or _is_hopeless(nearest, best, objective):
+        start = min(variants, key=lambda evaluated: evaluated.rank(objective), default=None)
+        if start is None or _is_hopeless(start, best, objective):
             continue
-        joined = joining.refined(evaluator, nearest, name, changes)
-        if better(joined, best, objective):
-            local_search(evaluator, joined, space.layouts, space.steps // 4)
+        refined = inclusion.refined(evaluator, start, name, changes)
+        if better(refined, best, objective):
+            local_search(evaluator, refined, space.layouts, space.steps // 4)
 
 
-def _try_alone(evaluator: Evaluator) -> None:
-    """The devices that the best plan uses are planned for alone, where so few of them are soon planned for thoroughly:
-    more devices then hardly ever make a worse plan."""
+def _search_used(evaluator: Evaluator) -> None:
+    """Search again with the devices of the best plan only, if that makes the problem small.
+
+    More devices then hardly ever give a worse plan.
+    """
     profile = evaluator.profile
     used = {profile.source, *evaluator.best().plan.used_devices}
     if len(used) < len(profile.names) and is_small(evaluator.model, len(used)):
@@ -146,13 +152,13 @@ def _try_alone(evaluator: Evaluator) -> None:
         evaluator.evaluate(fewer.stages)
 
 
-def _is_hopeless(found: Evaluation, best: Evaluation, objective: Objective) -> bool:
-    (excess, cost), (best_excess, best_cost) = found.rank(objective), best.rank(objective)
+def _is_hopeless(candidate: Evaluation, best: Evaluation, objective: Objective) -> bool:
+    (excess, cost), (best_excess, best_cost) = candidate.rank(objective), best.rank(objective)
     return excess > HOPELESS * best_excess or cost > HOPELESS * best_cost
 
 
 def _front(space: SearchSpace) -> Iterator[tuple[Stage, ...]]:
-    """Drafts from the quickest to the least joules, those that no price of a joule leads to among them."""
+    """Yield drafts from least latency to least energy, also those that no price of a joule leads to."""
     for costs in space.costs:
         width = min(FRONT, FRONT_EDGES // (costs.count * len(costs.layouts)) ** 2)
         for transfer in TRANSFERS[:2] if width > 1 else ():
@@ -161,7 +167,7 @@ def _front(space: SearchSpace) -> Iterator[tuple[Stage, ...]]:
 
 
 def _meet_deadline(evaluator: Evaluator, space: SearchSpace) -> None:
-    """Polish under the deadline itself, from the best that meet it and from the best that meet tighter ones."""
+    """Run the local search under the deadline, from the best plan for it and for tighter deadlines."""
     objective = evaluator.objective
     if objective.deadline_ms is None:
         return
@@ -172,7 +178,7 @@ def _meet_deadline(evaluator: Evaluator, space: SearchSpace) -> None:
 
 
 def weighted(costs: StageCosts, objective: Objective) -> list[Objective]:
-    """Goals without a deadline, from least latency to least cost, that a deadline chooses between."""
+    """Return goals without a deadline, from least latency to the objective's own cost."""
     free = objective.model_copy(update={"deadline_ms": None, "goal": "latency"})
     if objective.goal == "energy":
         joule = _seconds_per_joule(costs)
@@ -185,16 +191,16 @@ def weighted(costs: StageCosts, objective: Objective) -> list[Objective]:
 
 
 def drafts(costs: StageCosts, objective: Objective, transfers: Sequence[float] = TRANSFERS) -> list[Path]:
-    """Shortest paths under the prices that the objective may mean."""
+    """Return the shortest paths for each price of a transfer."""
     paths = [path for prices in prices_of(objective, transfers) for path in _within_memory(costs, prices)]
     return list(dict.fromkeys(paths))
 
 
 def _within_memory(costs: StageCosts, prices: Prices) -> list[Path]:
-    """The shortest path; where weights do not fit, others on which bytes cost more and more on full devices."""
-    limits = np.array([d.memory_bytes or np.inf for d in costs.profile.devices])
+    """Return the shortest path. If its constants do not fit, add paths with a rising price on full devices' memory."""
+    limits = np.array([d.memory_bytes or np.inf for d in costs.table.profile.devices])
     price, paths = np.zeros(len(limits)), list[Path]()
-    # So that all weights together cost about as much as all the work, at first.
+    # At first, all constants together cost about as much as the whole computation.
     step = float(costs.busy[0, costs.count].max()) / max(costs.model.weight_nbytes, 1)
     for _ in range(MEMORY_ROUNDS):
         path = shortest_path(costs, replace(prices, memory=price if price.any() else None))
@@ -208,53 +214,32 @@ def _within_memory(costs: StageCosts, prices: Prices) -> list[Path]:
     return paths
 
 
-def refine(
-    evaluator: Evaluator, receptive_fields: ReceptiveFields, evaluated: Evaluation, profile: Profile | None = None
-) -> Evaluation:
-    """The convex core on the plan's cuts and device sets, again while it helps.
-
-    Args:
-        profile: what the core reckons with; that of the evaluator by default.
-    """
-    best, profile = evaluated, profile or evaluator.profile
+def refine(evaluator: Evaluator, receptive_fields: ReceptiveFields, evaluated: Evaluation) -> Evaluation:
+    """Solve the convex programme on the plan's cuts and devices, again as long as it helps."""
+    best, table = evaluated, evaluator.table
     for _ in range(1 if _strips(evaluated) > LARGE else ROUNDS):
         draft = as_draft(best.plan.stages)
         if draft is None or all(len(stage.layout.devices) == 1 for stage in draft):
             break
-        solved = BoundaryProblem(evaluator.model, profile, receptive_fields, draft).solve(profile, evaluator.objective)
-        if solved is None:
+        boundaries = BoundaryProblem(table, receptive_fields, draft).solve(table, evaluator.objective)
+        if boundaries is None:
             break
-        rounded = (
-            nearest(evaluator.model, solved.stages),
-            fair(evaluator.model, evaluator.profile, receptive_fields, solved.stages),
-        )
-        found = min(
-            (evaluator.evaluate(_as_before(as_stages(stages), best.plan.stages)) for stages in rounded),
-            key=lambda j: j.rank(evaluator.objective),
-        )
-        if not better(found, best, evaluator.objective):
+        rounded = (nearest(table.model, boundaries.stages), fair(table, receptive_fields, boundaries.stages))
+        candidates = [evaluator.evaluate(with_options_of(as_stages(stages), best.plan.stages)) for stages in rounded]
+        candidate = min(candidates, key=lambda evaluated: evaluated.rank(evaluator.objective))
+        if not better(candidate, best, evaluator.objective):
             break
-        best = found
+        best = candidate
     return best
 
 
 def _strips(evaluated: Evaluation) -> int:
-    """What the convex core's time grows with."""
+    """Return the number of strips, which the time of the convex programme grows with."""
     return sum(len(stage.regions) for stage in evaluated.plan.stages)
 
 
-def _as_before(stages: Sequence[Stage], before: Sequence[Stage]) -> tuple[Stage, ...]:
-    """The stages, dressed as those that they replace one by one."""
-    return tuple(
-        stage.model_copy(update={"codecs": old.codecs, "halo_first": old.halo_first})
-        for stage, old in zip(stages, before)
-    )
-
-
 def _seconds_per_joule(costs: StageCosts) -> float:
-    """What a joule is worth where both count about the same: on the fastest device alone."""
-    alone = [
-        (sum(d.layer_time(x.index, False).seconds(x.rows) for x in costs.model.layers), d.power.compute_watts)
-        for d in costs.profile.devices
-    ]
-    return 1 / max(min(alone)[1], 1e-9)
+    """Return the time in which the fastest device uses a joule: there, seconds and joules count the same."""
+    table = costs.table
+    watts = min(zip(table.whole_seconds(), table.compute_watts))[1]
+    return 1 / max(float(watts), 1e-9)

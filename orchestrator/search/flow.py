@@ -1,13 +1,13 @@
-"""A draft plan as arithmetic: every computation and every transfer as a linear function of where strips meet.
+"""A draft as arithmetic: every computation and every transfer is an affine function of the inner edges.
 
-    x            inner edges of all stages, of the unit square
-    rows         what of one tensor goes from one strip to another:  max(0, G x + r0)
+    x            inner edges of all stages, in the unit square
+    rows         rows of one tensor that one strip sends to another:  max(0, G x + r0)
     compute      base + slope (x_below - x_above)                      seconds
     transfer     latency + (bytes of its rows) / rate                  seconds
 
-Between two strips the rows are min(own end, needed end) - max(own start, needed start). Which of the two counts is
-taken from the draft at hand: any choice bounds the rows from above and is linear, and this one is exact there.
-Pairs that exchange nothing at the draft are kept from doing so (`apart`).
+The rows between two strips are min(own end, needed end) - max(own start, needed start). The side of each minimum and
+maximum is taken from the draft. Any choice is affine and bounds the rows from above; this one is exact at the draft.
+Pairs of strips that exchange nothing in the draft must not start to exchange rows (`apart`).
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from coedge.graph.model import Model
-from coedge.profile.profile import Profile
+from orchestrator.evaluation.cost_table import CostTable
 from orchestrator.search.draft import DraftStage
 from orchestrator.search.receptive_field import ReceptiveFields, StageInput
+from orchestrator.search.strip_cost import strip_seconds
 
+# The producer of the network's input.
 SOURCE = -1
 
 
 @dataclass(frozen=True, slots=True)
 class AffineExpression:
-    """constant + sum of coefficient x edge."""
+    """`constant` plus the sum of coefficient times edge over `terms`, which are (edge, coefficient)."""
 
     constant: float
     terms: tuple[tuple[int, float], ...] = ()
@@ -42,11 +43,13 @@ class AffineExpression:
 
 @dataclass(slots=True)
 class StripCompute:
-    """One strip of one stage. `share` is its height; seconds are `base + slope * share`.
+    """Computation of one strip of one stage: `base + slope * share` seconds.
 
     Attributes:
-        previous: the computation that its device does before.
-        held_nbytes, shared_nbytes: of the stage's constants, all of which it holds; of which it holds its share.
+        share: height of the strip in the unit square.
+        previous: index of the computation that the same device does before; None for its first.
+        held_nbytes: bytes of constants that the device holds whatever its share.
+        shared_nbytes: bytes of constants of which the device holds its share.
     """
 
     stage: int
@@ -61,13 +64,13 @@ class StripCompute:
 
 @dataclass(slots=True)
 class Channel:
-    """What one computation sends to another, as one message.
+    """One message from one computation to another.
 
     Attributes:
-        producer, consumer: indices of the computations; SOURCE where the input is, and the number of computations
-            where the answer is put together.
+        producer, consumer: indices of the computations. The producer of the input is SOURCE; the consumer of the
+            answer is the number of computations.
         rows: (bytes per row, rows) of every tensor.
-        nbytes: what does not depend on the edges.
+        nbytes: bytes that do not depend on the edges.
     """
 
     producer: int
@@ -80,12 +83,12 @@ class Channel:
 
 @dataclass
 class Flow:
-    """All of a draft.
+    """All computations and messages of a draft.
 
     Attributes:
-        edges: the values of the variables at the draft.
-        apart: expressions that are to stay at or below 0.
-        last_at_sink: the last computation where the answer is put together, if there is one.
+        edges: the inner edges of the draft.
+        apart: expressions that must stay at or below 0.
+        last_at_sink: index of the last computation on the device that assembles the answer, if it has one.
     """
 
     edges: list[float]
@@ -95,25 +98,27 @@ class Flow:
     last_at_sink: list[int]
 
     def bytes_at(self, channel: Channel, edges: Sequence[float]) -> float:
+        """Return the size of a message if the inner edges were these."""
         return channel.nbytes + sum(max(0.0, rows.at(edges)) * weight for weight, rows in channel.rows)
 
 
-def make_flow(model: Model, profile: Profile, receptive_fields: ReceptiveFields, stages: Sequence[DraftStage]) -> Flow:
-    return _Maker(model, profile, receptive_fields, stages).run()
+def make_flow(table: CostTable, receptive_fields: ReceptiveFields, stages: Sequence[DraftStage]) -> Flow:
+    return _FlowBuilder(table, receptive_fields, stages).run()
 
 
-def message_seconds(profile: Profile, sender: str, receiver: str) -> float:
-    """What a message takes besides its bytes: the latency of the link, and the time of both ends."""
-    devices = profile.by_name
-    handling = devices[sender].send_seconds + devices[receiver].receive_seconds
-    return profile.link(sender, receiver).latency_seconds + handling
+class _FlowBuilder:
+    """The flow of a draft while it is built.
 
+    Attributes:
+        compute_at: index of the computation of a device in a stage.
+        edge_at: for each stage, its edges from the top down.
+        stage_of_layer: index of the stage that computes a layer.
+    """
 
-class _Maker:
-    def __init__(
-        self, model: Model, profile: Profile, receptive_fields: ReceptiveFields, stages: Sequence[DraftStage]
-    ) -> None:
-        self.model, self.profile, self.receptive_fields, self.stages = model, profile, receptive_fields, stages
+    def __init__(self, table: CostTable, receptive_fields: ReceptiveFields, stages: Sequence[DraftStage]) -> None:
+        self.table, self.model = table, table.model
+        self.receptive_fields, self.stages = receptive_fields, stages
+        self.source = table.profile.source
         self.flow = Flow([], [], [], [], [])
         self.compute_at: dict[tuple[int, str], int] = {}
         self.edge_at: list[list[AffineExpression]] = []
@@ -125,7 +130,7 @@ class _Maker:
             self.stage_of_layer.update(dict.fromkeys(range(stage.first, stage.stop), index))
             self.edge_at.append([self._edge(value) for value in stage.layout.edges])
             for position, device in enumerate(stage.layout.devices):
-                base, slope = self._seconds(stage, position)
+                base, slope = strip_seconds(self.table, self.receptive_fields, stage, position)
                 share = self.edge_at[index][position + 1] + self.edge_at[index][position].times(-1)
                 self.compute_at[index, device] = len(self.flow.computes)
                 held, shared = self.receptive_fields.weights(stage.first, stage.stop)
@@ -136,40 +141,18 @@ class _Maker:
         for index, stage in enumerate(self.stages):
             self._fetch(index, stage)
         self._answer()
-        self.flow.last_at_sink = [latest[name] for name in (self.profile.source,) if name in latest]
+        self.flow.last_at_sink = [latest[name] for name in (self.source,) if name in latest]
         return self.flow
 
     def _edge(self, value: float) -> AffineExpression:
+        """Return an edge as an expression; an inner edge becomes a new variable."""
         if value <= 0.0 or value >= 1.0:
             return AffineExpression(min(max(value, 0.0), 1.0))
         self.flow.edges.append(value)
         return AffineExpression(0.0, ((len(self.flow.edges) - 1, 1.0),))
 
-    def _seconds(self, stage: DraftStage, position: int) -> tuple[float, float]:
-        """Seconds as base + slope * share."""
-        layout, end = stage.layout, self.receptive_fields.end(stage.stop)
-        device = self.profile.by_name[layout.devices[position]]
-        alone = len(layout.devices) == 1
-        base = slope = 0.0
-        share = layout.shares[position]
-        for index in range(stage.first, stage.stop):
-            if not end.needed[index]:
-                continue
-            time, height = device.layer_time(index, index == stage.stop - 1), self.model.layers[index].rows
-            base += time.fixed_seconds
-            if alone or end.whole[index]:
-                base += time.seconds_per_row * height
-                continue
-            halo = (end.above[index] if position else 0.0) + (
-                end.below[index] if position < len(layout.devices) - 1 else 0.0
-            )
-            # A strip so high that its halo passes the border computes no more than there is.
-            halo = min(halo, height * (1 - share))
-            base += time.seconds_per_row * halo
-            slope += time.seconds_per_row * height
-        return base, slope
-
     def _fetch(self, index: int, stage: DraftStage) -> None:
+        """Add the messages that bring the inputs of a stage."""
         channels: dict[tuple[int, int], Channel] = {}
         for item in self.receptive_fields.inputs(stage.first, stage.stop):
             for position, receiver in enumerate(stage.layout.devices):
@@ -179,25 +162,18 @@ class _Maker:
         self.flow.channels += channels.values()
 
     def _answer(self) -> None:
+        """Add the messages that bring the network's outputs back to the source."""
         channels: dict[tuple[int, int], Channel] = {}
         for name in self.model.graph.outputs:
-            tensor = self.model.graph.tensors[name]
-            item = StageInput(
-                name,
-                self.receptive_fields.layer_of[name],
-                tensor.rows,
-                tensor.region_nbytes(tensor.whole),
-                0,
-                0,
-                True,
-                False,
-            )
+            tensor, layer = self.model.graph.tensors[name], self.receptive_fields.layer_of[name]
+            nbytes = tensor.region_nbytes(tensor.whole)
+            item = StageInput(name, layer, tensor.rows, nbytes, above=0, below=0, whole=True, partial=False)
             everything = AffineExpression(0.0), AffineExpression(float(item.rows))
-            self._from_owners(channels, item, *everything, self.profile.source, len(self.flow.computes))
+            self._from_owners(channels, item, *everything, self.source, len(self.flow.computes))
         self.flow.channels += channels.values()
 
     def _needed(self, index: int, position: int, item: StageInput) -> tuple[AffineExpression, AffineExpression]:
-        """First and last row of a tensor that a strip reads."""
+        """Return the first row of a tensor that a strip reads, and the row after the last."""
         edges, layout = self.edge_at[index], self.stages[index].layout
         if item.whole or len(layout.devices) == 1:
             return AffineExpression(0.0), AffineExpression(float(item.rows))
@@ -221,8 +197,9 @@ class _Maker:
         receiver: str,
         consumer: int,
     ) -> None:
+        """Add to `channels` the rows [start, stop) of a tensor that the receiver does not own."""
         if item.layer < 0:
-            owners = [(SOURCE, self.profile.source, AffineExpression(0.0), AffineExpression(float(item.rows)))]
+            owners = [(SOURCE, self.source, AffineExpression(0.0), AffineExpression(float(item.rows)))]
         else:
             made = self.stage_of_layer[item.layer]
             edges, devices = self.edge_at[made], self.stages[made].layout.devices
@@ -240,12 +217,12 @@ class _Maker:
             upper = last if last.at(now) <= stop.at(now) else stop
             lower = first if first.at(now) >= start.at(now) else start
             rows = upper + lower.times(-1)
-            found = rows.at(now)
-            # Half a row is no row: what lies between edges that meet after rounding does not travel.
-            if found > 0.5:
+            count = rows.at(now)
+            # Edges less than half a row apart meet after rounding: nothing is sent between them.
+            if count > 0.5:
                 self._channel(channels, producer, consumer, sender, receiver).rows.append((item.row_nbytes, rows))
-            elif found > -item.rows / 4 and rows.terms:
-                self.flow.apart.append(rows + AffineExpression(-max(found, 0.0)))
+            elif count > -item.rows / 4 and rows.terms:
+                self.flow.apart.append(rows + AffineExpression(-max(count, 0.0)))
 
     def _channel(
         self, channels: dict[tuple[int, int], Channel], producer: int, consumer: int, sender: str, receiver: str

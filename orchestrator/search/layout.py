@@ -1,4 +1,4 @@
-"""Who takes part in a stage, and where the strips meet: the nodes of the shortest path."""
+"""Layouts: the devices of a stage and the edges between their strips. They are the nodes of the shortest path."""
 
 from __future__ import annotations
 
@@ -10,21 +10,28 @@ from dataclasses import dataclass
 from coedge.core.region import UnitRect, edge_to_row
 from coedge.graph.model import Model
 from coedge.plan.plan import Stage
-from coedge.profile.profile import Profile
+from orchestrator.evaluation.cost_table import CostTable
 
-# Up to so many devices, every subset is looked at.
+# Up to this number of devices, every subset is a candidate.
 ALL_SUBSETS = 4
-# What the shortest path may take: (layers x layouts)^2. Beyond what speeds suggest, small networks are given
-# strips on whole rows up to there.
+# Limit of (layers x layouts)^2, which the shortest path's time grows with. Small networks get further strips on whole
+# rows up to this limit.
 MOST_EDGES = 1_500_000
+# Limit on the number of ways to put one set of devices on whole rows.
 MOST_ON_ROWS = 100
-# Of strips in every order, so many bands at most: of more there are too many, and polishing finds the rest.
+# Limit on the rows on which strips in every order are placed; the local search refines them.
 MOST_BANDS = 12
+# With at most this number of devices, rankings without each device in turn are candidates too.
+FEW_DEVICES = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Strips from the top down. `edges` begin with 0 and end with 1: one more than there are devices."""
+    """Strips from the top down.
+
+    Attributes:
+        edges: from 0 to 1; one more than there are devices.
+    """
 
     devices: tuple[str, ...]
     edges: tuple[float, ...]
@@ -41,9 +48,10 @@ class Layout:
         return Stage(first=first, last=last, regions=self.regions)
 
     def handed(self, giver: int, taker: int, rows: int) -> Layout | None:
-        """A row of so many handed from one device to another; what lies between them moves by a row.
+        """Move one of `rows` rows from `giver` to `taker`. The strips between them move by one row.
 
-        None: it is the giver's last one.
+        Returns:
+            None if it is the giver's last row.
         """
         edges = [edge_to_row(edge, rows) for edge in self.edges]
         if edges[giver + 1] - edges[giver] <= 1:
@@ -53,7 +61,7 @@ class Layout:
         return Layout(self.devices, tuple(edge / rows for edge in edges))
 
     def shifted(self, rows: int) -> Iterator[Layout]:
-        """A row of so many handed from each device to each other."""
+        """Move one of `rows` rows from each device to each other."""
         for giver, taker in itertools.permutations(range(len(self.devices)), 2):
             moved = self.handed(giver, taker, rows)
             if moved is not None:
@@ -61,7 +69,7 @@ class Layout:
 
 
 def layout_of(stage: Stage) -> Layout | None:
-    """The strips of a stage; None where it is a grid."""
+    """Return the strips of a stage; None if it is a grid."""
     parts = [(rect, name) for name, rect in stage.regions.items() if rect.row_stop > rect.row_start]
     if any((rect.col_start, rect.col_stop) != (0.0, 1.0) for rect, _ in parts):
         return None
@@ -71,69 +79,74 @@ def layout_of(stage: Stage) -> Layout | None:
 
 
 def in_proportion(shares: Mapping[str, float]) -> Layout:
-    """Strips in this order, proportional to the shares."""
+    """Return strips in this order, proportional to the shares."""
     total = sum(shares.values())
     passed = list(itertools.accumulate(shares.values()))
     edges = [0.0, *(value / total for value in passed[:-1]), 1.0]
     return Layout(tuple(shares), tuple(edges))
 
 
-def full_seconds(model: Model, profile: Profile) -> dict[str, float]:
-    """Time of everything that can be split, as one stage, on each device."""
-    found = {}
-    for device in profile.devices:
-        splittable = [layer for layer in model.layers if layer.splittable] or list(model.layers)
-        seconds = sum(device.layer_time(layer.index, False).seconds(layer.rows) for layer in splittable)
-        found[device.name] = max(seconds, 1e-12)
-    return found
+def splittable_seconds(table: CostTable) -> dict[str, float]:
+    """Return the time of all layers that can be split, as one stage, on each device."""
+    layers = [x.index for x in table.model.layers if x.splittable] or [x.index for x in table.model.layers]
+    seconds = table.layer_seconds[layers].sum(axis=0)
+    return {name: max(float(value), 1e-12) for name, value in zip(table.names, seconds)}
 
 
-def candidates(model: Model, profile: Profile) -> list[Layout]:
-    """Every device alone, and sets of them with strips in proportion to their speed (and to their memory, where it
-    is limited), in the profile's order.
+def candidates(table: CostTable) -> list[Layout]:
+    """Return each device alone, and sets of devices with strips in the profile's order.
 
-    For few devices all subsets; for many, the best so many by speed, by nearness to the source, by joules.
-    Of few rows, fractions are far from what can be had: there, other strips on whole rows too, the most even first.
+    Strips are proportional to speed, and also to memory if it is limited. For few devices all subsets are taken; for
+    many, the first devices of several rankings. If layers have few rows, proportional strips round to something
+    else: then strips on whole rows are added, the most balanced ones first.
     """
-    names = profile.names
-    seconds = full_seconds(model, profile)
+    model, names = table.model, table.names
+    seconds = splittable_seconds(table)
     sets: list[tuple[str, ...]] = []
     if len(names) <= ALL_SUBSETS:
         sets = [s for size in range(2, len(names) + 1) for s in itertools.combinations(names, size)]
     else:
-        for ranking in _rankings(model, profile, seconds):
+        for ranking in _rankings(table, seconds):
             sets += [tuple(sorted(ranking[:size], key=names.index)) for size in _sizes(len(ranking))]
     unique = dict.fromkeys(sets)
-    made = [in_proportion({name: 1 / seconds[name] for name in chosen}) for chosen in unique]
-    room = {device.name: device.memory_bytes for device in profile.devices}
-    if any(value is not None for value in room.values()):
+    layouts = [in_proportion({name: 1 / seconds[name] for name in chosen}) for chosen in unique]
+    memory = {device.name: device.memory_bytes for device in table.profile.devices}
+    if any(value is not None for value in memory.values()):
         most = float(model.weight_nbytes)
-        made += [in_proportion({n: min(room[n] or most, most) for n in chosen}) for chosen in unique]
-    room_left = int(math.sqrt(MOST_EDGES) / len(model.layers)) - len(names) - len(made)
-    if room_left > 0 and len(names) <= ALL_SUBSETS:
+        layouts += [in_proportion({n: min(memory[n] or most, most) for n in chosen}) for chosen in unique]
+    room = int(math.sqrt(MOST_EDGES) / len(model.layers)) - len(names) - len(layouts)
+    if room > 0 and len(names) <= ALL_SUBSETS:
         rows = _fewest_rows(model)
         few = (chosen for chosen in unique if math.comb(rows - 1, len(chosen) - 1) <= MOST_ON_ROWS)
         whole = itertools.chain.from_iterable(_on_rows(chosen, rows) for chosen in few)
-        made += sorted(whole, key=lambda layout: _slowest(layout, seconds))[:room_left]
-    return list(dict.fromkeys([*alone(profile), *made]))
+        layouts += sorted(whole, key=lambda layout: _slowest(layout, seconds))[:room]
+    return list(dict.fromkeys([*alone(table.names), *layouts]))
 
 
-def in_every_order(model: Model, profile: Profile, most: int) -> list[Layout]:
-    """Every device alone, and strips of every set of them in every order, the most even so many.
+def in_every_order(table: CostTable, most: int) -> list[Layout]:
+    """Return each device alone, and the `most` most balanced strips of all sets of devices in every order.
 
-    For few devices: there are too many orders of more.
+    Meant for few devices: more of them have too many orders.
     """
-    names, seconds = profile.names, full_seconds(model, profile)
-    bands = min(_fewest_rows(model), MOST_BANDS)
+    names, seconds = table.names, splittable_seconds(table)
+    bands = min(_fewest_rows(table.model), MOST_BANDS)
     sets = (s for size in range(2, min(len(names), bands) + 1) for s in itertools.permutations(names, size))
     strips = itertools.chain.from_iterable(_on_rows(chosen, bands) for chosen in sets)
-    nearest = sorted(strips, key=lambda layout: _slowest(layout, seconds))
-    return [*alone(profile), *nearest[:most]]
+    balanced = sorted(strips, key=lambda layout: _slowest(layout, seconds))
+    return [*alone(names), *balanced[:most]]
 
 
-def alone(profile: Profile) -> list[Layout]:
-    """Every device by itself."""
-    return [Layout((name,), (0.0, 1.0)) for name in profile.names]
+def alone(names: Sequence[str]) -> list[Layout]:
+    """Return the layout of each device alone."""
+    return [Layout((name,), (0.0, 1.0)) for name in names]
+
+
+def nearest_devices(table: CostTable, count: int) -> list[str]:
+    """Return the source, and the `count - 1` other devices that could finish the whole network first."""
+    ready = _ready(table, splittable_seconds(table))
+    source = table.profile.source
+    others = sorted((name for name in table.names if name != source), key=ready)
+    return [source, *others[: count - 1]]
 
 
 def _fewest_rows(model: Model) -> int:
@@ -141,7 +154,7 @@ def _fewest_rows(model: Model) -> int:
 
 
 def _on_rows(devices: tuple[str, ...], rows: int) -> Iterator[Layout]:
-    """Every way in which all of these devices can share so many rows."""
+    """Yield every division of the rows in which each device has at least one."""
     for cut in itertools.combinations(range(1, rows), len(devices) - 1):
         yield Layout(devices, (0.0, *(row / rows for row in cut), 1.0))
 
@@ -151,7 +164,7 @@ def _slowest(layout: Layout, seconds: Mapping[str, float]) -> float:
 
 
 def _sizes(count: int) -> Iterable[int]:
-    """2, 3, 4 ... and sparser beyond a dozen."""
+    """Yield set sizes 2, 3, 4 ..., sparser beyond a dozen."""
     size = 2
     while size < count:
         yield size
@@ -159,39 +172,24 @@ def _sizes(count: int) -> Iterable[int]:
     yield count
 
 
-def nearest_devices(model: Model, profile: Profile, count: int) -> list[str]:
-    """The source, and the others that would be done first with all of it."""
-    near = _nearness(model, profile, full_seconds(model, profile))
-    others = sorted((name for name in profile.names if name != profile.source), key=near)
-    return [profile.source, *others[: count - 1]]
+def _ready(table: CostTable, seconds: Mapping[str, float]) -> Callable[[str], float]:
+    """Return a function: seconds until a device has received the input and computed the whole network."""
+    image = sum(t.region_nbytes(t.whole) for t in table.model.inputs)
+    sending = image * table.link_seconds[table.source]
+    return lambda name: seconds[name] + float(sending[table.position[name]])
 
 
-def _nearness(model: Model, profile: Profile, seconds: Mapping[str, float]) -> Callable[[str], float]:
-    """Seconds until a device would have the input and be done with it."""
-    image = sum(t.region_nbytes(t.whole) for t in model.inputs)
-
-    def near(name: str) -> float:
-        source = profile.source
-        return seconds[name] + (0.0 if name == source else image / profile.link(source, name).bytes_per_second)
-
-    return near
-
-
-def _rankings(model: Model, profile: Profile, seconds: Mapping[str, float]) -> list[Sequence[str]]:
-    """Orders in which devices could be taken on."""
-    source = profile.source
-    near = _nearness(model, profile, seconds)
-
-    def joules(name: str) -> float:
-        return seconds[name] * profile.by_name[name].power.compute_watts
-
-    others = [name for name in profile.names if name != source]
-    by_speed = sorted(profile.names, key=lambda name: seconds[name])
-    by_nearness = sorted(profile.names, key=near)
-    by_joules = sorted(profile.names, key=joules)
-    from_source = [source, *sorted(others, key=near)]
-    # One slow device in the middle of a ranking is in the way of all that follow: leave each out in turn.
-    rankings: list[Sequence[str]] = [by_speed, by_nearness, by_joules, from_source]
-    if len(profile.names) <= 10:
+def _rankings(table: CostTable, seconds: Mapping[str, float]) -> list[Sequence[str]]:
+    """Return orders in which devices may be added to a set."""
+    names, source, ready = table.names, table.profile.source, _ready(table, seconds)
+    joules = {name: seconds[name] * float(table.compute_watts[table.position[name]]) for name in names}
+    others = [name for name in names if name != source]
+    by_speed = sorted(names, key=lambda name: seconds[name])
+    rankings: list[Sequence[str]] = [
+        by_speed, sorted(names, key=ready), sorted(names, key=lambda name: joules[name]),
+        [source, *sorted(others, key=ready)],
+    ]  # fmt: skip
+    # A device that does not help spoils every set behind it in a ranking, so each one is left out in turn.
+    if len(names) <= FEW_DEVICES:
         rankings += [[name for name in by_speed if name != gone] for gone in by_speed]
     return rankings

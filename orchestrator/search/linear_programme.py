@@ -1,17 +1,18 @@
-"""The convex core: where the strips of given stages on given devices should meet.
+"""The convex programme: the edges between the strips of given stages on given devices.
 
     minimise    latency + w joules
-    over        edges x, rows r, start times g, times u at which transfers have left, d at which they have come
+    over        edges x, rows r, start times g, times u at which transfers have left, d at which they have arrived
     subject to  r >= G x + r0,  r >= 0                            rows of every transfer (see `flow`)
-                g[c] >= g[p] + seconds[p]                         p: what the device did before
-                u[t] >= g[p] + seconds[p] + wire[t]               t: a transfer of what p made
-                u[t] >= u[t'] + wire[t]                           t': before it on the sender's up-link, or the medium
-                d[t] >= u[t] + latency[t],  d[t] >= d[t'] + wire[t]     t': before it on the receiver's down-link
-                g[c] >= d[t]                                      c: what needs the transfer
-                latency <= deadline,  strips of one row at least,  weights fit the devices
+                g[c] >= g[p] + seconds[p]                         p: the computation of the same device before
+                u[t] >= g[p] + seconds[p] + wire[t]               p: the computation that makes transfer t
+                u[t] >= u[t'] + wire[t]                           t': before t on the sender's up-link, or the medium
+                d[t] >= u[t] + latency[t],  d[t] >= d[t'] + wire[t]     t': before t on the receiver's down-link
+                g[c] >= d[t]                                      c: the computation that needs t
+                latency <= deadline,  every strip has a row,  weights fit the devices
 
-The longest path through the real schedule: no barrier stands between stages. Measured figures are parameters
-(DPP), so that a change of bandwidth needs no new canonicalisation. The order on links is that of the draft.
+The latency is the longest path through the schedule; there is no barrier between stages. Measured figures are
+parameters (DPP), so a change of bandwidth needs no new canonical form. Transfers take the links in the order that
+they have in the draft.
 """
 
 from __future__ import annotations
@@ -24,61 +25,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coedge.core.objective import Objective
-from coedge.graph.model import Model
-from coedge.profile.profile import Profile
-from orchestrator.evaluation.convex_solver import solved
+from orchestrator.evaluation.convex_solver import solve_linear_programme
+from orchestrator.evaluation.cost_table import CostTable
 from orchestrator.search.draft import DraftStage
-from orchestrator.search.flow import SOURCE, AffineExpression, make_flow, message_seconds
+from orchestrator.search.flow import SOURCE, AffineExpression, make_flow
 from orchestrator.search.layout import Layout
 from orchestrator.search.link_order import order_of
 from orchestrator.search.receptive_field import ReceptiveFields
 
 Vector = NDArray[np.float64]
-# What of a device's memory weights may take: rows need some too.
+# Part of a device's memory that weights may take. The rest is for activations.
 FULL = 0.9
 
 
 @dataclass(frozen=True)
-class Certificate:
-    """Proof of an optimum. The Lagrangian of a linear programme, at multipliers under which no variable can lower
-    it, is a bound from below; at an optimum it meets the objective.
-
-    Attributes:
-        objective, bound: in units of the draft's latency.
-        slackness: largest product of a multiplier and the slack of its constraint.
-        tilt: how much the Lagrangian changes with the variables: zero, but for the solver's tolerance.
-    """
-
-    objective: float
-    bound: float
-    slackness: float
-    tilt: float
-
-    @property
-    def gap(self) -> float:
-        return abs(self.objective - self.bound) / max(abs(self.objective), 1e-12)
-
-
-@dataclass(frozen=True)
 class Boundaries:
-    """An optimum: the same stages with edges where they cost least, as the programme counts.
+    """An optimum: the stages of the draft with the edges of least cost.
 
     Attributes:
-        deadline_price: what a second more would save while nothing else changes: the multiplier of the deadline.
-            Joules for the goal of energy, weighted seconds otherwise; 0 where it does not bind.
+        seconds: latency as the programme counts it.
+        deadline_price: cost saved per second that the deadline is extended (its multiplier). Joules for the goal of
+            energy, weighted seconds otherwise; 0 if the deadline does not bind.
     """
 
     stages: tuple[DraftStage, ...]
     seconds: float
-    certificate: Certificate
     deadline_price: float = 0.0
 
 
 @dataclass(frozen=True)
 class _Parameters:
-    """Everything measured or wished for; the rest of the programme is geometry.
+    """cvxpy parameters: all measured figures and the objective. The rest of the programme is geometry.
 
-    Times are in units of the draft's latency, bytes in megabytes: numbers of one size suit the solver.
+    Times are in units of the draft's computing time and bytes in megabytes, so that the coefficients are of similar
+    size.
     """
 
     base: Any
@@ -96,31 +76,32 @@ class BoundaryProblem:
     """The linear programme of one draft. With another profile only its parameters change.
 
     Args:
-        again: whether it will be solved again, for other profiles.
+        again: the programme will be solved again, for other profiles.
     """
 
     def __init__(
         self,
-        model: Model,
-        profile: Profile,
+        table: CostTable,
         receptive_fields: ReceptiveFields,
         stages: Sequence[DraftStage],
         again: bool = False,
     ) -> None:
-        self.model, self.receptive_fields, self.stages, self._again = model, receptive_fields, tuple(stages), again
-        self.flow = make_flow(model, profile, receptive_fields, stages)
-        self._limits = {d.name: FULL * d.memory_bytes for d in profile.devices if d.memory_bytes is not None}
-        self.order = order_of(self.flow, profile)
+        self.table, self.model = table, table.model
+        self.receptive_fields, self.stages, self._again = receptive_fields, tuple(stages), again
+        self.flow = make_flow(table, receptive_fields, stages)
+        devices = table.profile.devices
+        self._limits = {d.name: FULL * d.memory_bytes for d in devices if d.memory_bytes is not None}
+        self.order = order_of(self.flow, table)
         self._build()
 
-    def solve(self, profile: Profile, objective: Objective) -> Boundaries | None:
-        """The best edges; None: infeasible, or the solver gave up."""
-        unit = self._set(profile, objective)
-        if not solved(self.problem, self._again):
+    def solve(self, table: CostTable, objective: Objective) -> Boundaries | None:
+        """Return the best edges; None if the programme is infeasible or the solver gave up."""
+        unit = self._set(table, objective)
+        if not solve_linear_programme(self.problem, self._again):
             return None
         edges = [float(value) for value in self._edges.value]
         seconds, price = float(self._latency.value) * unit, float(np.sum(self._in_time.dual_value))
-        return Boundaries(self._stages_at(edges), seconds, self._certify(), price)
+        return Boundaries(self._stages_at(edges), seconds, price)
 
     def _build(self) -> None:
         import cvxpy
@@ -132,7 +113,7 @@ class BoundaryProblem:
         count = max(len(flow.edges), 1)
         self._edges = cvxpy.Variable(count)
         rows, start = cvxpy.Variable(max(len(terms), 1)), cvxpy.Variable(computes + 1)
-        left, came = cvxpy.Variable(channels), cvxpy.Variable(channels)
+        left, arrived = cvxpy.Variable(channels), cvxpy.Variable(channels)
         self._parameters = given = _Parameters(
             base=cvxpy.Parameter(computes), slope=cvxpy.Parameter(computes, nonneg=True),
             wire=cvxpy.Parameter(channels, nonneg=True), medium=cvxpy.Parameter(channels, nonneg=True),
@@ -162,7 +143,7 @@ class BoundaryProblem:
             constraints.append(matrix @ self._edges + constant <= 0)
         strips = [i for i, c in enumerate(flow.computes) if c.share.terms]
         if strips:
-            # A row at least, and no more than is there at the draft where that is less.
+            # At least one row, or the strip's height in the draft if that is less.
             least = [min(self._row(flow.computes[i].stage), flow.computes[i].share.at(flow.edges)) for i in strips]
             constraints.append(share[strips] >= np.array(least))
 
@@ -174,7 +155,7 @@ class BoundaryProblem:
                 constraints.append((each / room) @ share[mine] <= 1)
 
         def not_before(times: Any, pairs: Sequence[tuple[int, int]], after: Any, extra: Any = None) -> None:
-            """times[b] >= after[a] (+ extra[b]) for all pairs (a, b)."""
+            """Require times[b] >= after[a] (+ extra[b]) for all pairs (a, b)."""
             if pairs:
                 before, at = [a for a, _ in pairs], [b for _, b in pairs]
                 constraints.append(times[at] >= after[before] + (0 if extra is None else extra[at]))
@@ -189,80 +170,56 @@ class BoundaryProblem:
                 constraints.append(left[given_inputs] >= amount[given_inputs])
         not_before(left, order.up, left, wire)
         not_before(left, order.medium, left, medium)
-        constraints.append(came >= left + given.latency)
-        not_before(came, order.down, came, wire)
-        not_before(start, [(i, c.consumer) for i, c in enumerate(flow.channels)], came)
+        constraints.append(arrived >= left + given.latency)
+        not_before(arrived, order.down, arrived, wire)
+        not_before(start, [(i, c.consumer) for i, c in enumerate(flow.channels)], arrived)
         cost = given.second * self._latency + given.priced_share @ share + given.priced_bytes @ megabytes
         self.problem = cvxpy.Problem(cvxpy.Minimize(cost), constraints)
 
-    def _set(self, profile: Profile, objective: Objective) -> float:
-        """Puts the measured figures in; returns the unit of time, seconds."""
-        flow, given = make_flow(self.model, profile, self.receptive_fields, self.stages), self._parameters
+    def _set(self, table: CostTable, objective: Objective) -> float:
+        """Set the parameters, and return the unit of time in seconds."""
+        flow = self.flow if table is self.table else make_flow(table, self.receptive_fields, self.stages)
+        given = self._parameters
         unit = max(sum(c.base + c.slope * c.share.at(flow.edges) for c in flow.computes), 1e-9)
-        # Joules in the same unit, as the objective weighs them; with the goal of energy, seconds break ties.
+        # Joules are weighted by the objective. For the goal of energy, seconds only break ties.
         joule = 1.0 if objective.goal == "energy" else objective.energy_weight
         second = 1e-3 if objective.goal == "energy" else 1.0
-        devices = profile.by_name
         given.base.value = np.array([c.base / unit for c in flow.computes])
         given.slope.value = np.array([c.slope / unit for c in flow.computes])
-        watts = np.array([devices[c.device].power.compute_watts for c in flow.computes])
+        watts = table.compute_watts[[table.position[c.device] for c in flow.computes]]
         given.priced_share.value = joule * watts * given.slope.value
-        pairs = [(c.sender, c.receiver) for c in flow.channels]
-        links = [profile.link(*pair) for pair in pairs]
-        given.wire.value = np.array([1e6 / link.bytes_per_second / unit for link in links] or [0.0])
-        shared = [[m.bytes_per_second for m in profile.media_between(*pair)] for pair in pairs]
-        given.medium.value = np.array([1e6 / min(rates) / unit if rates else 0.0 for rates in shared] or [0.0])
-        given.latency.value = np.array([message_seconds(profile, *pair) / unit for pair in pairs] or [0.0])
-        sending = [devices[a].power.transmit_watts + devices[b].power.receive_watts for a, b in pairs]
-        given.priced_bytes.value = joule * np.array(sending or [0.0]) * given.wire.value
-        used = {c.device for c in flow.computes} | {profile.source}
-        idle = sum(devices[name].power.idle_watts for name in used) if profile.joules == "total" else 0.0
+        if flow.channels:
+            pairs = tuple(np.array([(table.position[c.sender], table.position[c.receiver]) for c in flow.channels]).T)
+            given.wire.value = 1e6 * table.link_seconds[pairs] / unit
+            given.medium.value = 1e6 * table.medium_seconds[pairs] / unit
+            given.latency.value = table.message_seconds[pairs] / unit
+            given.priced_bytes.value = joule * table.transfer_watts[pairs] * given.wire.value
+        else:
+            for parameter in (given.wire, given.medium, given.latency, given.priced_bytes):
+                parameter.value = np.zeros(1)
+        used = {table.position[c.device] for c in flow.computes} | {table.source}
+        idle = float(table.idle_watts[sorted(used)].sum()) if table.profile.joules == "total" else 0.0
         given.second.value = second + joule * idle
         given.deadline.value = 1e6 if objective.deadline_seconds is None else objective.deadline_seconds / unit
         return float(unit)
 
     def _row(self, stage: int) -> float:
-        """The height of one row of the last layer of a stage, of the unit square."""
+        """Return the height of a row of a stage's last layer in the unit square."""
         return 1 / self.model.layers[self.stages[stage].stop - 1].rows
 
     def _stages_at(self, edges: Sequence[float]) -> tuple[DraftStage, ...]:
-        moved, taken = [], 0
+        """Return the stages with these inner edges."""
+        stages, passed = [], 0
         for stage in self.stages:
             inner = len(stage.layout.edges) - 2
-            values = (0.0, *edges[taken : taken + inner], 1.0)
-            taken += inner
-            moved.append(DraftStage(stage.first, stage.stop, Layout(stage.layout.devices, values)))
-        return tuple(moved)
-
-    def _certify(self) -> Certificate:
-        """Checks the optimum by the multipliers of its constraints."""
-        variables = self.problem.variables()
-        at = [np.array(v.value) for v in variables]
-        objective = float(self.problem.objective.value)
-        slackness = max(float(np.abs(c.dual_value * _slack(c)).max()) for c in self.problem.constraints)
-        bound = self._lagrangian()
-        generator = np.random.default_rng(0)
-        tilt = 0.0
-        for _ in range(3):
-            for variable, value in zip(variables, at):
-                variable.value = value + generator.uniform(-1, 1, value.shape)
-            tilt = max(tilt, abs(self._lagrangian() - bound))
-        for variable, value in zip(variables, at):
-            variable.value = value
-        return Certificate(objective, bound, slackness, tilt)
-
-    def _lagrangian(self) -> float:
-        value = float(self.problem.objective.expr.value)
-        return value + sum(float(np.sum(c.dual_value * _slack(c))) for c in self.problem.constraints)
-
-
-def _slack(constraint: Any) -> Vector:
-    """The left side of `expression <= 0` or `expression == 0`."""
-    return np.asarray(constraint.expr.value)
+            values = (0.0, *edges[passed : passed + inner], 1.0)
+            passed += inner
+            stages.append(DraftStage(stage.first, stage.stop, Layout(stage.layout.devices, values)))
+        return tuple(stages)
 
 
 def _matrix(rows: Sequence[AffineExpression], count: int) -> tuple[Any, Vector]:
-    """The linear functions as a matrix and constants."""
+    """Return the expressions as a sparse matrix [expression, edge] and constants."""
     from scipy import sparse
 
     entries = [(i, index, value) for i, row in enumerate(rows) for index, value in row.terms]

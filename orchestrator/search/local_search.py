@@ -1,7 +1,8 @@
-"""Small steps from a plan to better ones, each judged by simulation: what the drafts cannot see.
+"""Local search: small changes to a plan, each evaluated by simulation.
 
-Rows are whole, kernels have fixed costs, messages queue: after rounding, a row more here, a device or a stage
-less there may pay. Changes are made to a stage, or to a run of stages on the same layout at once.
+Drafts do not know that rows are whole, that kernels have fixed costs and that messages queue. After rounding, one
+row more or one device or stage less may pay. A change applies to one stage, or to a run of consecutive stages on the
+same layout.
 """
 
 from __future__ import annotations
@@ -17,36 +18,41 @@ from orchestrator.evaluation.evaluator import Evaluation, Evaluator
 from orchestrator.search.layout import Layout, in_proportion, layout_of
 from orchestrator.search.transfer_options import TransferOptions
 
-# An improvement by less is none: it would be noise of floating point.
+# Least relative improvement that counts; smaller ones are rounding errors.
 LEAST_GAIN = 1e-4
-# Grids are tried where there are fewer rows for each device.
+# Grids are tried if there are fewer rows than this per device.
 FEW_ROWS = 8
-# Parts of stages of so many layers are given other layouts: of longer ones there are too many.
+# Stages of fewer layers than this are divided in every way; longer ones have too many parts.
 SHORT = 12
 
-
-MessageKind = Callable[[Evaluator, Sequence[Stage], int, int], Iterator[tuple[Stage, ...]]]
+# Yields plans that differ from the given one by one change to stages [start, stop), which share a layout.
+Neighbourhood = Callable[[Evaluator, Sequence[Stage], int, int], Iterator[tuple[Stage, ...]]]
 
 
 def local_search(
-    evaluator: Evaluator, start: Evaluation, layouts: Sequence[Layout], steps: int, kinds: Sequence[MessageKind] = ()
+    evaluator: Evaluator,
+    start: Evaluation,
+    layouts: Sequence[Layout],
+    steps: int,
+    kinds: Sequence[Neighbourhood] | None = None,
 ) -> Evaluation:
-    """The best plan found by single changes until none helps, or so many program steps have been simulated.
+    """Take the first change that improves the plan, again and again until none does.
 
     Args:
-        layouts: to try on stages in place of theirs.
-        kinds: of change, besides; all by default.
+        layouts: further layouts to try on stages.
+        steps: number of program steps that may be simulated.
+        kinds: of change; all by default.
     """
     best, limit = start, evaluator.steps + steps
     improved = True
     while improved and evaluator.steps < limit:
         improved = False
-        for stages in neighbours(evaluator, best.plan.stages, layouts, kinds or KINDS):
+        for stages in neighbours(evaluator, best.plan.stages, layouts, KINDS if kinds is None else kinds):
             if evaluator.steps >= limit:
                 break
-            found = evaluator.evaluate(stages)
-            if better(found, best, evaluator.objective):
-                best, improved = found, True
+            candidate = evaluator.evaluate(stages)
+            if better(candidate, best, evaluator.objective):
+                best, improved = candidate, True
                 break
     return best
 
@@ -54,39 +60,42 @@ def local_search(
 def improve_transfer_options(
     evaluator: Evaluator, start: Evaluation, option_sets: Sequence[TransferOptions], steps: int
 ) -> Evaluation:
-    """The dress that is best for all stages, and then for each stage by itself."""
+    """Choose the best transfer options for all stages, and then for each stage by itself."""
     best, limit = start, evaluator.steps + steps
     for options in option_sets:
-        found = evaluator.evaluate(options(start.plan.stages))
-        best = found if better(found, best, evaluator.objective) else best
+        best = better_of(evaluator.evaluate(options(start.plan.stages)), best, evaluator.objective)
     for at in range(len(start.plan.stages)):
         for options in option_sets:
             if evaluator.steps >= limit:
                 return best
             stages = list(best.plan.stages)
             stages[at] = options(stages)[at]
-            found = evaluator.evaluate(stages)
-            best = found if better(found, best, evaluator.objective) else best
+            best = better_of(evaluator.evaluate(stages), best, evaluator.objective)
     return best
 
 
-def better(found: Evaluation, best: Evaluation, objective: Objective) -> bool:
-    (excess, cost), (best_excess, best_cost) = found.rank(objective), best.rank(objective)
+def better(candidate: Evaluation, best: Evaluation, objective: Objective) -> bool:
+    """Return whether a candidate violates the constraints less, or costs less by more than rounding errors."""
+    (excess, cost), (best_excess, best_cost) = candidate.rank(objective), best.rank(objective)
     return excess < best_excess - 1e-9 or (excess <= best_excess and cost < best_cost * (1 - LEAST_GAIN))
 
 
+def better_of(candidate: Evaluation, best: Evaluation, objective: Objective) -> Evaluation:
+    return candidate if better(candidate, best, objective) else best
+
+
 def neighbours(
-    evaluator: Evaluator, stages: Sequence[Stage], candidates: Sequence[Layout], kinds: Sequence[MessageKind]
+    evaluator: Evaluator, stages: Sequence[Stage], candidates: Sequence[Layout], kinds: Sequence[Neighbourhood]
 ) -> Iterator[tuple[Stage, ...]]:
-    """Plans that differ by one change: rows, cuts, devices, then other layouts; where most time goes first."""
+    """Yield plans that differ by one change: of the given kinds, then by other layouts; the slowest stages first."""
     model, runs = evaluator.model, _runs(stages)
-    order = sorted(runs, key=lambda run: -sum(_weight(evaluator, stage) for stage in stages[run[0] : run[1]]))
+    order = sorted(runs, key=lambda run: -sum(_slowest(evaluator, stage) for stage in stages[run[0] : run[1]]))
     for kind in kinds:
         for start, stop in order:
             yield from kind(evaluator, stages, start, stop)
     for start, stop in order:
         for layout in candidates:
-            if layout != layout_of(stages[start]) and _may(model, layout, stages[start:stop]):
+            if layout != layout_of(stages[start]) and _allowed(model, layout, stages[start:stop]):
                 yield _on(stages, start, stop, layout)
     for start, stop in order if candidates else ():
         for at in range(start, stop):
@@ -96,8 +105,11 @@ def neighbours(
 def _windows(
     model: Model, stages: Sequence[Stage], at: int, candidates: Sequence[Layout]
 ) -> Iterator[tuple[Stage, ...]]:
-    """Some layers of a stage on a layout of their own, as one stage or one by one: of these changes none may pay
-    alone. Beginnings and ends of the stage before its middle."""
+    """Put some layers of a stage on a layout of their own, as one stage or as a stage per layer.
+
+    The cuts and the layout change together, because neither change may pay alone. Layers at the beginning and the end
+    of the stage come before those in its middle.
+    """
     first, last, own = stages[at].first, stages[at].last, layout_of(stages[at])
     if own is None or last - first >= SHORT:
         return
@@ -106,7 +118,7 @@ def _windows(
         before = [own.stage(first, a - 1)] if first < a else []
         behind = [own.stage(b + 1, last)] if b < last else []
         for layout in (own, *candidates):
-            if not _may(model, layout, [own.stage(a, b)]):
+            if not _allowed(model, layout, [own.stage(a, b)]):
                 continue
             if layout != own or (before and behind):
                 yield _replaced(stages, at, at + 1, [*before, layout.stage(a, b), *behind])
@@ -116,7 +128,7 @@ def _windows(
 
 
 def _rows(evaluator: Evaluator, stages: Sequence[Stage], start: int, stop: int) -> Iterator[tuple[Stage, ...]]:
-    """A row from each device to each other."""
+    """Move one row from each device to each other."""
     layout = layout_of(stages[start])
     if layout is None or len(layout.devices) < 2:
         return
@@ -130,8 +142,10 @@ def _rows(evaluator: Evaluator, stages: Sequence[Stage], start: int, stop: int) 
 
 
 def _bands(evaluator: Evaluator, stages: Sequence[Stage], start: int, stop: int) -> Iterator[tuple[Stage, ...]]:
-    """A row from each device to each other, in a stage and those behind it on the same devices whatever their
-    shares: in one of them alone it may cost transfers on both sides."""
+    """Move one row from each device to each other, in several consecutive stages on the same devices.
+
+    Their shares may differ. A row that moves in one of them alone may cost transfers on both sides.
+    """
     layers = evaluator.model.layers
     for at in range(start, stop):
         together: list[list[Layout | None]] = []
@@ -151,7 +165,7 @@ def _bands(evaluator: Evaluator, stages: Sequence[Stage], start: int, stop: int)
 
 
 def _cuts(evaluator: Evaluator, stages: Sequence[Stage], start: int, stop: int) -> Iterator[tuple[Stage, ...]]:
-    """Stages joined, split, and a layer handed from one to the next."""
+    """Split a stage, merge two stages, or move a layer from one stage to the next."""
     model = evaluator.model
     for at in range(start, stop):
         first, last, layout = stages[at].first, stages[at].last, layout_of(stages[at])
@@ -162,56 +176,54 @@ def _cuts(evaluator: Evaluator, stages: Sequence[Stage], start: int, stop: int) 
         if at + 1 == len(stages) or (following := layout_of(stages[at + 1])) is None:
             continue
         end = stages[at + 1].last
-        for joint in dict.fromkeys((layout, following)):
-            if _may(model, joint, stages[at : at + 2]):
-                yield _replaced(stages, at, at + 2, [joint.stage(first, end)])
+        for merged in dict.fromkeys((layout, following)):
+            if _allowed(model, merged, stages[at : at + 2]):
+                yield _replaced(stages, at, at + 2, [merged.stage(first, end)])
         for cut in (last, last + 2):
             if first < cut <= end:
                 pair = [layout.stage(first, cut - 1), following.stage(cut, end)]
-                if _may(model, layout, pair[:1]) and _may(model, following, pair[1:]):
+                if _allowed(model, layout, pair[:1]) and _allowed(model, following, pair[1:]):
                     yield _replaced(stages, at, at + 2, pair)
 
 
 def _devices(evaluator: Evaluator, stages: Sequence[Stage], start: int, stop: int) -> Iterator[tuple[Stage, ...]]:
-    """A device less, a device more, one in place of another; the layout of the stages before or behind."""
-    model, profile = evaluator.model, evaluator.profile
-    layout = layout_of(stages[start])
+    """Remove, add or replace a device, or take the layout of the stages before or behind."""
+    model, layout = evaluator.model, layout_of(stages[start])
     if layout is None:
         return
-    changed: list[Layout] = []
-    if len(layout.devices) > 1:
-        changed += [without(layout, gone) for gone in range(len(layout.devices))]
-    speed = {
-        device.name: 1 / max(_seconds(evaluator, device.name, stages[start:stop]), 1e-12) for device in profile.devices
-    }
-    shares = dict(zip(layout.devices, layout.shares))
-    for name in profile.names:
-        if name in layout.devices:
-            continue
-        fair = speed[name] / sum(speed[other] for other in (*layout.devices, name))
-        row = 1 / (model.layers[stages[start].last].rows + 1)
-        for position in sorted({0, len(shares), sum(n in shares for n in profile.names[: profile.names.index(name)])}):
-            for share in (fair, row):
-                grown = [*shares.items()]
-                grown.insert(position, (name, share / max(1 - share, 1e-9)))
-                changed.append(in_proportion(dict(grown)))
-        swapped = [(name, value) if len(shares) == 1 else (other, value) for other, value in shares.items()]
-        changed.append(in_proportion(dict(swapped)))
+    changed = [without(layout, position) for position in range(len(layout.devices)) if len(layout.devices) > 1]
+    changed += _with_other_device(evaluator, layout, stages[start:stop])
     for beside in (start - 1, stop):
         if 0 <= beside < len(stages) and (other := layout_of(stages[beside])) is not None:
             changed.append(other)
-    for moved in dict.fromkeys(changed):
-        if moved != layout and _may(model, moved, stages[start:stop]):
-            yield _on(stages, start, stop, moved)
-    if stop - start > 1:
-        for at in range(start, stop):
-            for moved in dict.fromkeys(changed):
-                if moved != layout and _may(model, moved, stages[at : at + 1]):
-                    yield _on(stages, at, at + 1, moved)
+    spans = [(start, stop), *((at, at + 1) for at in range(start, stop) if stop - start > 1)]
+    for a, b in spans:
+        for moved in dict.fromkeys(changed):
+            if moved != layout and _allowed(model, moved, stages[a:b]):
+                yield _on(stages, a, b, moved)
+
+
+def _with_other_device(evaluator: Evaluator, layout: Layout, stages: Sequence[Stage]) -> Iterator[Layout]:
+    """Add each unused device, with a share as its speed or of one row, or put it in place of a used one."""
+    names = evaluator.profile.names
+    speed = {name: 1 / max(_seconds(evaluator, name, stages), 1e-12) for name in names}
+    shares = dict(zip(layout.devices, layout.shares))
+    row = 1 / (evaluator.model.layers[stages[0].last].rows + 1)
+    for name in names:
+        if name in layout.devices:
+            continue
+        by_speed = speed[name] / sum(speed[other] for other in (*layout.devices, name))
+        for position in sorted({0, len(shares), sum(n in shares for n in names[: names.index(name)])}):
+            for share in (by_speed, row):
+                with_device = [*shares.items()]
+                with_device.insert(position, (name, share / max(1 - share, 1e-9)))
+                yield in_proportion(dict(with_device))
+        swapped = [(name, value) if len(shares) == 1 else (other, value) for other, value in shares.items()]
+        yield in_proportion(dict(swapped))
 
 
 def _grids(evaluator: Evaluator, stages: Sequence[Stage], start: int, stop: int) -> Iterator[tuple[Stage, ...]]:
-    """Rectangles for strips, where the devices are many for the rows; and the strips in another order."""
+    """Exchange neighbouring strips, and put rectangles in place of strips if there are few rows per device."""
     layout, layers = layout_of(stages[start]), evaluator.model.layers
     if layout is None or len(layout.devices) < 2:
         return
@@ -232,57 +244,54 @@ def _grids(evaluator: Evaluator, stages: Sequence[Stage], start: int, stop: int)
 
 
 def grid(shares: Mapping[str, float], bands: int) -> dict[str, UnitRect]:
-    """Rectangles of these shares, in so many bands from the top down: in order, with as many devices in each."""
+    """Return rectangles of these shares in `bands` bands from the top down, with as many devices in each band."""
     names, regions, top = list(shares), dict[str, UnitRect](), 0.0
     total = sum(shares.values())
     for band in range(bands):
-        members = names[band * len(names) // bands : (band + 1) * len(names) // bands]
-        height = sum(shares[name] for name in members)
+        in_band = names[band * len(names) // bands : (band + 1) * len(names) // bands]
+        height = sum(shares[name] for name in in_band)
         bottom = 1.0 if band == bands - 1 else top + height / total
         left = 0.0
-        for name in members:
-            right = 1.0 if name == members[-1] else left + shares[name] / height
+        for name in in_band:
+            right = 1.0 if name == in_band[-1] else left + shares[name] / height
             regions[name] = UnitRect(top, bottom, left, right)
             left = right
         top = bottom
     return regions
 
 
-def without(layout: Layout, gone: int) -> Layout:
-    """The layout without one device; its neighbours share its rows."""
+def without(layout: Layout, position: int) -> Layout:
+    """Return the layout without one device; its neighbours share its rows."""
     edges = layout.edges
-    if gone == 0:
+    if position == 0:
         inner = edges[2:-1]
-    elif gone == len(layout.devices) - 1:
+    elif position == len(layout.devices) - 1:
         inner = edges[1:-2]
     else:
-        inner = (*edges[1:gone], (edges[gone] + edges[gone + 1]) / 2, *edges[gone + 2 : -1])
-    return Layout(layout.devices[:gone] + layout.devices[gone + 1 :], (0.0, *inner, 1.0))
+        inner = (*edges[1:position], (edges[position] + edges[position + 1]) / 2, *edges[position + 2 : -1])
+    return Layout(layout.devices[:position] + layout.devices[position + 1 :], (0.0, *inner, 1.0))
 
 
-def _may(model: Model, layout: Layout, stages: Sequence[Stage]) -> bool:
-    """Several devices can share only layers that can be split."""
+def _allowed(model: Model, layout: Layout, stages: Sequence[Stage]) -> bool:
+    """Return whether stages may be on a layout: several devices share only layers that can be split."""
     layers = model.layers[stages[0].first : stages[-1].last + 1]
     return len(layout.devices) == 1 or all(layer.splittable or layer.by_features for layer in layers)
 
 
-def _weight(evaluator: Evaluator, stage: Stage) -> float:
-    """About how long the stage takes: what its slowest device computes of it."""
-    slowest = 0.0
-    for name, rect in stage.regions.items():
-        share = (rect.row_stop - rect.row_start) * (rect.col_stop - rect.col_start)
-        slowest = max(slowest, share * _seconds(evaluator, name, [stage]))
-    return slowest
+def _slowest(evaluator: Evaluator, stage: Stage) -> float:
+    """Estimate the time of a stage: that of its slowest device, without overlap."""
+    shares = {name: (r.row_stop - r.row_start) * (r.col_stop - r.col_start) for name, r in stage.regions.items()}
+    return max(share * _seconds(evaluator, name, [stage]) for name, share in shares.items())
 
 
 def _seconds(evaluator: Evaluator, name: str, stages: Sequence[Stage]) -> float:
-    """Of all rows of these stages on one device."""
-    device, layers = evaluator.profile.by_name[name], evaluator.model.layers[stages[0].first : stages[-1].last + 1]
-    return sum(device.layer_time(layer.index, False).seconds(layer.rows) for layer in layers)
+    """Return the time of all rows of consecutive stages on one device."""
+    table = evaluator.table
+    return float(table.whole_seconds(stages[0].first, stages[-1].last + 1)[table.position[name]])
 
 
 def _runs(stages: Sequence[Stage]) -> list[tuple[int, int]]:
-    """[start, stop) of consecutive stages on the same layout."""
+    """Return [start, stop) of every run of consecutive stages on the same layout."""
     runs: list[tuple[int, int]] = []
     for index, stage in enumerate(stages):
         if runs and stages[runs[-1][0]].regions == stage.regions:
@@ -297,12 +306,12 @@ def _on(stages: Sequence[Stage], start: int, stop: int, layout: Layout) -> tuple
 
 
 def _replaced(stages: Sequence[Stage], start: int, stop: int, instead: Sequence[Stage]) -> tuple[Stage, ...]:
-    """New stages in place of old ones, dressed like the first of them."""
+    """Put new stages in place of old ones, with the transfer options of the first old one."""
     old = stages[start]
     with_options = (s.model_copy(update={"codecs": old.codecs, "halo_first": old.halo_first}) for s in instead)
     return (*stages[:start], *with_options, *stages[stop:])
 
 
-KINDS: tuple[MessageKind, ...] = (_rows, _cuts, _devices, _grids)
-# What leads soon to the nearest plan that no small change betters.
-NEAR: tuple[MessageKind, ...] = (_rows, _bands, _cuts)
+KINDS: tuple[Neighbourhood, ...] = (_rows, _cuts, _devices, _grids)
+# Kinds that lead quickly to a local optimum.
+NEAR: tuple[Neighbourhood, ...] = (_rows, _bands, _cuts)

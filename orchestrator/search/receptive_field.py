@@ -1,11 +1,11 @@
-"""How far a stage reaches: the rows that a strip needs beyond its own, for every stage that a network could have.
+"""Receptive fields of strips: the rows that a strip needs beyond its own, for every possible stage.
 
     end of the stage         own rows of a strip      |=====|
     one layer back           a halo on both sides    -|=====|-
-    start of the stage       grown by every layer  ---|=====|---
+    start of the stage       larger at every layer ---|=====|---
 
-What a tensor needs depends on the end of the stage alone, so one pass backwards from each end serves all
-starts. Rows are counted on a strip in the middle: `above` and `below` what is its own, where it has neighbours.
+The rows needed of a tensor depend only on the end of the stage, so one pass backwards from each end serves all starts.
+Rows are counted on a strip in the middle of the tensor: `above` and `below` its own rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from coedge.core.region import Interval, edge_to_row
 from coedge.graph.model import Model
-from coedge.graph.rules.rule import WholeRule
+from coedge.graph.receptive_field import backward_pass
 
 Vector = NDArray[np.float64]
 
@@ -28,10 +28,11 @@ class StageInput:
     """A tensor that a stage reads and does not make.
 
     Attributes:
-        layer: that makes it; -1 for an input of the network.
-        nbytes: of the whole tensor; of one share, where every device makes one (`partial`).
-        above, below: rows that a strip needs beyond its own. Negative: it does not even need all of its own.
-        whole: every strip needs all of it.
+        layer: index of the layer that makes it; -1 for an input of the network.
+        nbytes: size of the whole tensor, or of one partial result.
+        above, below: rows that a strip needs beyond its own; negative if it does not need all of its own.
+        whole: every strip needs the whole tensor.
+        partial: every device holds a partial result of a reduction.
     """
 
     name: str
@@ -50,13 +51,13 @@ class StageInput:
 
 @dataclass(frozen=True)
 class End:
-    """What all stages need that end before one cut.
+    """Rows that all stages need that end before one cut.
 
     Attributes:
-        above, below: per layer before the cut, rows computed beyond the strip's own.
-        whole: per layer, whether every strip computes all of it.
-        needed: per layer, whether anything of it is computed.
-        inputs: per layer, what a stage reads that starts with it.
+        above, below: [layer] rows computed beyond the strip's own.
+        whole: [layer] whether every strip computes the whole layer.
+        needed: [layer] whether anything of the layer is computed.
+        inputs: for each layer, the tensors that a stage starting with it reads.
     """
 
     above: Vector
@@ -67,14 +68,14 @@ class End:
 
 
 class ReceptiveFields:
-    """Tables of one model, made when first asked for."""
+    """Receptive fields of one model, computed at first use."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
         self._ends: dict[int, End] = {}
 
     def end(self, stop: int) -> End:
-        """For stages that end before layer `stop`."""
+        """Return the needs of stages that end before layer `stop`."""
         if stop not in self._ends:
             self._ends[stop] = self._pass(stop)
         return self._ends[stop]
@@ -83,13 +84,13 @@ class ReceptiveFields:
         return self.end(stop).inputs[first]
 
     def weights(self, first: int, stop: int) -> tuple[float, float]:
-        """Bytes of the constants of layers [first, stop): of which every strip needs all, and of which its share."""
+        """Return the bytes of constants of layers [first, stop) that every strip needs whole, and that strips share."""
         held, shared = self._weights
         return float(held[max(stop, first)] - held[first]), float(shared[max(stop, first)] - shared[first])
 
     @cached_property
     def _weights(self) -> tuple[Vector, Vector]:
-        """Before each layer, likewise."""
+        """Bytes of constants of all layers before each layer, needed whole and shared."""
         graph, layers = self.model.graph, self.model.layers
         held, shared = np.zeros(len(layers) + 1), np.zeros(len(layers) + 1)
         for layer in layers:
@@ -100,7 +101,7 @@ class ReceptiveFields:
 
     @cached_property
     def layer_of(self) -> dict[str, int]:
-        """Per tensor, the layer that makes it; -1 for inputs."""
+        """By tensor, the layer that makes it; -1 for inputs of the network."""
         made = dict.fromkeys(self.model.graph.inputs, -1)
         for layer in self.model.layers:
             for node in self.model.graph.nodes[layer.first : layer.stop]:
@@ -109,7 +110,7 @@ class ReceptiveFields:
 
     @cached_property
     def last_use(self) -> dict[str, int]:
-        """Per tensor, the last layer that reads it; the number of layers for outputs."""
+        """By tensor, the last layer that reads it; the number of layers for outputs."""
         last: dict[str, int] = {}
         for layer in self.model.layers:
             for node in self.model.graph.nodes[layer.first : layer.stop]:
@@ -117,50 +118,26 @@ class ReceptiveFields:
         last.update((name, len(self.model.layers)) for name in self.model.graph.outputs)
         return last
 
-    @cached_property
-    def _row_maps(self) -> list[list[tuple[str, object]]]:
-        """Per node, the row map of every activation that it reads."""
-        return [[(name, maps[0]) for name, maps in rule.maps.items()] for rule in self.model.rules]
-
     def _pass(self, stop: int) -> End:
         model, tensors = self.model, self.model.graph.tensors
         own = self._own(stop)
         start_of, stop_of = _edges([tensors[name].rows for name in own])
-        own_rows = {name: _strip(tensors[name].rows, start_of, stop_of) for name in own}
-        need: dict[str, Interval] = {}
-        computed: dict[str, Interval] = {}
+        strips = {name: _strip(tensors[name].rows, start_of, stop_of) for name in own}
+        wanted = {name: rows for name, rows in strips.items() if rows.length}
+        reads: dict[str, Interval] = {}
         inputs: list[tuple[StageInput, ...]] = [()] * stop
         above, below, whole, needed = (np.zeros(stop) for _ in range(4))
         for layer in reversed(model.layers[:stop]):
-            for node in reversed(model.graph.nodes[layer.first : layer.stop]):
-                wanted: Interval | None = None
-                for name in node.outputs:
-                    for known in (need.get(name), own_rows.get(name)):
-                        if known is not None and known.length:
-                            wanted = known if wanted is None else wanted.hull(known)
-                if wanted is None:
-                    continue
-                if isinstance(model.rules[node.index], WholeRule):
-                    wanted = Interval(0, tensors[next(name for name in node.outputs if name)].rows)
-                for name in node.outputs:
-                    computed[name] = wanted
-                for name, row_map in self._row_maps[node.index]:
-                    rows = row_map.needs(wanted)  # type: ignore[attr-defined]
-                    need[name] = rows if name not in need else need[name].hull(rows)
-            found = computed.get(layer.tensor)
-            if found is not None:
-                index = layer.index
-                needed[index] = True
-                above[index], below[index], whole[index] = _growth(found, layer.rows, start_of, stop_of)
-            inputs[layer.index] = tuple(
-                self._input(name, rows, start_of, stop_of)
-                for name, rows in need.items()
-                if self.layer_of[name] < layer.index
-            )
+            index = layer.index
+            for field in backward_pass(reversed(model.backward_rows[layer.first : layer.stop]), wanted, reads):
+                if layer.tensor in field.rule.outputs:
+                    needed[index] = True
+                    above[index], below[index], whole[index] = _growth(field.computed, layer.rows, start_of, stop_of)
+            inputs[index] = tuple(self._input(name, rows, start_of, stop_of) for name, rows in reads.items())
         return End(above, below, whole.astype(bool), needed.astype(bool), tuple(inputs))
 
     def _own(self, stop: int) -> list[str]:
-        """The tensors that are made before the cut and needed behind it."""
+        """Return the tensors that are made before a cut and needed behind it."""
         return [name for name, made in self.layer_of.items() if 0 <= made < stop <= self.last_use.get(name, -1)]
 
     def _input(self, name: str, rows: Interval, start_of: float, stop_of: float) -> StageInput:
@@ -173,7 +150,7 @@ class ReceptiveFields:
 
 
 def _edges(heights: list[int]) -> tuple[float, float]:
-    """A strip in the middle whose edges fall on rows of as many of the tensors as possible."""
+    """Return the edges of a strip in the middle, on rows of as many of the tensors as possible."""
     tall = [height for height in heights if height >= 4] or [max(heights, default=1)]
     rows = min(tall)
     margin = edge_to_row(1 / 3, rows)
@@ -184,7 +161,7 @@ def _strip(rows: int, start: float, stop: float) -> Interval:
     return Interval(edge_to_row(start, rows), edge_to_row(stop, rows))
 
 
-def _growth(found: Interval, rows: int, start: float, stop: float) -> tuple[float, float, bool]:
-    """(rows above its own, rows below, whether it is everything)."""
-    everything = found.start <= 0 and found.stop >= rows and (start > 0 or stop < 1)
-    return start * rows - found.start, found.stop - stop * rows, everything
+def _growth(rows_needed: Interval, rows: int, start: float, stop: float) -> tuple[float, float, bool]:
+    """Return the rows needed above and below the strip's own, and whether the whole tensor is needed."""
+    everything = rows_needed.start <= 0 and rows_needed.stop >= rows and (start > 0 or stop < 1)
+    return start * rows - rows_needed.start, rows_needed.stop - stop * rows, everything

@@ -1,4 +1,4 @@
-"""Where the drafts of one search come from: tables of what every stage would take, and the ways to dress them."""
+"""Tables that one search makes its drafts from, and the transfer options that it tries."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ from dataclasses import dataclass
 
 from coedge.core.objective import Objective
 from coedge.graph.model import Model
-from coedge.profile.profile import Profile
+from orchestrator.evaluation.cost_table import CostTable
 from orchestrator.search.layout import ALL_SUBSETS, Layout, candidates, in_every_order
 from orchestrator.search.receptive_field import ReceptiveFields
 from orchestrator.search.stage_costs import StageCosts
 from orchestrator.search.transfer_options import TransferOptions, option_sets, with_effective_rates
 
-# How many program steps polishing may simulate.
-POLISH_STEPS = 12_000
-# With at most so many layers times devices, plans are soon simulated: as many more of them are.
+# Program steps that the local search may simulate.
+LOCAL_SEARCH_STEPS = 12_000
+# Networks of at most this number of layers times devices are small: their plans are simulated quickly, so the
+# multistart search may simulate more program steps.
 SMALL, MULTISTART_STEPS = 64, 60_000
-# Layers times layouts in every order.
+# Limit on layers times layouts in every order.
 MOST_UNORDERED = 1200
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Of one model on one profile.
+    """Drafts and transfer options for one model on one profile.
 
     Attributes:
-        costs: with links as they are; and as codecs make them, where codecs pay.
-        unordered: of small networks on few devices, the same with strips in every order of the devices.
-        is_small: whether plans are soon simulated.
+        costs: stage costs with links as they are, and as fast as codecs make them if codecs pay.
+        unordered: for small networks on few devices, the same with strips in every order of the devices.
+        option_sets: transfer options to try, plain transfers first.
+        is_small: plans are simulated quickly.
     """
 
     receptive_fields: ReceptiveFields
@@ -43,34 +45,28 @@ class SearchSpace:
 
     @property
     def steps(self) -> int:
-        """How many program steps polishing may simulate."""
-        return MULTISTART_STEPS if self.is_small else POLISH_STEPS
+        """Number of program steps that may be simulated."""
+        return MULTISTART_STEPS if self.is_small else LOCAL_SEARCH_STEPS
 
     @classmethod
-    def of(cls, model: Model, profile: Profile, objective: Objective) -> SearchSpace:
-        receptive_fields, with_options = ReceptiveFields(model), option_sets(model, profile, objective)
-        packed = (
-            with_effective_rates(model, profile, objective.lossy)
-            if any(options.codecs for options in with_options)
-            else None
-        )
+    def of(cls, table: CostTable, objective: Objective) -> SearchSpace:
+        model, count = table.model, len(table.names)
+        receptive_fields, options = ReceptiveFields(model), option_sets(table, objective)
+        packed = with_effective_rates(table, objective.lossy) if any(o.codecs for o in options) else None
 
         def tables(layouts: Sequence[Layout]) -> tuple[StageCosts, ...]:
-            costs = StageCosts(model, profile, receptive_fields, layouts, objective.keep_local)
+            costs = StageCosts(table, receptive_fields, layouts, objective.keep_local)
             return (costs,) if packed is None else (costs, costs.with_links(packed))
 
-        small = is_small(model, len(profile.names))
-        few = small and 1 < len(profile.names) <= ALL_SUBSETS
-        unordered = in_every_order(model, profile, MOST_UNORDERED // len(model.layers)) if few else []
+        small = is_small(model, count)
+        unordered: list[Layout] = []
+        if small and 1 < count <= ALL_SUBSETS:
+            unordered = in_every_order(table, MOST_UNORDERED // len(model.layers))
         return cls(
-            receptive_fields,
-            tables(candidates(model, profile)),
-            tables(unordered) if unordered else (),
-            tuple(with_options),
-            small,
+            receptive_fields, tables(candidates(table)), tables(unordered) if unordered else (), tuple(options), small
         )
 
 
 def is_small(model: Model, devices: int) -> bool:
-    """Whether plans of the model on so many devices are soon simulated."""
+    """Return whether plans of the model on this number of devices are simulated quickly."""
     return len(model.layers) * devices <= SMALL

@@ -11,6 +11,7 @@ from coedge.plan.lowering import lower
 from coedge.plan.memory import program_nbytes
 from coedge.plan.plan import Plan, Stage
 from coedge.profile.profile import Profile
+from orchestrator.evaluation.cost_table import CostTable
 from orchestrator.planner.explain import sensitivity
 from orchestrator.planner.explain.explanation import Constraint, Sensitivity
 from orchestrator.planner.explain.figures import Figures, figures_of_plan
@@ -108,9 +109,8 @@ class _Checker:
         draft = as_draft(self.plan.stages)
         if draft is None:
             return 0.0
-        solved = BoundaryProblem(self.model, self.profile, ReceptiveFields(self.model), draft).solve(
-            self.profile, self.objective
-        )
+        table = CostTable.of(self.model, self.profile)
+        solved = BoundaryProblem(table, ReceptiveFields(self.model), draft).solve(table, self.objective)
         return 0.0 if solved is None else solved.deadline_price
 
     def memory(self) -> Iterator[Constraint]:

@@ -14,12 +14,13 @@ from coedge.core.objective import Objective
 from coedge.graph.model import Model
 from coedge.plan.plan import Plan
 from coedge.profile.profile import Profile
+from orchestrator.evaluation.cost_table import CostTable
 from orchestrator.evaluation.evaluator import Evaluation, Evaluator
 from orchestrator.planner.explain import sensitivity
 from orchestrator.planner.explain.explanation import UnusedDevice
 from orchestrator.planner.explain.figures import Figures, figures_of_plan
 from orchestrator.planner.explain.wording import joules, mbps, milliseconds
-from orchestrator.search.forced_inclusion import PARTS, ForcedInclusion, unused, whole_seconds, work_share
+from orchestrator.search.forced_inclusion import PARTS, ForcedInclusion, unused, work_share
 
 # Number of plans with the device that are refined.
 REFINED = 2
@@ -72,7 +73,8 @@ class _DeviceStudy:
         name, profile = names[0], self.profile
         current, evaluator = self._current(profile), Evaluator(self.model, profile, self.objective)
         by_share = [
-            [evaluator.evaluate(stages) for stages in self.inclusion.structures(profile, name, part)] for part in PARTS
+            [evaluator.evaluate(stages) for stages in self.inclusion.structures(evaluator.table, name, part)]
+            for part in PARTS
         ]
         plans = sorted((plan for group in by_share for plan in group), key=lambda plan: self._rank(plan, profile))
         if not plans:
@@ -147,7 +149,7 @@ class _DeviceStudy:
         """Return the cost without the device less the cost with it, on a changed profile."""
         evaluator = Evaluator(self.model, profile, self.objective)
         current = self._current(profile).cost(self.objective)
-        structures = [stages for part in PARTS for stages in self.inclusion.structures(profile, name, part)]
+        structures = [stages for part in PARTS for stages in self.inclusion.structures(evaluator.table, name, part)]
         plans = [evaluator.evaluate(stages) for stages in (best.plan.stages, *structures)]
         least = min(plans, key=lambda plan: self._rank(plan, profile))
         if self._rank(least, profile)[1] >= current:
@@ -179,7 +181,9 @@ class _DeviceStudy:
                     f"its link has a latency of {milliseconds(slowest)}",
                     lambda factor: f"at about {milliseconds(slowest / factor)} or less",
                 )
-        times = {other: whole_seconds(self.model, self.profile, other) for other in (*self.inclusion.used, name)}
+        table = CostTable.of(self.model, self.profile)
+        whole = table.whole_seconds()
+        times = {other: float(whole[table.position[other]]) for other in (*self.inclusion.used, name)}
         fastest = min(self.inclusion.used, key=lambda other: times[other])
         # Dynamic energy is watts x time, so for the goal of energy the watts cover the speed.
         if self.objective.goal != "energy" or self.profile.joules == "total":
