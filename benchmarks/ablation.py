@@ -1,6 +1,6 @@
-"""Measure what each phase of the search is worth, by switching it off.
+"""Measure the worth of each phase of the search by switching it off.
 
-Every phase is switched off in turn. The search then plans the cases that the phase takes part in:
+Every phase is switched off in turn, and the search plans the cases that the phase takes part in:
 
     zoo        networks of the zoo on the test beds of `configs/testbeds`, for least latency
     energy     one of these networks on the test beds, for least energy
@@ -10,7 +10,7 @@ Every phase is switched off in turn. The search then plans the cases that the ph
 The cost of a plan is the objective's cost as predicted. The loss of a phase is the cost without it over the cost with
 it. Planning time is CPU time of the search alone; the plans of the named schemes are made once per case.
 
-`python -m benchmarks.ablation [--json] [--quick] [--instances 60] [--save FILE] [--phase NAME ...]`, about an hour.
+`python -m benchmarks.ablation [--json] [--quick] [--instances 60] [--save FILE] [--phase NAME ...]`, about two hours.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from orchestrator.search.flow import Flow
 
 BEDS = Path(__file__).resolve().parent.parent / "configs" / "testbeds"
 MODELS = ("mobilenet_v2", "googlenet", "resnet50", "unet", "squeezenet", "resnet18")
-ENERGY_MODEL, DEADLINE_MODEL = "mobilenet_v2", "unet"
+ENERGY_MODEL, DEADLINE_MODEL = "mobilenet_v2", "resnet18"
 DEADLINE = 1.3
 EVERYTHING = "all phases"
 
@@ -84,7 +84,8 @@ class Outcome:
 def main() -> None:
     options = _arguments()
     report = Report("ablation")
-    cases = list(_cases(options.group or GROUPS, options.quick, 3 if options.quick else options.instances))
+    networks = [ENERGY_MODEL] if options.quick else options.network or MODELS
+    cases = list(_cases(options.group or GROUPS, networks, 3 if options.quick else options.instances))
     chosen = {name: phase for name, phase in PHASES.items() if not options.phase or name in options.phase}
     outcomes: dict[str, list[Outcome | None]] = {}
     for name, phase in {EVERYTHING: Phase(contextlib.nullcontext), **chosen}.items():
@@ -102,21 +103,22 @@ def main() -> None:
 
 def _arguments() -> Any:
     made = parser(__doc__, instances=60)
+    made.add_argument("--network", action="append", choices=MODELS, help="only these networks in the group zoo")
     made.add_argument("--group", action="append", choices=GROUPS, help="only these groups of cases")
     made.add_argument("--save", type=Path, help="write the table as Markdown to this file")
     made.add_argument("--phase", action="append", choices=list(PHASES), metavar="NAME", help="only these phases")
     return made.parse_args()
 
 
-def _cases(groups: Sequence[str], quick: bool, instances: int) -> Iterator[Case]:
-    names = [ENERGY_MODEL] if quick else [*MODELS] if "zoo" in groups else [ENERGY_MODEL, DEADLINE_MODEL]
-    for name in names if {*groups} & {*LARGE} else ():
+def _cases(groups: Sequence[str], networks: Sequence[str], instances: int) -> Iterator[Case]:
+    used = {"zoo": networks, "energy": [ENERGY_MODEL], "deadline": [DEADLINE_MODEL]}
+    for name in dict.fromkeys(name for group, names in used.items() if group in groups for name in names):
         model = load_model(name, 224)
         for path in sorted(BEDS.glob("*.yaml")):
             yield from (
                 case
                 for case in _on_test_bed(name, path.stem, model, profile_of(load_testbed(path), model))
-                if case.group in groups
+                if case.group in groups and name in used[case.group]
             )
     for number in range(instances if "small" in groups else 0):
         instance = Instance.of(number)
