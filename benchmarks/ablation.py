@@ -35,7 +35,7 @@ from coedge.profile.profile import Profile
 from coedge.profile.testbed import load_testbed, profile_of
 from orchestrator.cli.models import load_model
 from orchestrator.evaluation.cost_table import CostTable
-from orchestrator.planner.planner import KNOWN, named_plans
+from orchestrator.planner.planner import STARTING_PLANS, named_plans
 from orchestrator.schemes.scheme import rank
 from orchestrator.search import auto, layout, linear_programme, link_order, local_search, multistart, space
 from orchestrator.search.auto import search
@@ -145,7 +145,7 @@ def _latency(plan: Plan) -> float:
 
 def _case(group: str, name: str, model: Model, profile: Profile, objective: Objective) -> Case:
     known = sorted(named_plans(model, profile, objective), key=lambda plan: rank(plan, objective))
-    return Case(group, name, model, profile, objective, tuple(known[:KNOWN]))
+    return Case(group, name, model, profile, objective, tuple(known[:STARTING_PLANS]))
 
 
 def _planned(case: Case) -> Outcome:

@@ -12,6 +12,7 @@ from coedge.core.objective import Objective
 from coedge.graph.model import Model
 from coedge.plan.plan import Plan
 from coedge.profile.profile import Profile
+from orchestrator.evaluation.cost_table import CostTable
 from orchestrator.evaluation.evaluator import shared_memo
 from orchestrator.planner.mixture import Mixture, make_mixture
 from orchestrator.schemes.aofl import aofl
@@ -53,18 +54,18 @@ def check_scheme(scheme: str) -> None:
 
 
 @contextlib.contextmanager
-def _searching(model: Model) -> Iterator[None]:
-    """Share intermediate results of schemes and search, and pause garbage collection, until the search ends.
+def _searching(model: Model, profile: Profile) -> Iterator[None]:
+    """Share costs and lowered stages between schemes and search, and pause garbage collection, until the search ends.
 
     A search makes millions of objects, none of them in cycles. Collecting garbage meanwhile would take a quarter of the
     planning time.
     """
-    memo, collects = shared_memo(model), gc.isenabled()
+    shared, collects = (shared_memo(model), CostTable.of(model, profile)), gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        del memo
+        del shared
         if collects:
             gc.enable()
 
@@ -88,7 +89,7 @@ def make_plan(model: Model, profile: Profile, objective: Objective | None = None
     objective = objective or Objective()
     if scheme != AUTO:
         return SCHEMES[scheme](model, profile, objective)
-    with _searching(model):
+    with _searching(model, profile):
         return _auto(model, profile, objective)
 
 
