@@ -19,7 +19,7 @@ from coedge.core.objective import Objective
 from coedge.core.region import Region
 from coedge.graph.model import Model
 from coedge.plan.tiles import tile_of
-from coedge.profile.profile import CodecSpeed, Profile
+from coedge.profile.profile import CodecSpeed, Medium, Profile
 from orchestrator.evaluation.cost_table import CostTable
 from orchestrator.evaluation.evaluator import Evaluator
 from orchestrator.search.draft import DraftStage, as_stages
@@ -30,7 +30,7 @@ from orchestrator.search.receptive_field import ReceptiveFields
 from orchestrator.search.rounding import fair, nearest
 from orchestrator.search.shortest_path import Prices, shortest_path, shortest_paths
 from orchestrator.search.stage_costs import StageCosts
-from orchestrator.search.transfer_options import TransferOptions
+from orchestrator.search.transfer_options import TransferOptions, with_effective_rates
 
 
 @dataclass(frozen=True)
@@ -298,6 +298,26 @@ def test_rounding_gives_every_row_to_one_strip(data: st.DataObject) -> None:
         assert len(set(edges)) == len(edges), "a device without a row is left out"
         order = [profile.names.index(name) for name in stage.layout.devices]
         assert order == sorted(order)
+
+
+def test_effective_rates_behind_a_shared_medium_are_finite() -> None:
+    model = chain(3, layers=3, rows=16)
+    profile = small_profile(3, model, 2)
+    speed = {"zero_mask": CodecSpeed(encode_bytes_per_second=1e9, decode_bytes_per_second=1e9)}
+    wireless = profile.model_copy(
+        update={
+            "devices": tuple(d.model_copy(update={"codecs": speed}) for d in profile.devices),
+            "links": tuple(link.model_copy(update={"bytes_per_second": float("inf")}) for link in profile.links),
+            "media": (Medium(name="air", devices=profile.names, bytes_per_second=1e6),),
+            "codec_ratios": {name: {"zero_mask": 0.5} for cut in model.cuts for name in cut.tensors},
+        }
+    )
+    table = CostTable(model, wireless)
+    packed = with_effective_rates(table, lossy=False)
+    assert packed.seconds_per_byte[0, 1] == pytest.approx(0.5e-6 + 2e-9)
+    assert (packed.link_seconds == 0).all() and np.isfinite(packed.seconds_per_byte).all()
+    single = CostTable(model, wireless.without(profile.names[1:]))
+    assert (with_effective_rates(single, lossy=False).seconds_per_byte == 0).all()
 
 
 def test_a_codec_is_chosen_where_it_is_quicker_than_the_wire() -> None:

@@ -81,10 +81,11 @@ def with_effective_rates(table: CostTable, lossy: bool) -> CostTable:
     tensors = list(dict.fromkeys(name for cut in model.cuts[1:] for name in cut.tensors))
     links, gains = [], []
     for link in profile.links:
-        seconds = table.codec(tensors, table.position[link.sender], table.position[link.receiver], lossy)[1]
-        rate = max(1 / seconds, link.bytes_per_second)
-        links.append(link.model_copy(update={"bytes_per_second": rate}))
-        gains.append(rate / link.bytes_per_second)
-    gain = sum(gains) / max(len(gains), 1)
+        pair = table.position[link.sender], table.position[link.receiver]
+        raw, packed = float(table.seconds_per_byte[pair]), table.codec(tensors, *pair, lossy)[1]
+        # A link without a rate of its own has only that of a shared medium, or costs nothing.
+        gains.append(raw / packed if packed > 0 else 1.0)
+        links.append(link.model_copy(update={"bytes_per_second": link.bytes_per_second * gains[-1]}))
+    gain = sum(gains) / len(gains) if gains else 1.0
     media = tuple(m.model_copy(update={"bytes_per_second": m.bytes_per_second * gain}) for m in profile.media)
     return table.with_links(profile.model_copy(update={"links": tuple(links), "media": media}))
