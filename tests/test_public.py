@@ -18,7 +18,7 @@ import workers
 
 ERRORS = [
     "CoEdgeError", "CaptureError", "InputError", "ConfigError", "PlanError", "InfeasibleError", "ClusterError",
-    "DeviceLost", "StepFailed", "FrameTimeout", "Cancelled",
+    "DeviceLost", "DynamicShape", "StepFailed", "FrameTimeout", "Cancelled",
 ]  # fmt: skip
 NAMES = [
     "capture", "with_normalisation", "Mixture", "Model", "zoo",
