@@ -64,7 +64,7 @@ class Step:
 
 
 class Space:
-    """All plans of strips of a chain whose layers have the same number of rows."""
+    """The plans of strips of a chain whose layers have the same number of rows."""
 
     def __init__(self, model: Model, profile: Profile, rows: int) -> None:
         if any(len(cut.tensors) != 1 for cut in model.cuts[1:]) or any(layer.rows != rows for layer in model.layers):

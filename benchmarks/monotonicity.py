@@ -1,4 +1,4 @@
-"""How often better conditions give a more expensive plan, on small random instances.
+"""Count better conditions that give a more expensive plan, on small random instances.
 
     link        one link becomes twice as fast
     device      one more device

@@ -70,13 +70,13 @@ class Claim:
 
     @property
     def reproduced(self) -> bool:
-        """Whether no known value contradicts the claim."""
+        """Return whether no known value contradicts the claim."""
         return self.paper is None or all(shown in (None, self.paper) for shown in (self.predicted, self.measured))
 
 
 @dataclass
 class Figures:
-    """All points and claims."""
+    """Points and claims of the paper."""
 
     environment: dict[str, Any]
     cluster: str

@@ -600,7 +600,7 @@ def test_a_model_that_cannot_be_split() -> None:
 
 
 def test_equal_devices_with_fast_links_share_the_work() -> None:
-    """If splitting pays, the work is split."""
+    """The work is split where splitting pays."""
     model = zoo_model("vgg16")
     profile = synthetic_profile(model, dict.fromkeys("abc", 0.001), 1e9, 1e-5)
     plan = make_plan(model, profile, scheme="coedge")

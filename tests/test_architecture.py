@@ -1,8 +1,9 @@
-"""How the code hangs together: imports run one way, files are read in one sitting, nothing points at one machine."""
+"""Structure of the code: imports run one way, files are short, and no file names a folder of one machine."""
 
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("coedge", "orchestrator", "workers")
-# What a person can read in one sitting, with some air.
+# A file is read in one sitting.
 MOST_LINES = 450
 
 
@@ -22,7 +23,7 @@ class Import(NamedTuple):
     file: str
     line: int
     module: str
-    at_import: bool  # when the module loads: not inside of a function, and not for type checkers alone
+    at_import: bool  # whether it is imported when the module loads, not in a function or for type checkers only
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line} imports {self.module}"
@@ -60,6 +61,7 @@ def imports(path: Path) -> Iterator[Import]:
     yield from walk(ast.parse(path.read_text(encoding="utf-8")), True)
 
 
+@functools.cache
 def all_imports(*packages: str) -> list[Import]:
     return [found for path in sources(*packages) for found in imports(path)]
 
@@ -68,8 +70,8 @@ def is_of(found: Import, *modules: str) -> bool:
     return any(found.module == module or found.module.startswith(f"{module}.") for module in modules)
 
 
-# The rooms of the house, in the order in which they may use each other: a room imports from rooms above it only.
-ROOMS = (
+# Subpackages in import order: each imports from itself and from those before it.
+IMPORT_ORDER = (
     "coedge.core", "coedge.config", "coedge.execution", "coedge.graph", "coedge.zoo", "coedge.profile", "coedge.plan",
     "coedge.simulation",
     "workers.transport", "workers.emulation", "workers.runtime", "workers.calibration", "workers.actor",
@@ -77,69 +79,69 @@ ROOMS = (
     "orchestrator.search", "orchestrator.planner", "orchestrator.runtime", "orchestrator.cluster",
     "orchestrator.bench", "orchestrator.lab", "orchestrator.cli",
 )  # fmt: skip
-# The public names, loaded lazily, and `python -m coedge`: they stand above all rooms.
+# The public names, which load lazily, and `python -m coedge`. They may import everything.
 FACADE = ("coedge/__init__.py", "coedge/__main__.py")
 
 
-def room_of(module: str) -> str | None:
-    """Return the room of a module; None for a package's own `__init__` and for other libraries."""
-    return next((room for room in ROOMS if module == room or module.startswith(f"{room}.")), None)
+def subpackage_of(module: str) -> str | None:
+    """Return the subpackage of a module. None: the `__init__` of a package, or another library."""
+    return next((name for name in IMPORT_ORDER if module == name or module.startswith(f"{name}.")), None)
 
 
 def module_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def test_every_module_has_a_room() -> None:
-    """A new folder is put into the order above, so that the next test holds for it."""
-    homeless = [module_of(path) for path in sources(*PACKAGES) if room_of(module_of(path)) is None]
-    assert set(homeless) == {"coedge", "coedge.__main__", "orchestrator", "workers"}
+def test_every_module_is_in_the_import_order() -> None:
+    """A new subpackage must be added to `IMPORT_ORDER`, so that the next test checks it."""
+    outside = [module_of(path) for path in sources(*PACKAGES) if subpackage_of(module_of(path)) is None]
+    assert set(outside) == {"coedge", "coedge.__main__", "orchestrator", "workers"}
 
 
 def test_imports_run_one_way() -> None:
-    """Imports inside of functions and for type checkers count too."""
-    found = [one for one in all_imports(*PACKAGES) if one.file not in FACADE and room_of(one.module)]
-    assert len({(room_of(one.file[:-3].replace("/", ".")), room_of(one.module)) for one in found}) > 50
-    wrong = []
-    for one in found:
-        importer = room_of(one.file[:-3].replace("/", ".").removesuffix(".__init__"))
-        imported = room_of(one.module)
-        if importer is None or imported is None or ROOMS.index(imported) > ROOMS.index(importer):
+    """Check imports in functions and for type checkers, too."""
+    checked, wrong = set(), []
+    for one in all_imports(*PACKAGES):
+        importer, imported = subpackage_of(module_of(ROOT / one.file)), subpackage_of(one.module)
+        if one.file in FACADE or imported is None:
+            continue
+        checked.add((importer, imported))
+        if importer is None or IMPORT_ORDER.index(imported) > IMPORT_ORDER.index(importer):
             wrong.append(str(one))
     assert wrong == []
+    assert len(checked) > 50
 
 
-def test_nothing_inside_imports_the_facade() -> None:
-    wrong = [
-        str(one)
-        for one in all_imports(*PACKAGES)
-        if one.module == "coedge"
-        and not one.file.startswith(("coedge/zoo/", *FACADE))
-        # `from coedge import zoo` names a room.
-        and f"{one.file}:{one.line}"
-        not in {f"{z.file}:{z.line}" for z in all_imports(*PACKAGES) if is_of(z, "coedge.zoo")}
-    ]
-    assert wrong == []
+def test_the_documentation_shows_the_import_order() -> None:
+    page = (ROOT / "docs/explanation/architecture.md").read_text(encoding="utf-8")
+    assert [name for name in IMPORT_ORDER if name.partition(".")[2] not in page] == []
 
 
-def test_modules_of_a_room_do_not_import_each_other_in_circles() -> None:
+def test_no_module_imports_the_facade() -> None:
+    found = [one for one in all_imports(*PACKAGES) if one.file not in FACADE]
+    # `from coedge import zoo` imports a subpackage.
+    subpackages = {(one.file, one.line) for one in found if is_of(one, "coedge.zoo")}
+    assert [str(one) for one in found if one.module == "coedge" and (one.file, one.line) not in subpackages] == []
+
+
+def test_modules_do_not_import_each_other_in_circles() -> None:
     edges: dict[str, set[str]] = {}
     names = {module_of(path) for path in sources(*PACKAGES)}
     for one in all_imports(*PACKAGES):
-        importer = one.file[:-3].replace("/", ".").removesuffix(".__init__")
+        importer = module_of(ROOT / one.file)
         if one.at_import and one.module in names and one.file not in FACADE and one.module != importer:
             edges.setdefault(importer, set()).add(one.module)
-    # A package's own `__init__` collects the names of its modules.
+    # The `__init__` of a package collects the names of its modules.
     order = TopologicalSorter({m: {x for x in out if not x.startswith(f"{m}.")} for m, out in edges.items()})
     order.prepare()  # raises CycleError, which names the circle
 
 
 @pytest.mark.parametrize("library", ["torch", "cvxpy", "typer", "matplotlib"])
 def test_heavy_libraries_are_imported_in_functions(library: str) -> None:
-    rooms = ("coedge/zoo/", "orchestrator/cli/")  # a zoo module is loaded when its network is built
+    loaded_late = ("coedge/zoo/", "orchestrator/cli/")  # a zoo module is loaded when its network is built
     found = [i for i in all_imports(*PACKAGES) if is_of(i, library)]
     assert found
-    assert [str(i) for i in found if i.at_import and not i.file.startswith(rooms)] == []
+    assert [str(i) for i in found if i.at_import and not i.file.startswith(loaded_late)] == []
 
 
 def test_workers_are_light() -> None:
@@ -148,24 +150,26 @@ def test_workers_are_light() -> None:
 
 
 def test_the_orchestrator_needs_no_torch() -> None:
-    """But for the commands that load a user's module."""
+    """The commands that load a user's module are the exception."""
     wrong = {found.file for found in all_imports("orchestrator") if is_of(found, "torch")}
     assert {file for file in wrong if not file.startswith("orchestrator/cli/")} == set()
 
 
-# What decides: values and functions of values, with nothing that talks.
-PURE_ROOMS = (
+# Values and functions of values: no Ray, sockets, clocks or threads.
+PURE_IMPORT_ORDER = (
     "coedge/core", "coedge/execution", "coedge/graph", "coedge/profile", "coedge/plan", "coedge/simulation",
     "orchestrator/evaluation", "orchestrator/schemes", "orchestrator/search", "orchestrator/planner",
 )  # fmt: skip
 
 
-def test_what_decides_knows_nothing_of_ray_or_sockets() -> None:
-    """Nor does anything that it imports from these packages, however far down."""
+def test_pure_code_imports_neither_ray_nor_sockets() -> None:
+    """Follow imports within these packages to any depth."""
     by_file: dict[str, list[Import]] = {}
     for found in all_imports(*PACKAGES):
         by_file.setdefault(found.file, []).append(found)
-    pure = {path.relative_to(ROOT).as_posix() for path in sources(*PURE_ROOMS)} | {"workers/transport/message.py"}
+    pure = {path.relative_to(ROOT).as_posix() for path in sources(*PURE_IMPORT_ORDER)} | {
+        "workers/transport/message.py"
+    }
     queue, seen = sorted(pure), set(pure)
     while queue:
         for found in by_file.get(queue.pop(), []):
@@ -187,7 +191,7 @@ def test_ray_and_sockets_stay_in_their_rooms() -> None:
 
 
 def test_no_two_classes_share_a_name() -> None:
-    """A leading underscore makes no difference: a reader meets both."""
+    """Ignore leading underscores."""
     homes: dict[str, list[str]] = {}
     for path in sources(*PACKAGES):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -197,7 +201,7 @@ def test_no_two_classes_share_a_name() -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_files_are_read_in_one_sitting(package: str) -> None:
+def test_files_are_short(package: str) -> None:
     lines = {
         path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines())
         for path in sources(package)
@@ -205,20 +209,18 @@ def test_files_are_read_in_one_sitting(package: str) -> None:
     assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
 
 
-def test_every_module_says_what_it_is() -> None:
+def test_every_module_has_a_docstring() -> None:
     silent = [p.name for p in sources(*PACKAGES) if not ast.get_docstring(ast.parse(p.read_text(encoding="utf-8")))]
     assert silent == []
 
 
-# ---------------------------------------------------------------- nothing points at one machine
-
-# Folders of one machine. An example user may have a home.
+# Folders of one machine. Example users may have homes.
 OF_A_MACHINE = re.compile(r"(?<![\w.:/~}])/(?:work|root|tmp|home/(?!(?:ada|pi|you)/)[\w.-]+|Users)/")
 _SKIPPED = {".git", ".venv", "build", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"}
 
 
 def tracked() -> list[Path]:
-    """The files of the repository, or without git all that lie in its folder."""
+    """Return the files of the repository; without git, all files in its folder."""
     try:
         done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
         names = [ROOT / name for name in done.stdout.split("\0") if name]
@@ -244,7 +246,7 @@ def test_no_file_names_a_folder_of_one_machine() -> None:
     assert found == []
 
 
-def test_that_test_would_see_one() -> None:
+def test_the_pattern_finds_folders_of_one_machine() -> None:
     for folder in ("work", "root", "tmp", "Users", "home/someone"):
         assert OF_A_MACHINE.search(f'path = "/{folder}/x"')
     assert not OF_A_MACHINE.search("https://example.org/work/x and src/tmp/x")

@@ -1,4 +1,4 @@
-"""From a plan to programs: every computation, and every transfer that follows from it.
+"""Lowering of a plan to programs: every computation, and every transfer that follows from it.
 
 1  Ownership. Of each tensor that is read behind its stage, each device owns the pixels of its rectangle.
    The inputs belong to the source.

@@ -61,7 +61,7 @@ class RemoteWorker:
 
     @property
     def emulated(self) -> bool:
-        """Whether the speed is emulated."""
+        """Return whether the speed is emulated."""
         return self.config.speed is not None
 
     @property

@@ -30,7 +30,7 @@ class BoundarySolver:
         self._problem = BoundaryProblem(table, self._receptive_fields, draft, again=True) if draft and split else None
 
     def resolve(self, profile: Profile, objective: Objective) -> Plan:
-        """As `resolve_boundaries`."""
+        """Solve again; see `resolve_boundaries`."""
         evaluator = Evaluator(self._model, profile, objective)
         table, before = evaluator.table, self._plan.stages
         candidates = [evaluator.evaluate(before, reason=self._plan.reason)]

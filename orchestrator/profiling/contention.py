@@ -39,12 +39,12 @@ class Contention:
 
     @property
     def shared(self) -> bool:
-        """Whether both transfers used one medium."""
+        """Return whether both transfers used one medium."""
         return max(self.kept) < SHARED_BELOW
 
     @property
     def apart(self) -> bool:
-        """Whether the transfers did not disturb each other."""
+        """Return whether the transfers did not disturb each other."""
         return min(self.kept) > APART_ABOVE
 
     def separates(self, one: str, other: str) -> bool:

@@ -1,4 +1,4 @@
-"""All devices of a plan in this process: the same programs, without Ray and sockets."""
+"""A runner for the devices of a plan in this process: the same programs, without Ray and sockets."""
 
 from __future__ import annotations
 
