@@ -17,6 +17,7 @@ from torch import nn
 
 import coedge
 from coedge import CaptureError, InputError, Model, capture, even_plan, run_in_process
+from coedge.graph.analysis import model_from_skeleton
 
 
 class Small(nn.Module):
@@ -268,7 +269,7 @@ def test_the_hash_ignores_exporter_notes_in_branches() -> None:
 @pytest.mark.parametrize("name", ["mobilenet_v3", "shufflenet_v2", "ssd", "googlenet", "densenet"])
 def test_skeleton_and_weights_make_the_model_again(name: str) -> None:
     model = zoo_model(name)
-    again = Model.from_skeleton(model.skeleton, model.weights)
+    again = model_from_skeleton(model.skeleton, model.weights)
     assert again.hash == model.hash and again.name == model.name
     assert again.graph.tensors == model.graph.tensors
     assert (again.rules, again.layers, again.cuts) == (model.rules, model.layers, model.cuts)
@@ -286,7 +287,7 @@ def test_a_worker_needs_only_the_weights_of_its_layers() -> None:
     names = model.weight_names(0, half) | model.weight_names(half, len(model.graph.nodes))
     assert names == set(model.weights)
     assert 0 < len(model.weight_names(0, half)) < len(names)
-    part = Model.from_skeleton(model.skeleton, {n: model.weights[n] for n in model.weight_names(0, half)})
+    part = model_from_skeleton(model.skeleton, {n: model.weights[n] for n in model.weight_names(0, half)})
     assert part.rules == model.rules and part.layers == model.layers
 
 

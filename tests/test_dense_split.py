@@ -30,6 +30,7 @@ from nets import (
 import coedge
 from coedge import InfeasibleError, zoo
 from coedge.core.region import UNIT, UnitRect
+from coedge.graph.analysis import model_from_skeleton
 from coedge.graph.capture import capture
 from coedge.graph.model import SMALL_NBYTES, Model
 from coedge.graph.rules.dense import DenseRule
@@ -241,7 +242,7 @@ def test_a_device_computes_the_same_with_its_slices_only(proto: onnx.ModelProto,
     model = capture(proto)
     arrays = [image(tensor.shape) for tensor in model.inputs]
     programs = lower(data.draw(dense_plans(model)), model)
-    light = Model.from_skeleton(model.skeleton, {})
+    light = model_from_skeleton(model.skeleton, {})
     assert (light.rules, light.layers) == (model.rules, model.layers)
     kernels = Kernels(light)
     for program in programs.values():
@@ -501,7 +502,7 @@ def test_small_slices_of_large_weights_are_sent_with_their_values() -> None:
     model = capture(net.proto(net.op("Gemm", x, net.weight(64, 24), transB=1)))
     (name,) = model.weights
     plan = even_plan(model, 16, split_dense=True)
-    light = Model.from_skeleton(model.skeleton, {})
+    light = model_from_skeleton(model.skeleton, {})
     kernels, programs = Kernels(light), lower(plan, model)
     for program in programs.values():
         (part,) = (p for p in light.weight_slices(program.tiles()).values() if p.name == name)
@@ -514,7 +515,7 @@ def test_small_slices_of_large_weights_are_sent_with_their_values() -> None:
 
 
 def test_dense_layers_are_measured_by_feature_and_within_memory(vgg: Model) -> None:
-    light = Model.from_skeleton(vgg.skeleton, {})
+    light = model_from_skeleton(vgg.skeleton, {})
     times = measure_layers(light, 1, speed=0.3, budget_seconds=1.0).layers
     limited = measure_layers(light, 1, speed=0.3, budget_seconds=1.0, memory_bytes=1e6).layers
     first = next(layer for layer in vgg.layers if layer.by_features)
@@ -525,7 +526,7 @@ def test_dense_layers_are_measured_by_feature_and_within_memory(vgg: Model) -> N
 
 def test_made_up_weights_have_the_size_of_the_weights_that_are_read(vgg: Model) -> None:
     program = lower(even_plan(vgg, 4, split_dense=True), vgg)["device-1"]
-    light = Model.from_skeleton(vgg.skeleton, {})
+    light = model_from_skeleton(vgg.skeleton, {})
     made = made_up_weights(light, light.weight_slices(program.tiles()).values())
     assert sum(value.nbytes for value in made.values()) <= weight_nbytes(program, vgg)
     parts = vgg.weight_slices(program.tiles())

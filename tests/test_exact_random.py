@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn import functional
 
 from coedge.core.region import UNIT, UnitRect
+from coedge.graph.analysis import model_from_skeleton
 from coedge.graph.capture import capture
 from coedge.graph.model import Model
 from coedge.plan.plan import even_plan, strips
@@ -929,7 +930,7 @@ ROWS = [
 def exact_and_the_same_at_a_worker(model: Model) -> None:
     """Check one stage and a stage per layer, on strips and a mosaic, also with the model as a worker reads it."""
     arrays = arrays_for(model)
-    again = Model.from_skeleton(model.skeleton, model.weights)
+    again = model_from_skeleton(model.skeleton, model.weights)
     assert (again.hash, again.rules, again.layers) == (model.hash, model.rules, model.layers)
     expected, inside = run_unsplit(model, arrays), intermediates(model, arrays)
     for rects in ROWS:

@@ -12,6 +12,7 @@ import pytest
 from nets import TOLERANCE, Net, difference, image, unsplit
 
 from coedge.execution.program import Tile
+from coedge.graph.analysis import model_from_skeleton
 from coedge.graph.capture import capture
 from coedge.graph.model import Model
 from coedge.graph.tile import vector_matrices
@@ -37,7 +38,7 @@ def test_a_matrix_that_is_multiplied_by_one_vector_is_in_memory_once() -> None:
     model = dense()
     large = {name for name, value in model.weights.items() if value.nbytes >= FED_NBYTES}
     assert len(large) == 2
-    shipped = Kernels(Model.from_skeleton(model.skeleton, {}))
+    shipped = Kernels(model_from_skeleton(model.skeleton, {}))
     shipped.add_weights(model.weights)
     whole = lower(even_plan(model, 1), model)
     for kernels in (Kernels(model), shipped):

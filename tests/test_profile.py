@@ -13,6 +13,7 @@ from nets import Net
 
 from coedge.core.errors import PlanError
 from coedge.execution.program import Work
+from coedge.graph.analysis import model_from_skeleton
 from coedge.graph.capture import capture
 from coedge.graph.model import Model
 from coedge.profile.profile import CodecSpeed, DeviceProfile, LayerTime, Link, Profile, scaled
@@ -228,7 +229,7 @@ def test_every_layer_gets_a_time_above_zero(speed: float | None) -> None:
 
 
 def test_measured_times_make_a_profile_that_fits_its_model() -> None:
-    model = Model.from_skeleton(small().skeleton, {})  # what a worker has: no weights
+    model = model_from_skeleton(small().skeleton, {})  # what a worker has: no weights
     times = measure_layers(model, threads=1, speed=0.3, budget_seconds=0.01)
     device = DeviceProfile(name="a", layers=times.layers, fused=times.fused)
     profile = Profile(model_name="small", model_hash=small().hash, devices=(device,), source="a")

@@ -25,6 +25,7 @@ from onnx import helper, numpy_helper
 import coedge
 from coedge import zoo
 from coedge.execution.program import Send
+from coedge.graph.analysis import model_from_skeleton
 from coedge.graph.model import Model
 from coedge.graph.quantised import tighten
 from coedge.graph.tile import build_tile
@@ -164,7 +165,7 @@ def test_tiles_of_either_sign_run_on_integer_kernels(dtype: str, tmp_path: Path)
 def test_a_worker_has_the_same_layers() -> None:
     for name in NETS:
         captured = model(name)
-        again = Model.from_skeleton(captured.skeleton, captured.weights)
+        again = model_from_skeleton(captured.skeleton, captured.weights)
         assert (again.hash, again.layers, again.cuts) == (captured.hash, captured.layers, captured.cuts)
         assert [rule.kind for rule in again.rules] == [rule.kind for rule in captured.rules]
 

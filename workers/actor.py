@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coedge.execution.program import Program
-from coedge.graph.model import Model
+from coedge.graph.analysis import model_from_skeleton
 from coedge.graph.weight_slice import WeightSlice
 from coedge.profile.profile import CodecSpeed
 from workers.calibration.calibration_run import StepTimings
@@ -95,7 +95,7 @@ class WorkerActor:
         self, skeleton: bytes, threads: int, speed: float | None, budget_seconds: float, memory_bytes: float | None
     ) -> None:
         """Build the calibration programs that `measure_sweeps` runs."""
-        model = Model.from_skeleton(skeleton, {})
+        model = model_from_skeleton(skeleton, {})
         providers = self._worker.spec.providers
         self._measurement = LayerMeasurement(model, threads, speed, budget_seconds, memory_bytes, providers)
 

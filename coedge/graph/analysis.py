@@ -66,6 +66,15 @@ def model_from_proto(
     )  # fmt: skip
 
 
+def model_from_skeleton(skeleton: bytes, weights: Mapping[str, np.ndarray]) -> Model:
+    """Return the model of a skeleton (`Model.skeleton`), as a worker has it.
+
+    Args:
+        weights: values of large constants. Those left out are zeros of their shape.
+    """
+    return model_from_proto(onnx.load_model_from_string(skeleton), weights=weights)
+
+
 def _read_values(proto: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> Draft:
     """Read the constants of a graph, and the shapes and dtypes that it states."""
     constants = {initializer.name: _value(initializer, weights) for initializer in proto.graph.initializer}

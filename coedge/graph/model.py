@@ -122,13 +122,6 @@ class Model:
     def weight_nbytes(self) -> int:
         return sum(value.nbytes for value in self.graph.constants.values())
 
-    @classmethod
-    def from_skeleton(cls, skeleton: bytes, weights: Mapping[str, np.ndarray]) -> Model:
-        """Return the model of a skeleton, as a worker has it. Weights that are left out are zeros of their shape."""
-        from coedge.graph.analysis import model_from_proto
-
-        return model_from_proto(onnx.load_model_from_string(skeleton), weights=weights)
-
     def weight_slices(self, tiles: Iterable[Tile]) -> dict[str, WeightSlice]:
         """Return the slices of large and small constants that the tiles read, by key."""
         parts: dict[str, WeightSlice] = {}

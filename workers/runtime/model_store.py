@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from coedge.core.provider import Provider
 from coedge.execution.program import Program
-from coedge.graph.model import Model
+from coedge.graph.analysis import model_from_skeleton
 from coedge.graph.weight_slice import WeightSlice
 from workers.runtime.kernels import Kernels
 from workers.runtime.process import return_freed_memory
@@ -66,7 +66,7 @@ class ModelStore:
             if kernels is None:
                 if skeleton is None:
                     raise RuntimeError(f"{self._name} was never given model {program.model_hash}")
-                kernels = Kernels(Model.from_skeleton(skeleton, {}), self._threads, self._providers)
+                kernels = Kernels(model_from_skeleton(skeleton, {}), self._threads, self._providers)
             try:
                 self._prepare(kernels, program, weights)
             except BaseException:
