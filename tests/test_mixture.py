@@ -35,7 +35,8 @@ def test_a_mixture_is_at_least_as_fast_as_every_plan_and_reaches_its_rate(data: 
         assert plan.predicted is not None
         assert mixture.rate_fps >= plan.predicted.throughput_fps * (1 - 1e-3), scheme
     in_flight = mixture.in_flight
-    timeline = mixture.simulate(model, profile, frames=8 * in_flight + 1)
+    # Frames of one plan are answered in bursts; over a few rounds the rate depends on where the bursts end.
+    timeline = mixture.simulate(model, profile, frames=20 * in_flight + 1)
     assert timeline.steady_fps(in_flight) >= 0.95 * mixture.rate_fps
     assert sum(mixture.shadow_prices.values()) == pytest.approx(1.0, abs=0.01)
 
