@@ -276,6 +276,7 @@ def test_a_plan_is_shown_as_a_table(cli, profile: str) -> None:
     assert "x the divisible-load bound" in result.out
 
 
+@pytest.mark.deep
 def test_an_infeasible_deadline_shows_the_nearest_plan(cli, profile: str) -> None:
     args = ("plan", MODEL, "--size", SIZE, "--profile", profile, "--goal", "energy", "--deadline", "0.01ms")
     read = json.loads(cli(*args, "--json").out)
@@ -329,6 +330,7 @@ def test_end_to_end(tmp_path: Path) -> None:
     assert all(abs(one["frames"] - 30 * one["weight"]) < 1 for one in run["plans"])
 
 
+@pytest.mark.deep
 @pytest.mark.ray
 def test_run_without_a_plan_uses_the_configuration(tmp_path: Path) -> None:
     (tmp_path / "two.yaml").write_text(CLUSTER + f"cache_dir: {tmp_path / 'cache'}\nscheme: modnn\n")

@@ -273,6 +273,7 @@ def test_a_plan_that_misses_its_deadline_is_explained_for_least_latency() -> Non
     assert found.objective.goal == "latency" and "of the latency; and deadline" in found.bottleneck
 
 
+@pytest.mark.deep
 def test_keep_local_has_the_savings_of_a_plan_without_it() -> None:
     model, profile = rack()
     objective = Objective(goal="energy", keep_local=4)
@@ -297,6 +298,7 @@ def test_an_excluded_device_binds_only_if_it_would_improve_the_plan() -> None:
     assert found["without slow"].state == "met"
 
 
+@pytest.mark.deep
 def test_a_binding_memory_limit_has_the_savings_of_a_higher_one() -> None:
     model, profile = rack()
     plan = rack_plan(Objective(goal="energy"))

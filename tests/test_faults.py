@@ -59,7 +59,7 @@ STRANGER = 77
 
 
 def config(cache_dir: str) -> dict[str, Any]:
-    snails = [{"name": f"snail-{i}", "speed": 0.005} for i in (1, 2, 3, 4)]
+    snails = [{"name": f"snail-{i}", "speed": 0.01} for i in (1, 2, 3, 4)]
     return {
         "devices": [
             {"name": "a", "speed": 0.9, "link": {"latency_ms": 0.1}},
@@ -92,7 +92,7 @@ def heavy() -> Model:
     """A model with some milliseconds of work per layer: about a second on a snail."""
     net = Net()
     x = net.op("Conv", net.input([1, 3, 64, 64]), net.weight(64, 3, 3, 3), pads=[1, 1, 1, 1])
-    for _ in range(6):
+    for _ in range(12):
         x = net.op("Conv", x, net.weight(64, 64, 3, 3), pads=[1, 1, 1, 1])
     return capture(net.proto(x), name="heavy")
 

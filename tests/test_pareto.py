@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nets import deep_after, examples, one_stage
+from nets import examples, one_stage
 from test_algorithm_1 import chain, profiles, synthetic_profile
 from virtual import halos
 
@@ -50,6 +50,7 @@ def test_the_front_reaches_from_least_latency_to_least_energy() -> None:
     assert all(plan.feasible and plan.predicted and plan.predicted.bound_seconds for plan in plans)
 
 
+@pytest.mark.deep
 @given(data=st.data())
 @examples(3, 1)
 def test_a_later_deadline_never_costs_energy(data: st.DataObject) -> None:
@@ -88,7 +89,8 @@ def test_no_plan_dominates_another_and_no_scheme_dominates_the_ends(data: st.Dat
             assert seconds >= found[0][0] * (1 - 1e-9) and joules >= found[-1][1] * (1 - 2 * TOLERANCE)
 
 
-@pytest.mark.parametrize("points", deep_after((4, 20), (4,)))
+@pytest.mark.deep
+@pytest.mark.parametrize("points", (4, 20))
 def test_constraints_hold_for_every_plan(points: int) -> None:
     model, profile = rack()
     free = costs(pareto(model, profile, Objective(), points))
@@ -101,6 +103,7 @@ def test_constraints_hold_for_every_plan(points: int) -> None:
     assert all(stage.regions == {"a": UNIT} for plan in kept for stage in plan.stages if stage.first < 3)
 
 
+@pytest.mark.deep
 def test_if_no_plan_is_feasible_the_nearest_is_returned() -> None:
     model, profile = rack()
     (plan,) = pareto(model, profile, Objective(deadline_ms=1e-6), 3)

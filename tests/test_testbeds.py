@@ -443,6 +443,7 @@ def test_ratios_of_codecs_belong_to_the_tensors_at_their_places() -> None:
     assert plain("squeezenet").inputs[0].name not in without.codec_ratios, "that was the ratio of uint8 pixels"
 
 
+@pytest.mark.deep
 def test_the_benchmark_that_measures_it_writes_such_files(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.reference", "squeezenet", "--rounds", "1", "--budget", "0.1"]
     subprocess.run([*command, "--folder", str(tmp_path)], cwd=ROOT, check=True, capture_output=True, timeout=200)
