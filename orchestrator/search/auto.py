@@ -97,9 +97,7 @@ def _explore(evaluator: Evaluator, space: SearchSpace, known: Sequence[Evaluatio
     if space.is_small:
         candidates += more_drafts(evaluator, space, steps)
     best_drafts = distinct(candidates, objective)
-    best_drafts = best_drafts[
-        : 1 if _strips(best_drafts[0]) > LARGE else 2 if _strips(best_drafts[0]) > LARGISH else REFINED
-    ]
+    best_drafts = best_drafts[: _refined_drafts(_strips(best_drafts[0]))]
     refined = [refine(evaluator, space.receptive_fields, evaluated) for evaluated in best_drafts]
     with_options = [
         evaluator.evaluate(options(evaluated.plan.stages)) for evaluated in refined for options in space.option_sets[1:]
@@ -231,6 +229,11 @@ def refine(evaluator: Evaluator, receptive_fields: ReceptiveFields, evaluated: E
             break
         best = candidate
     return best
+
+
+def _refined_drafts(strips: int) -> int:
+    """Return the number of drafts that the convex programme refines, for plans with this number of strips."""
+    return 1 if strips > LARGE else 2 if strips > LARGISH else REFINED
 
 
 def _strips(evaluated: Evaluation) -> int:
