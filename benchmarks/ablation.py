@@ -250,6 +250,7 @@ def _order_without_links(flow: Flow, table: CostTable) -> link_order.Order:
 
 SMALL = ("small",)
 PHASES: dict[str, Phase] = {
+    "Pareto paths": Phase(_replaced((auto, "_front", _nothing)), TRADED),
     "tighter deadlines": Phase(_replaced((auto, "TIGHTER", (1.0,))), ("deadline", "small")),
     "weights of a joule: 3 of 5": Phase(_replaced((auto, "WEIGHTS", (0.1, 1.0, 10.0))), TRADED),
     "weights of a joule: 1 of 5": Phase(_replaced((auto, "WEIGHTS", (1.0,))), TRADED),

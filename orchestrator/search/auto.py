@@ -10,14 +10,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from coedge.core.objective import Objective
 from coedge.graph.model import Model
-from coedge.plan.plan import Plan
+from coedge.plan.plan import Plan, Stage
 from coedge.profile.profile import Profile
 from orchestrator.evaluation.evaluator import Evaluation, Evaluator, distinct
 from orchestrator.search.draft import as_draft, as_stages, with_options_of
@@ -28,7 +28,7 @@ from orchestrator.search.local_search import better, improve_transfer_options, l
 from orchestrator.search.multistart import more_drafts, multistart
 from orchestrator.search.receptive_field import ReceptiveFields
 from orchestrator.search.rounding import fair, nearest, stages_of_path
-from orchestrator.search.shortest_path import TRANSFERS, Path, Prices, prices_of, shortest_path
+from orchestrator.search.shortest_path import TRANSFERS, Path, Prices, pareto_paths, prices_of, shortest_path
 from orchestrator.search.space import SearchSpace, is_small
 from orchestrator.search.stage_costs import StageCosts
 
@@ -44,6 +44,8 @@ LARGISH, LARGE = 60, 300
 HOPELESS = 1.2
 # Parts of the deadline for which the local search looks too.
 TIGHTER = (1.0, 0.8, 0.6, 0.4)
+# Labels per node of the Pareto search, and the limit on its work.
+FRONT, FRONT_EDGES = 12, 6_000_000
 # Rounds in which constants on full devices get more expensive.
 MEMORY_ROUNDS = 8
 # Weights of a joule between least latency and least energy; 1 is the time in which the fastest device uses a joule.
@@ -70,6 +72,8 @@ def explored(model: Model, profile: Profile, objective: Objective, known: Iterab
         fewer = search(model, profile.without(set(profile.names) - half), objective)
         named.append(evaluator.evaluate(fewer.stages))
     space = SearchSpace.of(evaluator.table, objective)
+    if objective.energy_weight or objective.goal == "energy" or objective.deadline_seconds is not None:
+        named += [evaluator.evaluate(stages) for stages in _front(space)]
     if objective.goal == "energy" or objective.deadline_seconds is not None:
         # These goals do not depend on the deadline, so that a looser deadline hardly ever gives a worse plan.
         goals = weighted(space.costs[0], objective)
@@ -149,6 +153,15 @@ def _search_used(evaluator: Evaluator) -> None:
 def _is_hopeless(candidate: Evaluation, best: Evaluation, objective: Objective) -> bool:
     (excess, cost), (best_excess, best_cost) = candidate.rank(objective), best.rank(objective)
     return excess > HOPELESS * best_excess or cost > HOPELESS * best_cost
+
+
+def _front(space: SearchSpace) -> Iterator[tuple[Stage, ...]]:
+    """Yield drafts from least latency to least energy, also those that no price of a joule leads to."""
+    for costs in space.costs:
+        width = min(FRONT, FRONT_EDGES // (costs.count * len(costs.layouts)) ** 2)
+        for transfer in TRANSFERS[:2] if width > 1 else ():
+            for path in pareto_paths(costs, width, transfer):
+                yield stages_of_path(path, costs)
 
 
 def _meet_deadline(evaluator: Evaluator, space: SearchSpace) -> None:

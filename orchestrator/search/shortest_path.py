@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -168,6 +169,68 @@ class _Edges:
         )
         cost: Array = self.stage[:stop, stop] + halo + self.second * (halo > 0) * costs.halos.latency
         return cost
+
+    def into(self, stop: int) -> Array:
+        """Return [i, A, B] the cost of a stage of layers [i, stop) on layout B after a stage on layout A."""
+        cost: Array = self._all_moves[:stop] + self.stages(stop)[:, None, :]
+        return cost
+
+    @cached_property
+    def _all_moves(self) -> Array:
+        return np.stack([self.moves(cut) for cut in range(self.costs.count)])
+
+
+def pareto_paths(costs: StageCosts, width: int, transfer: float = 1.0) -> list[Path]:
+    """Return paths from the fastest to the least energy, none of which is both slower and costs more joules.
+
+    A weighted sum of seconds and joules does not find the paths in the concave parts of the front.
+
+    Args:
+        width: number of labels kept at every node, spread evenly over the front there.
+        transfer: price of a transfer, see `Prices`.
+    """
+    count, sets = costs.count, len(costs.layouts)
+    seconds_of = _Edges(costs, Prices(transfer=transfer))
+    joules_of = _Edges(costs, Prices(second=0.0, joule=1.0))
+    source = costs.alone(costs.table.profile.source)
+    # [cut, layout, label]
+    seconds = np.full((count + 1, sets, width), np.inf)
+    joules = np.full((count + 1, sets, width), np.inf)
+    back = np.zeros((count + 1, sets, width), np.int64)
+    seconds[0, source, 0] = joules[0, source, 0] = 0.0
+    for stop in range(1, count + 1):
+        more_seconds, more_joules = seconds_of.into(stop), joules_of.into(stop)
+        for layout in range(sets):
+            slow = (seconds[:stop] + more_seconds[:, :, layout, None]).ravel()
+            costly = (joules[:stop] + more_joules[:, :, layout, None]).ravel()
+            kept = _front(slow, costly, width)
+            seconds[stop, layout, : len(kept)], joules[stop, layout, : len(kept)] = slow[kept], costly[kept]
+            back[stop, layout, : len(kept)] = kept
+    slow = (seconds[count] + seconds_of.answer[:, None]).ravel()
+    costly = (joules[count] + joules_of.answer[:, None]).ravel()
+    paths = []
+    for label in _front(slow, costly, len(slow)):
+        stop, at, stages = count, int(label), list[tuple[int, int, int]]()
+        while stop > 0:
+            layout, number = divmod(at, width)
+            first, at = divmod(int(back[stop, layout, number]), sets * width)
+            stages.append((first, stop, layout))
+            stop = first
+        paths.append(tuple(reversed(stages)))
+    return paths
+
+
+def _front(seconds: Array, joules: Array, width: int) -> NDArray[np.int64]:
+    """Return the indices of the Pareto front, by seconds; evenly spread if there are more than `width`."""
+    finite = np.flatnonzero(np.isfinite(seconds) & np.isfinite(joules))
+    order = finite[np.lexsort((joules[finite], seconds[finite]))]
+    least = np.minimum.accumulate(joules[order])
+    better = np.ones(len(order), bool)
+    better[1:] = joules[order[1:]] < least[:-1] * (1 - 1e-9)
+    front = order[better]
+    if len(front) > width:
+        front = front[np.linspace(0, len(front) - 1, width).round().astype(np.int64)]
+    return front
 
 
 def _stage_costs(costs: StageCosts, prices: Prices) -> Array:
