@@ -57,8 +57,8 @@ def check_scheme(scheme: str) -> None:
 def _searching(model: Model, profile: Profile) -> Iterator[None]:
     """Share costs and lowered stages between schemes and search, and pause garbage collection, until the search ends.
 
-    A search makes millions of objects, none of them in cycles. Collecting garbage meanwhile would take a quarter of the
-    planning time.
+    A search makes millions of objects, none of them in cycles. Collecting garbage meanwhile costs planning
+    time: 8 % on a small instance.
     """
     shared, collects = (shared_memo(model), CostTable.of(model, profile)), gc.isenabled()
     gc.disable()
