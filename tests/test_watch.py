@@ -69,11 +69,17 @@ def test_the_end_of_ray_is_an_error_unless_the_cluster_closes(monkeypatch: pytes
     assert deaths == []
 
 
+def died_in_its_constructor(cause: Exception) -> BaseException:
+    text = f"Traceback (most recent call last):\n{type(cause).__name__}: {cause}"
+    return ray.exceptions.ActorDiedError(ray.exceptions.RayTaskError("WorkerActor.__init__", text, cause, pid=1, ip=""))
+
+
 @pytest.mark.parametrize(
     ("error", "text"),
     [
         (ray.exceptions.ActorUnavailableError("Socket closed", None), "cannot be reached any more"),
         (ray.exceptions.ActorDiedError(), "its worker process died"),
+        (died_in_its_constructor(OSError("no such interface")), "could not be created: OSError: no such interface"),
         (ValueError("first line\nsecond line"), "first line"),
         (ValueError(), "ValueError"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -230,7 +231,10 @@ def explain(error: BaseException) -> str:
         if "No module named" in text:
             line = next(line for line in text.splitlines() if "No module named" in line)
             return f"{line.strip()} (is coedge installed there? pip install coedge)"
-        return "its worker process died"
+        if error.actor_init_failed:
+            return f"its worker could not be created: {text.strip().splitlines()[-1]}"
+        detail = re.search(r"exit detail: (.+?)\.(\s|$)", text)
+        return f"its worker process died ({detail[1]})" if detail else "its worker process died"
     if isinstance(error, ray.exceptions.ActorUnavailableError):
         return "its process or its node cannot be reached any more"
     lines = str(error).strip().splitlines()
