@@ -31,7 +31,7 @@ class Serving:
         self.outcome[name] = outcome
         return [name], [other for other in references if other != name]
 
-    def _get(self, name: str) -> None:
+    def _get(self, name: str, timeout: float) -> None:
         outcome = self.outcome[name]
         if outcome is not None:
             raise outcome

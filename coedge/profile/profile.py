@@ -178,16 +178,16 @@ class Profile(BaseModel):
         return tuple(medium for medium in self.media if {sender, receiver} & set(medium.devices))
 
     def without(self, names: Iterable[str]) -> Profile:
-        """Return the profile without some devices; the profile itself if it has none of them."""
+        """Return the profile without some devices and their links; the profile itself if it has none of them.
+
+        Media keep their devices: a transfer to a device on a medium occupies it in any case.
+        """
         gone = set(names)
-        if not gone & set(self.names):
+        devices = tuple(device for device in self.devices if device.name not in gone)
+        links = tuple(link for link in self.links if not {link.sender, link.receiver} & gone)
+        if len(devices) == len(self.devices) and len(links) == len(self.links):
             return self
-        return self.model_copy(
-            update={
-                "devices": tuple(device for device in self.devices if device.name not in gone),
-                "links": tuple(link for link in self.links if not {link.sender, link.receiver} & gone),
-            }
-        )
+        return self.model_copy(update={"devices": devices, "links": links})
 
     def check(self, model: Model) -> None:
         """Check that the profile is complete and belongs to a model.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from numpy.typing import NDArray
 
@@ -17,7 +17,7 @@ from coedge.core.objective import Objective
 from coedge.graph.model import Model
 from coedge.plan.plan import Plan
 from coedge.profile.profile import Profile
-from orchestrator.control.worker_group import WorkerGroup
+from orchestrator.control.worker_group import RemoteWorker, WorkerGroup, ask_ready
 from orchestrator.planner.mixture import Mixture
 from orchestrator.planner.planner import AUTO, check_scheme, make_plan, make_stream, named_plans
 from orchestrator.planner.replan import BoundarySolver
@@ -29,6 +29,8 @@ from orchestrator.runtime.trial import Rank, least_cost, measured_rank, worth_tr
 from workers.calibration.activations import natural_inputs
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Starts a frame with these inputs by a plan.
 RunFrame = Callable[[Model, tuple[NDArray[Any], ...], Plan], Job]
@@ -78,17 +80,21 @@ class PlanCache:
 
         Raises:
             DeviceLost: the source is lost.
+            ClusterError: a device that is not lost failed or did not answer.
         """
         group = self._group
+
+        def measure(ready: Mapping[str, RemoteWorker]) -> Profile:
+            self._check_source()
+            return measure_model(model, ready, group.network, group.source, self._config)
+
         with self._planning:
+            self._check_source()
             if model.hash not in self._profiles:
                 with self._quiet.measuring():
-                    self._profiles[model.hash] = measure_model(
-                        model, group.by_name, group.network, group.source, self._config
-                    )
+                    self._profiles[model.hash] = ask_ready(group, measure)
             whole = self._profiles[model.hash]
-        if group.source in group.lost:
-            raise DeviceLost(f"{group.source}, where inputs start, is lost: {group.lost[group.source]}. Connect again")
+        self._check_source()
         return whole.without(group.lost)
 
     def plan(self, model: Model, objective: Objective, scheme: str, search: bool = True) -> Plan:
@@ -99,19 +105,18 @@ class PlanCache:
                 devices from before and boundaries for the new links will do.
         """
         check_scheme(scheme)
-        key = _PlanKey(model.hash, objective.model_dump_json(), scheme, frozenset(self._group.lost))
+        wanted = objective.model_dump_json()
 
-        def known() -> Plan | None:
-            cached = self._plans.get(key)
+        def known(lost: frozenset[str]) -> Plan | None:
+            cached = self._plans.get(_PlanKey(model.hash, wanted, scheme, lost))
             return cached.plan if cached is not None and (cached.searched or not search) else None
 
-        if (plan := known()) is not None:  # also while another thread plans
+        def make(lost: frozenset[str]) -> Plan:
+            plan = self._make(model, objective, scheme)
+            self._plans[_PlanKey(model.hash, wanted, scheme, lost)] = _CachedPlan(plan, weakref.ref(model), objective)
             return plan
-        with self._planning:
-            if (plan := known()) is None:
-                plan = self._make(model, objective, scheme)
-                self._plans[key] = _CachedPlan(plan, weakref.ref(model), objective)
-            return plan
+
+        return self._for_ready(known, make)
 
     def mixture(self, model: Model, objective: Objective) -> Mixture:
         """Return the mixture of plans for most frames per second.
@@ -120,13 +125,16 @@ class PlanCache:
             InfeasibleError: no plan meets the constraints.
         """
         wanted = objective.model_copy(update={"goal": "throughput"})
-        key = (model.hash, wanted.model_dump_json(), frozenset(self._group.lost))
-        if (known := self._mixtures.get(key)) is not None:
-            return known
-        with self._planning:
-            if key not in self._mixtures:
-                self._mixtures[key] = make_stream(model, self.profile(model), wanted)
-            return self._mixtures[key]
+        text = wanted.model_dump_json()
+
+        def known(lost: frozenset[str]) -> Mixture | None:
+            return self._mixtures.get((model.hash, text, lost))
+
+        def make(lost: frozenset[str]) -> Mixture:
+            mixture = self._mixtures[model.hash, text, lost] = make_stream(model, self.profile(model), wanted)
+            return mixture
+
+        return self._for_ready(known, make)
 
     def measure_links(self) -> None:
         """Measure the links again; profiles have the new ones, and plans of `auto` boundaries for them.
@@ -151,6 +159,33 @@ class PlanCache:
             }
             self._mixtures = {}
             self._plans = {key: cached for key, old in self._plans.items() if (cached := self._resolved(key, old))}
+
+    def _for_ready(self, known: Callable[[frozenset[str]], T | None], make: Callable[[frozenset[str]], T]) -> T:
+        """Return what is known for the devices that are lost by now, else make it.
+
+        If a device is lost while it is made, it may use that device, so it is made again.
+        """
+        while True:
+            lost = frozenset(self._group.lost)
+            if (found := known(lost)) is not None:  # also while another thread plans
+                return found
+            with self._planning:
+                if (found := known(lost)) is not None:
+                    return found
+                try:
+                    made = make(lost)
+                except DeviceLost:
+                    if lost == frozenset(self._group.lost):
+                        raise
+                else:
+                    if lost == frozenset(self._group.lost):
+                        return made
+
+    def _check_source(self) -> None:
+        """Raise DeviceLost if the source is lost."""
+        source, lost = self._group.source, self._group.lost
+        if source in lost:
+            raise DeviceLost(f"{source}, where inputs start, is lost: {lost[source]}. Connect again")
 
     def _resolved(self, key: _PlanKey, cached: _CachedPlan) -> _CachedPlan | None:
         """Return a plan with boundaries for the present links; None if it has to be made anew."""

@@ -15,12 +15,14 @@ from typing import Any
 
 from coedge.config.cluster_config import ClusterConfig
 from coedge.config.sections import DeviceConfig
-from coedge.core.errors import ClusterError
+from coedge.core.errors import ClusterError, DeviceLost
 
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 3.0
 WATCH_SECONDS = 0.25
+# Longest time for a value of which Ray says that it is there.
+FETCH_SECONDS = 30.0
 
 
 @dataclass
@@ -189,32 +191,53 @@ def create_actor(spec: Any, node_id: str) -> Any:
     return actor.remote(spec)
 
 
-def gather(references: Mapping[str, Any], timeout_seconds: float, what: str) -> dict[str, Any]:
+class WorkersDied(DeviceLost):
+    """Workers died before they answered.
+
+    Attributes:
+        reasons: the reason of each death, by device name.
+    """
+
+    def __init__(self, message: str, reasons: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.reasons = dict(reasons)
+
+
+def gather(
+    references: Mapping[str, Any], timeout_seconds: float, what: str, waited_seconds: float = 0.0
+) -> dict[str, Any]:
     """Wait for one reference per device, and return the values by device.
 
     Args:
         what: the action, for the message of an error: "only 1 of 2 devices managed to ...".
+        waited_seconds: time that the caller has already waited for these answers, for the message.
 
     Raises:
-        ClusterError: some devices failed or did not answer; the message names them and the reasons.
+        WorkersDied: some workers died; the message names all devices without an answer, and the reasons.
+        ClusterError: some devices failed or did not answer in time; the message is the same.
     """
     import ray
 
+    if not references:
+        return {}
     names = {reference: name for name, reference in references.items()}
     ready, late = ray.wait(list(names), num_returns=len(names), timeout=timeout_seconds)
     values: dict[str, Any] = {}
-    problems = []
+    problems, deaths = {}, {}
     for reference in ready:
+        name = names[reference]
         try:
-            values[names[reference]] = ray.get(reference)
+            values[name] = ray.get(reference, timeout=FETCH_SECONDS)
         except Exception as error:
-            problems.append(f"{names[reference]}: {explain(error)}")
-    problems += [f"{names[reference]}: no answer" for reference in late]
+            problems[name] = explain(error)
+            if isinstance(error, ray.exceptions.RayActorError):
+                deaths[name] = problems[name]
+    allowed = f"no answer within {round(timeout_seconds + waited_seconds, 1):g} s"
+    problems |= {names[reference]: allowed for reference in late}
     if problems:
-        raise ClusterError(
-            f"only {len(values)} of {len(references)} devices managed to {what} within {timeout_seconds:.0f} s: "
-            + "; ".join(sorted(problems))
-        )
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(problems.items()))
+        text = f"only {len(values)} of {len(references)} devices managed to {what}: {reasons}"
+        raise WorkersDied(text, deaths) if deaths else ClusterError(text)
     return {name: values[name] for name in references}
 
 
@@ -262,7 +285,7 @@ def watch(references: Mapping[str, Any], stopped: Callable[[], bool], on_death: 
             if stopped():
                 return
             try:
-                ray.get(reference)
+                ray.get(reference, timeout=FETCH_SECONDS)
                 reason = "its worker stopped"
             except (Exception, SystemExit) as error:
                 reason = explain(error)

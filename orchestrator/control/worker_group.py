@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from coedge.config.cluster_config import ClusterConfig
 from coedge.config.sections import DeviceConfig, PowerConfig
-from coedge.core.errors import ClusterError
+from coedge.core.errors import ClusterError, DeviceLost
 from coedge.core.units import bytes_per_second_of
 from coedge.core.version import VERSION
 from coedge.execution.program import CLIENT
@@ -24,6 +24,8 @@ from workers.transport.transport import Endpoint
 from workers.transport.zmq_transport import ZmqTransport
 
 SET_LINK_SECONDS = 10.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ class WorkerGroup:
             ready, _ = ray.wait(list(references), num_returns=len(references), timeout=timeout_seconds)
             for reference in ready:
                 with contextlib.suppress(Exception):  # the device has died
-                    answers[references[reference]] = ray.get(reference)
+                    answers[references[reference]] = ray.get(reference, timeout=timeout_seconds)
         return answers
 
 
@@ -192,15 +194,49 @@ def _place_workers(config: ClusterConfig, actors: dict[str, Any]) -> WorkerGroup
         raise
 
 
-def set_link(group: WorkerGroup, name: str, link: LinkSpec) -> None:
-    """Give a device another emulated link.
+def ask_ready(group: WorkerGroup, ask: Callable[[Mapping[str, RemoteWorker]], T]) -> T:
+    """Return what `ask` returns for the devices that are left.
+
+    If some of them are lost meanwhile, `ask` is called again for the others. A loss that `ask` notices before the
+    watcher does is entered into `group.lost`.
+
+    Args:
+        ask: called with workers by device name, one or more times.
 
     Raises:
+        DeviceLost: no device is left.
+        ClusterError: `ask` raised it and no device was lost meanwhile.
+    """
+    while True:
+        ready = {name: worker for name, worker in group.by_name.items() if name not in group.lost}
+        if not ready:
+            raise DeviceLost("all devices of the cluster are lost. Connect again")
+        try:
+            return ask(ready)
+        except ClusterError as error:
+            if isinstance(error, ray_control.WorkersDied):
+                for name, reason in error.reasons.items():
+                    group.lost.setdefault(name, reason)
+            if not ready.keys() & group.lost.keys():
+                raise
+
+
+def set_link(group: WorkerGroup, name: str, link: LinkSpec) -> None:
+    """Give a device another emulated link. Every device that is left is told, because each paces its own messages.
+
+    Raises:
+        DeviceLost: the device is lost.
         ClusterError: links are not emulated, or a device does not answer.
     """
     index = group.index_of[name]
-    calls = {n: a.set_link.remote(index, link) for n, a in group.actors.items() if n not in group.lost}
-    ray_control.gather(calls, SET_LINK_SECONDS, f"set the link of {name}")
+
+    def tell(ready: Mapping[str, RemoteWorker]) -> None:
+        if name not in ready:
+            raise DeviceLost(f"{name} is lost: {group.lost[name]}. Connect again")
+        calls = {other: worker.actor.set_link.remote(index, link) for other, worker in ready.items()}
+        ray_control.gather(calls, SET_LINK_SECONDS, f"set the link of {name}")
+
+    ask_ready(group, tell)
 
 
 def _spec(index: int, device: DeviceConfig, host: str, encrypted: bool) -> WorkerSpec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from coedge.core.units import bytes_per_second_of
 from coedge.profile.network import ClientLink, Network
 from coedge.profile.profile import Medium
 from orchestrator.control import ray_control
-from orchestrator.control.worker_group import RemoteWorker, WorkerGroup
+from orchestrator.control.worker_group import RemoteWorker, WorkerGroup, ask_ready
 from orchestrator.profiling.links import measure_network
 from orchestrator.profiling.probing import ActorProber
 from workers.runtime.spec import MeteredPower
@@ -34,6 +34,7 @@ def measure_cluster(config: ClusterConfig, group: WorkerGroup) -> None:
         ClusterError: devices do not answer or cannot reach each other; the message names them.
     """
     client = _measure_client_link(group.transport, group.by_name[group.source].facts.endpoint)
+    _check_media(config, group.by_name)
     group.network = replace(_measure_network(config, group.by_name), client=client)
     group.by_name = _measure_power(group.by_name)
     group.gflops = _measure_gflops(group.by_name, config.connect_timeout_seconds)
@@ -45,23 +46,32 @@ def measure_links(config: ClusterConfig, group: WorkerGroup) -> None:
     Raises:
         ClusterError: two devices cannot reach each other; the message names them.
     """
-    ready = {name: worker for name, worker in group.by_name.items() if name not in group.lost}
-    network = _measure_network(config, ready)
-    links = [link for link in group.links if {link.sender, link.receiver} & set(group.lost)]
+    network = ask_ready(group, lambda ready: _measure_network(config, ready))
+    measured = {(link.sender, link.receiver) for link in network.links}
+    links = [link for link in group.links if (link.sender, link.receiver) not in measured]
     group.network = replace(network, links=(*network.links, *links), client=group.network.client)
 
 
 def _measure_network(config: ClusterConfig, workers: Mapping[str, RemoteWorker]) -> Network:
     """Return the measured links, and the media: those of the configuration and those detected on other devices."""
-    for medium in config.media:
-        unknown = [name for name in medium.devices if name not in workers]
-        if unknown:
-            raise ClusterError(
-                f"medium {medium.name!r} names {unknown[0]!r}, which is not a device; devices are {', '.join(workers)}"
-            )
     given = [Medium(name=m.name, devices=m.devices, bytes_per_second=bytes_per_second_of(m.mbps)) for m in config.media]
     addresses = {name: worker.facts.endpoint.address.rpartition(":")[0] for name, worker in workers.items()}
     return measure_network(addresses, ActorProber(workers), given)
+
+
+def _check_media(config: ClusterConfig, devices: Iterable[str]) -> None:
+    """Check that media name devices that have joined. A device that is lost later stays in its media.
+
+    Raises:
+        ClusterError: a medium names another device.
+    """
+    names = list(devices)
+    for medium in config.media:
+        unknown = [name for name in medium.devices if name not in names]
+        if unknown:
+            raise ClusterError(
+                f"medium {medium.name!r} names {unknown[0]!r}, which is not a device; devices are {', '.join(names)}"
+            )
 
 
 def _measure_client_link(transport: ZmqTransport, source: Endpoint) -> ClientLink:

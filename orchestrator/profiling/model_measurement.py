@@ -35,6 +35,7 @@ def measure_model(
     """Return the profile of a cluster on a model. Devices of one kind are measured once; times are kept on disk.
 
     Raises:
+        WorkersDied: a worker died; measure again without it.
         ClusterError: a device failed or did not answer; the message names it.
     """
     kinds = _kinds(model, workers.values())
@@ -157,15 +158,17 @@ def _measure(
     }
     gather(ready, MEASURE_SECONDS, what)
     calls = {name: worker.actor.measure_sweeps.remote(MOST_SWEEPS) for name, worker in measuring.items()}
-    deadline = time.monotonic() + budget_seconds + MEASURE_SECONDS
+    start = time.monotonic()
+    deadline = start + budget_seconds + MEASURE_SECONDS
     shown, pending = 0, list(calls.values())
     while pending and time.monotonic() < deadline:
         _, pending = ray.wait(pending, num_returns=len(pending), timeout=PROGRESS_SECONDS)
         asked = [worker.actor.progress.remote() for worker in measuring.values()]
         answers, _ = ray.wait(asked, num_returns=len(asked), timeout=PROGRESS_SECONDS)
         with contextlib.suppress(ray.exceptions.RayError):  # `gather` names a device that died
-            done = PROGRESS_STEPS * (sum(ray.get(answers)) if pending else len(measuring))
+            done = PROGRESS_STEPS * (sum(ray.get(answers, timeout=PROGRESS_SECONDS)) if pending else len(measuring))
             for _ in range(shown, int(done)):
                 advance()
             shown = max(shown, int(done))
-    return gather(calls, max(deadline - time.monotonic(), 1.0), what)
+    now = time.monotonic()
+    return gather(calls, max(deadline - now, 1.0), what, waited_seconds=now - start)
