@@ -10,25 +10,28 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import zmq
 from test_transport import SOON, VirtualWire, data, needs_local_sockets, take
 from waiting import until
 
 from coedge.core.errors import ClusterError
+from workers.emulation import paced_transport
 from workers.emulation.paced_transport import MAX_DRAINED, LinkSpec, PacedTransport
-from workers.transport import local_socket
+from workers.transport import local_socket, zmq_transport
 from workers.transport.authenticator import Authenticator
 from workers.transport.local_socket import IPC, PREFIX, SocketFolder
 from workers.transport.message import encode
 from workers.transport.transport import MAX_UNDELIVERED, Endpoint, LocalEndpoint
-from workers.transport.zmq_transport import ZmqTransport
+from workers.transport.zmq_transport import MAX_RECEIVED_AHEAD, ZmqTransport
 
 SHORT_SECONDS = 0.5  # until a message that must not come would have come
 
@@ -255,6 +258,80 @@ class TestFlood:
             until(lambda: take(b).sender == 2, "a message of another peer comes through")
             a.send(1, data(sender=0, frame=2**40))
             until(lambda: take(b).frame == 2**40, "the faulty peer is heard again")
+
+    def test_a_sender_keeps_a_bounded_number_of_bytes_for_one_peer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The peer does not receive. One message passes whatever its size."""
+        limit = 24_000_000
+        monkeypatch.setattr(zmq_transport, "MAX_UNDELIVERED_NBYTES", limit)
+        payload = np.zeros(8_000_000, np.uint8)
+        with three(local=False) as (a, b, _):
+            a.send(1, data(np.zeros(2 * limit, np.uint8), sender=0))
+            assert take(b).arrays[0].nbytes == 2 * limit
+            with pytest.raises(ClusterError, match="MB wait for it"):
+                for frame in range(100):
+                    a.send(1, data(payload, sender=0, frame=frame))
+            assert 3 <= frame < 50
+            a.send(1, data(payload, sender=0, frame=2**40))
+            until(lambda: take(b).frame == 2**40, "the slow peer gets messages again")
+
+    @both_ways
+    def test_large_data_of_one_peer_does_not_grow_a_busy_receiver(self, local: bool) -> None:
+        """All messages have the same array, which the sender does not copy."""
+        payload, count = np.ones(4_000_000, np.uint8), 100
+        with three(local) as (a, b, _):
+            before = psutil.Process().memory_info().rss
+            for frame in range(count):
+                a.send(1, data(payload, sender=0, frame=frame))
+            grown = []
+            for _ in range(20):
+                time.sleep(SHORT_SECONDS / 10)
+                grown.append(psutil.Process().memory_info().rss - before)
+            assert max(grown) < 4 * MAX_RECEIVED_AHEAD * payload.nbytes < count * payload.nbytes / 4
+            assert [take(b).frame for _ in range(count)] == list(range(count))
+
+    @both_ways
+    def test_arrays_larger_than_a_message_may_be_do_not_arrive(
+        self, local: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The sender has no such limit, as another program. Arrays of the largest size pass."""
+        largest = 2_000_000
+        with monkeypatch.context() as receivers:
+            receivers.setattr(zmq_transport, "MAX_ARRAY_NBYTES", largest)
+            b = ZmqTransport(1, "b", local=local)
+        a = ZmqTransport(0, "a", local=local)
+        try:
+            b.connect([a.endpoint.for_peer(b.endpoint)])
+            a.connect([b.endpoint.for_peer(a.endpoint)])
+            a.send(1, data(np.ones(largest, np.uint8), frame=1))
+            assert take(b).arrays[0].nbytes == largest
+            a.send(1, data(np.ones(largest + 1_000, np.uint8), frame=2))
+            assert b.receive(SHORT_SECONDS) is None
+            a.send(1, data(np.ones(largest, np.uint8), frame=3))
+            assert take(b).frame == 3
+        finally:
+            a.close()
+            b.close()
+
+    def test_an_array_that_no_peer_takes_is_refused_with_the_reason(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(zmq_transport, "MAX_ARRAY_NBYTES", 1_000_000)
+        with three(local=False) as (a, b, _):
+            with pytest.raises(ClusterError, match="2 MB is too large for a message: at most 1 MB"):
+                a.send(1, data(np.zeros(2_000_000, np.uint8)))
+            a.send(1, data(np.zeros(1_000_000, np.uint8)))
+            assert take(b).arrays[0].nbytes == 1_000_000
+
+    def test_an_emulated_link_keeps_a_bounded_number_of_bytes_of_one_peer(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(paced_transport, "MAX_UNDELIVERED_NBYTES", 3_500)
+        flood = [(0.0, replace(data(np.zeros(1_000, np.uint8), sender=1, frame=f), due=5.0)) for f in range(10)]
+        other = (0.0, replace(data(np.zeros(9_000, np.uint8), sender=2), due=3.0))
+        a = PacedTransport(wire := VirtualWire([*flood, other]), LinkSpec(), {1: LinkSpec(), 2: LinkSpec()}, wire.clock)
+        assert take(a).sender == 2, "one message passes whatever its size"
+        assert a.dropped == 7
+        assert [take(a).frame for _ in range(3)] == [0, 1, 2]
+        wire.arrivals.append((0.0, replace(data(np.zeros(3_000, np.uint8), sender=1, frame=20), due=6.0)))
+        assert take(a).frame == 20, "room is free again"
 
     def test_an_emulated_link_keeps_a_bounded_number_of_messages_of_one_peer(self) -> None:
         count = MAX_UNDELIVERED + 10

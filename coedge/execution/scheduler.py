@@ -24,6 +24,10 @@ from coedge.execution.program import Program, Step
 REMEMBERED_FRAMES = 4096
 # Frames of one program that the messages of one peer may begin before others end. The credits of a plan are far fewer.
 MAX_BEGUN_FRAMES = 256
+# Bytes of the messages of these frames. Messages have the sizes that the program states, so the credits of a plan for
+# `FEW_BEGUN_FRAMES / 2` devices are granted whatever their size.
+MAX_BEGUN_NBYTES = 1 << 30
+FEW_BEGUN_FRAMES = 32
 
 
 class Task(NamedTuple):
@@ -86,10 +90,13 @@ class _LoadedProgram:
     spans: dict[int, list[StepSpan]] = field(default_factory=dict)
     begun_by: dict[int, str] = field(default_factory=dict)  # the peer whose message began a frame under way
     begun_counts: Counter[str] = field(default_factory=Counter)
+    begun_nbytes: Counter[str] = field(default_factory=Counter)
+    received: Counter[int] = field(default_factory=Counter)  # bytes of the messages of a frame under way
 
     def begin(self, frame: int, peer: str) -> bool:
-        """Begin a frame on the message of a peer. Return False if the peer has begun too many frames."""
-        if self.begun_counts[peer] >= MAX_BEGUN_FRAMES:
+        """Begin a frame on the message of a peer. Return False if the peer has begun too many frames or bytes."""
+        count = self.begun_counts[peer]
+        if count >= MAX_BEGUN_FRAMES or (count >= FEW_BEGUN_FRAMES and self.begun_nbytes[peer] >= MAX_BEGUN_NBYTES):
             return False
         self.begun_counts[peer] += 1
         self.begun_by[frame] = peer
@@ -97,10 +104,17 @@ class _LoadedProgram:
         self.spans[frame] = []
         return True
 
+    def count(self, frame: int, nbytes: int) -> None:
+        """Count the bytes of a message of a frame under way."""
+        self.received[frame] += nbytes
+        self.begun_nbytes[self.begun_by[frame]] += nbytes
+
     def forget(self, frame: int) -> None:
         self.machine.drop(frame)
         if frame in self.begun_by:
-            self.begun_counts[self.begun_by.pop(frame)] -= 1
+            peer = self.begun_by.pop(frame)
+            self.begun_counts[peer] -= 1
+            self.begun_nbytes[peer] -= self.received.pop(frame, 0)
         self.spans.pop(frame, None)
         self.ended[frame] = None
         while len(self.ended) > REMEMBERED_FRAMES:
@@ -112,9 +126,13 @@ class Scheduler:
 
     One thread drives it. Other threads may call `load`, `unload`, `programs` and `waiting` at the same time. Calls
     for an epoch that is not loaded do nothing.
+
+    Attributes:
+        refused: number of messages that would have begun a frame, of peers that had begun too many.
     """
 
     def __init__(self) -> None:
+        self.refused = 0
         self._loaded: dict[int, _LoadedProgram] = {}
 
     @property
@@ -147,7 +165,8 @@ class Scheduler:
 
         Returns:
             The `Receive` to be done; a failure if the program has no such channel; None if no frame waits for the
-            message. Then it is stale or repeated, or it would begin more than `MAX_BEGUN_FRAMES` of its peer.
+            message. Then it is stale or repeated, or it would begin a frame although its peer has begun too many (see
+            `refused`).
         """
         loaded = self._loaded.get(epoch)
         if loaded is None or frame in loaded.ended:
@@ -155,6 +174,7 @@ class Scheduler:
         machine = loaded.machine
         entry = machine.receive_of(channel)
         if entry is not None and frame not in machine and not loaded.begin(frame, entry[1].peer):
+            self.refused += 1
             return None
         if entry is None:
             loaded.forget(frame)
@@ -195,6 +215,7 @@ class Scheduler:
         loaded.spans[frame].append(StepSpan(task.step_index, start, stop, nbytes))
         step = task.step
         if step.kind == "receive":
+            loaded.count(frame, nbytes)
             machine.arrived(frame, step.channel, made)
         else:
             machine.done(frame, task.step_index, made)

@@ -22,7 +22,14 @@ from dataclasses import dataclass, replace
 from coedge.core.errors import ClusterError
 from coedge.execution.link_clock import LinkClock
 from workers.transport.message import Message
-from workers.transport.transport import MAX_TIMEOUT_SECONDS, MAX_UNDELIVERED, DeliveryFailed, Endpoint, Transport
+from workers.transport.transport import (
+    MAX_TIMEOUT_SECONDS,
+    MAX_UNDELIVERED,
+    MAX_UNDELIVERED_NBYTES,
+    DeliveryFailed,
+    Endpoint,
+    Transport,
+)
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +67,7 @@ class PacedTransport:
 
     A message from another host counts as arrived when `receive` finds it, which is later while a kernel runs.
 
-    At most `MAX_UNDELIVERED` messages of one peer wait here. Further ones are dropped.
+    At most `MAX_UNDELIVERED` messages and `MAX_UNDELIVERED_NBYTES` of one peer wait here. Further ones are dropped.
 
     Args:
         inner: closed by this object. A thread of this object sends on it, besides the caller's thread.
@@ -70,7 +77,7 @@ class PacedTransport:
         ready: the time from which a message that is sent now may leave, in seconds of that clock; by default, now.
 
     Attributes:
-        dropped: number of messages that were dropped because too many of their peer waited.
+        dropped: number of messages that were dropped because too many of their peer, or too many bytes, waited.
     """
 
     def __init__(
@@ -92,6 +99,7 @@ class PacedTransport:
         self._due: list[tuple[float, int, Message]] = []  # heap: (due at the down-link, order, message)
         self._through: list[tuple[float, int, Message]] = []  # heap: (delivered, order, message)
         self._waiting: Counter[int] = Counter()  # messages in both heaps, by sender
+        self._waiting_nbytes: Counter[int] = Counter()
         self.dropped = 0
         self._same_clock: dict[int, bool] = {}
         self._holder: _Holder | None = None
@@ -162,6 +170,7 @@ class PacedTransport:
             if self._through and self._through[0][0] <= (now if timeout_seconds > 0 else min(now, self._ready())):
                 message = heapq.heappop(self._through)[2]
                 self._waiting[message.sender] -= 1
+                self._waiting_nbytes[message.sender] -= message.nbytes
                 return message
             if self._woken or now >= deadline:
                 self._woken = False
@@ -183,15 +192,17 @@ class PacedTransport:
 
     def _arrived(self, message: Message) -> None:
         """Put a message into the heap in which it waits."""
-        if self._waiting[message.sender] >= MAX_UNDELIVERED:
+        waiting, nbytes = self._waiting[message.sender], self._waiting_nbytes[message.sender]
+        if waiting >= MAX_UNDELIVERED or (waiting and nbytes + message.nbytes > MAX_UNDELIVERED_NBYTES):
             self.dropped += 1
             if self.dropped == 1:
                 log.warning(
-                    "%s dropped a message of device %d: %d others wait (further ones are not logged)",
-                    self.endpoint.name, message.sender, MAX_UNDELIVERED,
+                    "%s dropped a message of device %d: %d others with %d bytes wait (further ones are not logged)",
+                    self.endpoint.name, message.sender, waiting, nbytes,
                 )  # fmt: skip
             return
         self._waiting[message.sender] += 1
+        self._waiting_nbytes[message.sender] += message.nbytes
         if message.sender not in self._links:
             heapq.heappush(self._through, (self._clock(), next(self._order), message))
             return

@@ -174,7 +174,14 @@ class WorkLoop:
         if message.sender not in [self._messenger.index_of(peer) for peer in peers]:
             self._refuse(message)
             return
+        refused = self._scheduler.refused
         outcome = self._scheduler.came(message.epoch, message.frame, message.channel)
+        if refused == 0 < self._scheduler.refused:
+            log.warning(
+                "%s dropped rows of frame %d from device %d, which has begun too many frames (further ones are not "
+                "logged)",
+                self._name, message.frame, message.sender,
+            )  # fmt: skip
         if isinstance(outcome, Task):
             self._do(outcome, message.arrays)
         else:

@@ -14,9 +14,11 @@ from coedge.core.errors import ClusterError
 from workers.transport.message import Message, decode, encode
 
 MAX_TIMEOUT_SECONDS = 86_400.0  # every platform can wait this long
-# Messages of one peer that may wait at their receiver, or at their sender. A frame has at most a few messages per
-# stage, so peers that keep to the credits of their plans stay far below.
+# Messages for one peer that may wait at their sender, or those of one peer on an emulated link. A frame has at most a
+# few messages per stage, so peers that keep to the credits of their plans stay far below. So do their bytes: the first
+# feature map of VGG-16 has 13 MB.
 MAX_UNDELIVERED = 1024
+MAX_UNDELIVERED_NBYTES = 512 << 20
 
 
 class DeliveryFailed(ClusterError):
@@ -143,6 +145,22 @@ def unknown_peer(endpoint: Endpoint, peer_index: int, peers: Mapping[int, Endpoi
     return ClusterError(
         f"Device {endpoint.name} cannot send to peer {peer_index}: only these are known: {known}. "
         "Call connect() with its endpoint first."
+    )
+
+
+def not_taken(endpoint: Endpoint, peer: Endpoint, waiting: str) -> ClusterError:
+    """Return the error for a message to a peer that does not take messages."""
+    return ClusterError(
+        f"{peer.name} at {peer.address} broke off the handshake with {endpoint.name}, or {waiting} wait for it. "
+        "Is it stuck, or is another program or a worker of another cluster at that port?"
+    )
+
+
+def too_large(nbytes: int, max_nbytes: int) -> ClusterError:
+    """Return the error for an array that peers would refuse."""
+    return ClusterError(
+        f"an array of {nbytes / 1e6:.0f} MB is too large for a message: at most {max_nbytes / 1e6:.0f} MB can be sent "
+        "at once. Split the layers around it over more devices."
     )
 
 

@@ -11,8 +11,14 @@ header belongs to the key of its connection. Without encryption nothing proves w
 Processes of one machine and user may use a second PULL socket, a Unix socket in a private folder. Its messages are not
 encrypted, because on one machine encryption takes longer than the transfer. Passwords prove who connects to it.
 
-Undelivered messages are bounded at both ends. If a receiver falls behind by `MAX_UNDELIVERED` messages of one peer, it
-stops reading that connection, and the messages stay at the sender. If as many wait there too, `send` fails.
+Undelivered messages are bounded at both ends, in number and in bytes:
+
+    at the receiver    `MAX_RECEIVED_AHEAD` messages of each connection, and arrays of at most `MAX_ARRAY_NBYTES`. The
+                       receiver stops reading a connection that has more messages, and closes one with a larger array.
+    at the sender      `MAX_UNDELIVERED` messages for each peer, and `MAX_UNDELIVERED_NBYTES` in large arrays. Then
+                       `send` fails.
+
+libzmq offers no limit for the number of parts of one message. Only peers whose keys were admitted can abuse that.
 """
 
 from __future__ import annotations
@@ -33,12 +39,16 @@ from coedge.core.errors import ClusterError, ConfigError
 from workers.transport.authenticator import HANDSHAKE_MS, ZAP_DOMAIN, Authenticator
 from workers.transport.local_socket import SocketFolder, is_reachable
 from workers.transport.message import MalformedMessage, Message, decode, encode
+from workers.transport.outbox import Outbox
 from workers.transport.transport import (
     MAX_TIMEOUT_SECONDS,
     MAX_UNDELIVERED,
+    MAX_UNDELIVERED_NBYTES,
     Endpoint,
     LocalEndpoint,
+    not_taken,
     own_clock,
+    too_large,
     unknown_peer,
 )
 
@@ -47,7 +57,10 @@ log = logging.getLogger(__name__)
 # Below it a copy is cheaper than telling Python, later and from another thread, that the array is free.
 # (Above it malloc maps fresh pages for each copy.)
 COPY_BELOW_NBYTES = 131_072
-MAX_PART_NBYTES = 2 << 30
+# The kernel's socket buffers hold further messages, so a few suffice to keep a connection busy.
+MAX_RECEIVED_AHEAD = 4
+MAX_ARRAY_NBYTES = 256 << 20  # a float32 feature map of 1024 x 1024 with 64 channels
+CURVE_NBYTES = 64  # encryption makes a part longer by 33 bytes
 LINGER_MS = 500
 RECONNECT_MS = 20
 RECONNECT_MAX_MS = 500
@@ -108,6 +121,7 @@ class ZmqTransport:
         self._closed = False
         self._peers: dict[int, Endpoint] = {}
         self._sockets: dict[int, zmq.Socket[bytes]] = {}
+        self._outboxes: dict[int, Outbox] = {}
         self._authenticator: Authenticator | None = None
         self._folder: SocketFolder | None = None
         self._public_key, self._secret_key = zmq.curve_keypair() if encrypted else (b"", b"")
@@ -165,10 +179,14 @@ class ZmqTransport:
         """Queue the message for a peer without waiting. A peer that is away gets it when it is back.
 
         Raises:
-            ClusterError: the peer is unknown, or its process refused the connection for good, or it has not taken
-                `MAX_UNDELIVERED` messages. Messages that wait for such a peer are discarded.
+            ClusterError: the peer is unknown, or an array has more than `MAX_ARRAY_NBYTES`, or the peer's process
+                refused the connection for good, or too many messages or bytes wait for it. Messages that wait for
+                such a peer are discarded.
         """
         header, buffers = encode(message)
+        largest = max((buffer.nbytes for buffer in buffers), default=0)
+        if largest > MAX_ARRAY_NBYTES:
+            raise too_large(largest, MAX_ARRAY_NBYTES)
         with self._lock:
             self._check_open()
             socket = self._sockets.get(peer_index)
@@ -179,19 +197,22 @@ class ZmqTransport:
                 socket = self._open_socket(peer)
             more = zmq.SNDMORE
             last = len(buffers) - 1
+            outbox = self._outboxes[peer_index]
+            large = sum(buffer.nbytes for buffer in buffers if buffer.nbytes >= COPY_BELOW_NBYTES)
+            if large and not outbox.has_room(large):
+                self._drop_socket(peer_index)
+                raise not_taken(self.endpoint, self._peers[peer_index], f"{outbox.nbytes / 1e6:.0f} MB")
             try:
                 socket.send(header, zmq.NOBLOCK | (more if buffers else 0))
                 for place, buffer in enumerate(buffers):
                     flags = zmq.NOBLOCK if place == last else zmq.NOBLOCK | more
-                    socket.send(buffer, flags, copy=buffer.nbytes < COPY_BELOW_NBYTES)
+                    if buffer.nbytes < COPY_BELOW_NBYTES:
+                        socket.send(buffer, flags)
+                    else:
+                        outbox.add(socket.send(buffer, flags, copy=False, track=True), buffer.nbytes)
             except zmq.Again as error:
                 self._drop_socket(peer_index)
-                peer = self._peers[peer_index]
-                raise ClusterError(
-                    f"{peer.name} at {peer.address} broke off the handshake with {self.endpoint.name}, or "
-                    f"{MAX_UNDELIVERED} messages wait for it. Is it stuck, or is another program or a worker of "
-                    "another cluster at that port?"
-                ) from error
+                raise not_taken(self.endpoint, self._peers[peer_index], f"{MAX_UNDELIVERED} messages") from error
 
     def receive(self, timeout_seconds: float) -> Message | None:
         """Return the next message; None if none comes in time, or after `wake`.
@@ -245,6 +266,7 @@ class ZmqTransport:
             for socket in (*self._pulls, self._wake, *self._sockets.values()):
                 socket.close(LINGER_MS)
             self._sockets.clear()
+            self._outboxes.clear()
         if self._folder:
             self._folder.close()
         self._context.term()  # ends the authenticator's thread, which closes its own socket
@@ -324,6 +346,7 @@ class ZmqTransport:
             socket.close(0)
             raise ClusterError(f"The address of {peer.name} is wrong: {address!r} ({error}).") from error
         self._sockets[peer.index] = socket
+        self._outboxes[peer.index] = Outbox(MAX_UNDELIVERED_NBYTES)
         return socket
 
     def _drop_socket(self, peer_index: int) -> None:
@@ -333,8 +356,8 @@ class ZmqTransport:
 
     def _configure(self, socket: zmq.Socket[bytes], address: str) -> None:
         socket.linger = LINGER_MS
-        socket.sndhwm = socket.rcvhwm = MAX_UNDELIVERED  # of each connection
-        socket.maxmsgsize = MAX_PART_NBYTES
+        socket.sndhwm, socket.rcvhwm = MAX_UNDELIVERED, MAX_RECEIVED_AHEAD  # of each connection
+        socket.maxmsgsize = MAX_ARRAY_NBYTES + CURVE_NBYTES
         socket.ipv6 = "[" in address
         socket.handshake_ivl = HANDSHAKE_MS
         socket.reconnect_ivl = RECONNECT_MS
