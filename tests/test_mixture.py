@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nets import examples
 from scipy.optimize import linprog
+from test_replan import Cached, relinked
 
 from benchmarks.instances import chain, small_profile
 from coedge.core.errors import InfeasibleError
@@ -15,9 +20,10 @@ from coedge.graph.model import Model
 from coedge.plan.lowering import lower
 from coedge.plan.memory import held_nbytes
 from coedge.profile.profile import Profile, scaled
+from orchestrator.cluster import plan_cache
 from orchestrator.evaluation.divisible_load import bound_seconds
-from orchestrator.planner.mixture import MAX_WAITING_FRAMES, Mixture, make_mixture
-from orchestrator.planner.planner import SCHEMES, make_plan
+from orchestrator.planner.mixture import MAX_WAITING_FRAMES, Mixture, make_mixture, mix
+from orchestrator.planner.planner import SCHEMES, make_plan, make_stream
 
 STREAM = Objective(goal="throughput")
 
@@ -161,3 +167,86 @@ def test_the_bound_is_the_optimum_of_its_linear_programme(seed: int, devices: in
     plan = make_plan(model, profile, Objective(), "modnn")
     assert plan.predicted is not None and plan.predicted.bound_seconds == bound_seconds(model, profile)
     assert plan.predicted.latency_seconds >= plan.predicted.bound_seconds * (1 - 1e-9)
+
+
+# ---------------------------------------------------------------- what a cluster does after a change of links
+
+
+@dataclasses.dataclass
+class Streams:
+    """The mixtures of a plan cache, and a count of searches for them."""
+
+    cached: Cached
+    searches: int = 0
+
+    def mixture(self, search: bool, objective: Objective = STREAM) -> Mixture:
+        return self.cached.cache.mixture(self.cached.model, objective, search)
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
+    model = chain(1, layers=5, rows=48)
+    made = Streams(Cached(model, small_profile(1, model, 3), monkeypatch))
+
+    def search(*args: Any) -> Mixture:
+        made.searches += 1
+        return make_stream(*args)
+
+    monkeypatch.setattr(plan_cache, "make_stream", search)
+    return made
+
+
+def slowed(profile: Profile, factor: float) -> Profile:
+    return relinked(profile, dict.fromkeys(itertools.permutations(profile.names, 2), factor))
+
+
+def test_after_a_change_of_links_the_next_stream_has_new_shares_and_the_next_mixture_a_new_search(
+    streams: Streams,
+) -> None:
+    model, base = streams.cached.model, streams.cached.base
+    first = streams.mixture(search=True)
+    for factor in (0.02, 3.0):
+        changed = slowed(base, factor)
+        streams.cached.change_links(changed)
+        now = streams.mixture(search=False)
+        assert streams.searches == 1 and streams.mixture(search=False) is now
+        assert now.rate_fps >= mix(model, changed, STREAM, first.plans).rate_fps * (1 - 1e-3)
+        in_flight = now.in_flight
+        timeline = now.simulate(model, changed, frames=20 * in_flight + 1)
+        assert timeline.steady_fps(in_flight) >= 0.95 * now.rate_fps, "it is planned for the new links"
+        cuts = {tuple(stage.first for stage in plan.stages) for plan in first.plans} | {(0,)}
+        assert {tuple(stage.first for stage in plan.stages) for plan in now.plans} <= cuts
+    full = streams.mixture(search=True)
+    assert streams.searches == 2 and streams.mixture(search=False) is full is streams.mixture(search=True)
+    assert full.rate_fps >= now.rate_fps * (1 - 1e-3)
+
+
+def test_slower_links_leave_fewer_frames_to_other_devices(streams: Streams) -> None:
+    base = streams.cached.base
+    first = streams.mixture(search=True)
+    streams.cached.change_links(slowed(base, 1e-4))
+    now = streams.mixture(search=False)
+    here = [weight for plan, weight in zip(now.plans, now.weights) if plan.used_devices == (base.source,)]
+    assert streams.searches == 1 and sum(here) > 0.9 and now.rate_fps < first.rate_fps
+
+
+def test_a_mixture_with_a_lost_device_is_searched_again(streams: Streams) -> None:
+    base = streams.cached.base
+    streams.mixture(search=True)
+    gone = next(name for name in base.names if name != base.source)
+    streams.cached.group.lost[gone] = "gone"
+    streams.cached.change_links(slowed(base, 0.5))
+    now = streams.mixture(search=False)
+    assert streams.searches == 2 and all(gone not in plan.used_devices for plan in now.plans)
+
+
+def test_no_mixture_for_the_old_links_stays_if_no_plan_meets_the_deadline(streams: Streams) -> None:
+    model, base = streams.cached.model, streams.cached.base
+    alone, split = (make_plan(model, base, Objective(), scheme).predicted for scheme in ("local", "coedge"))
+    assert alone and split and split.latency_seconds < alone.latency_seconds
+    tight = STREAM.model_copy(update={"deadline_ms": split.latency_seconds * 1e3 * 1.01})
+    streams.mixture(True, tight)
+    streams.cached.change_links(slowed(base, 1e-4))
+    with pytest.raises(InfeasibleError):
+        streams.mixture(False, tight)
+    assert streams.searches == 2

@@ -135,8 +135,9 @@ class Cluster:
         """Measure the links again while no new frames start, and bring profiles and plans up to date.
 
         A plan of the scheme `auto` keeps its cuts and devices at first: its boundaries are solved again for the new
-        links, which takes tens of milliseconds, and the next `submit` uses them. The next call of `plan` searches the
-        whole plan space. Plans of other schemes, and mixtures, are made again when they are next needed.
+        links, which takes tens of milliseconds, and the next `submit` uses them. So do the plans of a mixture, whose
+        shares of the frames are solved again, too. The next call of `plan` or `mixture` searches the whole plan space.
+        Plans of other schemes are made again when they are next needed.
 
         Raises:
             ClusterError: two devices cannot talk to each other.
@@ -253,7 +254,7 @@ class Cluster:
         seconds = self._seconds(timeout)
         wanted, scheme = objective or self.config.objective, scheme or self.config.scheme
         if plan is None and wanted.goal == "throughput" and scheme == AUTO:
-            plan = self.mixture(model, wanted)
+            plan = self._plan_cache.mixture(model, wanted, search=False)
         elif plan is None:
             plan = self._feasible(model, wanted, scheme)
         if isinstance(plan, Mixture):

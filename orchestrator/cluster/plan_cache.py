@@ -7,12 +7,12 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
 from coedge.config.cluster_config import ClusterConfig
-from coedge.core.errors import DeviceLost
+from coedge.core.errors import DeviceLost, InfeasibleError
 from coedge.core.objective import Objective
 from coedge.graph.model import Model
 from coedge.plan.plan import Plan
@@ -20,7 +20,7 @@ from coedge.profile.profile import Profile
 from orchestrator.control.worker_group import RemoteWorker, WorkerGroup, ask_ready
 from orchestrator.planner.mixture import Mixture
 from orchestrator.planner.planner import AUTO, check_scheme, make_plan, make_stream, named_plans
-from orchestrator.planner.replan import BoundarySolver
+from orchestrator.planner.replan import BoundarySolver, MixtureSolver
 from orchestrator.profiling.cluster_measurement import measure_links
 from orchestrator.profiling.model_measurement import measure_model
 from orchestrator.runtime.job import Job
@@ -31,6 +31,7 @@ from workers.calibration.activations import natural_inputs
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Made = TypeVar("Made", covariant=True)
 
 # Starts a frame with these inputs by a plan.
 RunFrame = Callable[[Model, tuple[NDArray[Any], ...], Plan], Job]
@@ -43,20 +44,28 @@ class _PlanKey(NamedTuple):
     lost: frozenset[str]
 
 
-@dataclass(slots=True)
-class _CachedPlan:
-    """A plan and what it was made for.
+class _Solver(Protocol[Made]):
+    def resolve(self, profile: Profile, objective: Objective) -> Made:
+        """Return a plan or a mixture with boundaries for the links of a profile."""
+
+
+@dataclass
+class _Cached(Generic[T]):
+    """A plan or a mixture, and what it was made for.
 
     Attributes:
-        searched: made by the scheme for the present links; False: only its boundaries were solved for them.
+        searched: made for the present links; False: only boundaries (and shares of frames) were solved for them.
         solver: kept from the first change of links on; the next ones then take a fraction of the time.
     """
 
-    plan: Plan
+    made: T
     model: weakref.ref[Model]
     objective: Objective
     searched: bool = True
-    solver: BoundarySolver | None = None
+    solver: _Solver[T] | None = None
+
+    def suits(self, search: bool) -> bool:
+        return self.searched or not search
 
 
 class PlanCache:
@@ -72,8 +81,8 @@ class PlanCache:
         self._config, self._group, self._quiet, self._run_frame = config, group, quiet, run_frame
         self._planning = threading.RLock()
         self._profiles: dict[str, Profile] = {}
-        self._plans: dict[_PlanKey, _CachedPlan] = {}
-        self._mixtures: dict[tuple[str, str, frozenset[str]], Mixture] = {}
+        self._plans: dict[_PlanKey, _Cached[Plan]] = {}
+        self._mixtures: dict[_PlanKey, _Cached[Mixture]] = {}  # of `auto`
 
     def profile(self, model: Model) -> Profile:
         """Return the profile of the devices that are left; measure the model at the first call.
@@ -109,17 +118,21 @@ class PlanCache:
 
         def known(lost: frozenset[str]) -> Plan | None:
             cached = self._plans.get(_PlanKey(model.hash, wanted, scheme, lost))
-            return cached.plan if cached is not None and (cached.searched or not search) else None
+            return cached.made if cached is not None and cached.suits(search) else None
 
         def make(lost: frozenset[str]) -> Plan:
             plan = self._make(model, objective, scheme)
-            self._plans[_PlanKey(model.hash, wanted, scheme, lost)] = _CachedPlan(plan, weakref.ref(model), objective)
+            self._plans[_PlanKey(model.hash, wanted, scheme, lost)] = _Cached(plan, weakref.ref(model), objective)
             return plan
 
         return self._for_ready(known, make)
 
-    def mixture(self, model: Model, objective: Objective) -> Mixture:
+    def mixture(self, model: Model, objective: Objective, search: bool = True) -> Mixture:
         """Return the mixture of plans for most frames per second.
+
+        Args:
+            search: after a change of links, search for plans again. False: the plans from before with boundaries for
+                the new links, and new shares of the frames, will do.
 
         Raises:
             InfeasibleError: no plan meets the constraints.
@@ -128,18 +141,20 @@ class PlanCache:
         text = wanted.model_dump_json()
 
         def known(lost: frozenset[str]) -> Mixture | None:
-            return self._mixtures.get((model.hash, text, lost))
+            cached = self._mixtures.get(_PlanKey(model.hash, text, AUTO, lost))
+            return cached.made if cached is not None and cached.suits(search) else None
 
         def make(lost: frozenset[str]) -> Mixture:
-            mixture = self._mixtures[model.hash, text, lost] = make_stream(model, self.profile(model), wanted)
+            mixture = make_stream(model, self.profile(model), wanted)
+            self._mixtures[_PlanKey(model.hash, text, AUTO, lost)] = _Cached(mixture, weakref.ref(model), wanted)
             return mixture
 
         return self._for_ready(known, make)
 
     def measure_links(self) -> None:
-        """Measure the links again; profiles have the new ones, and plans of `auto` boundaries for them.
+        """Measure the links again; profiles have the new ones, and plans of `auto` and mixtures boundaries for them.
 
-        Plans of other schemes and mixtures are made again when they are next asked for.
+        Plans of other schemes are made again when they are next asked for.
 
         Raises:
             ClusterError: two devices cannot talk to each other.
@@ -157,8 +172,9 @@ class PlanCache:
                 model_hash: profile.model_copy(update={"links": network.links, "media": network.media})
                 for model_hash, profile in self._profiles.items()
             }
-            self._mixtures = {}
-            self._plans = {key: cached for key, old in self._plans.items() if (cached := self._resolved(key, old))}
+            plans, mixtures = self._plans.items(), self._mixtures.items()
+            self._plans = {key: new for key, old in plans if (new := self._resolved(key, old, BoundarySolver))}
+            self._mixtures = {key: mix for key, old in mixtures if (mix := self._resolved(key, old, MixtureSolver))}
 
     def _for_ready(self, known: Callable[[frozenset[str]], T | None], make: Callable[[frozenset[str]], T]) -> T:
         """Return what is known for the devices that are lost by now, else make it.
@@ -187,19 +203,25 @@ class PlanCache:
         if source in lost:
             raise DeviceLost(f"{source}, where inputs start, is lost: {lost[source]}. Connect again")
 
-    def _resolved(self, key: _PlanKey, cached: _CachedPlan) -> _CachedPlan | None:
-        """Return a plan with boundaries for the present links; None if it has to be made anew."""
+    def _resolved(
+        self, key: _PlanKey, cached: _Cached[T], solver_of: Callable[[T, Model, Profile], _Solver[T]]
+    ) -> _Cached[T] | None:
+        """Return a plan or a mixture with boundaries for the present links; None if it has to be made anew."""
         model, lost = cached.model(), frozenset(self._group.lost)
         if model is None or key.scheme != AUTO or key.lost != lost or self._group.source in lost:
             return None
         profile = self.profile(model)
         try:
-            solver = cached.solver or BoundarySolver(cached.plan, model, profile)
-            plan = solver.resolve(profile, cached.objective)
-        except Exception:  # the links have changed all the same: no plan for the old ones may stay
+            solver = cached.solver or solver_of(cached.made, model, profile)
+            made = solver.resolve(profile, cached.objective)
+        except InfeasibleError:
+            return None
+        except Exception:  # the links have changed all the same: nothing for the old ones may stay
             log.warning("no new boundaries for a plan of %s; it is searched again", model.name, exc_info=True)
             return None
-        return _CachedPlan(plan, cached.model, cached.objective, False, solver) if plan.feasible else None
+        if isinstance(made, Plan) and not made.feasible:
+            return None
+        return _Cached(made, cached.model, cached.objective, False, solver)
 
     def _make(self, model: Model, objective: Objective, scheme: str) -> Plan:
         plan = make_plan(model, self.profile(model), objective, scheme)

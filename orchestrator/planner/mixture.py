@@ -31,7 +31,7 @@ from coedge.profile.profile import Profile
 from coedge.simulation.simulator import credits_of, simulate_mixture
 from coedge.simulation.timeline import Timeline
 from orchestrator.evaluation.evaluator import Evaluation, Evaluator
-from orchestrator.search.layout import candidates
+from orchestrator.search.layout import alone, candidates
 from orchestrator.search.receptive_field import ReceptiveFields
 from orchestrator.search.rounding import stages_of_path
 from orchestrator.search.shortest_path import Prices, shortest_path
@@ -106,13 +106,27 @@ def make_mixture(model: Model, profile: Profile, objective: Objective, known: Se
         InfeasibleError: no plan meets the constraints.
     """
     pool = _ColumnPool(model, profile, objective)
-    pool.start(known)
+    pool.add_plans(known)
+    pool.add_paths((Prices(), Prices(second=0.0, joule=1.0)))
+    pool.check()
     rounds, improved = 0, True
     while improved and rounds < MAX_ROUNDS:
         rounds += 1
         solution = _solve(pool.columns, objective)
         improved = pool.add_paths(_prices(solution, pool.costs, objective))
     return _mixture(pool.evaluator, _within_limits(pool.columns, model, profile, objective), rounds)
+
+
+def mix(model: Model, profile: Profile, objective: Objective, plans: Sequence[Plan]) -> Mixture:
+    """Return the best mixture of these plans and of every device alone. No other plans are searched for.
+
+    Raises:
+        InfeasibleError: no plan meets the constraints.
+    """
+    pool = _ColumnPool(model, profile, objective)
+    pool.add_plans(plans)
+    pool.check()
+    return _mixture(pool.evaluator, _within_limits(pool.columns, model, profile, objective), 0)
 
 
 @dataclass(frozen=True)
@@ -129,26 +143,31 @@ class _ColumnPool:
     def __init__(self, model: Model, profile: Profile, objective: Objective) -> None:
         self.model, self.profile, self.objective = model, profile, objective
         self.evaluator = Evaluator(model, profile, objective)
-        table = self.evaluator.table
-        self.costs = StageCosts(table, ReceptiveFields(model), candidates(table), objective.keep_local)
         self._columns: dict[str, _Column] = {}
 
     @property
     def columns(self) -> list[_Column]:
         return list(self._columns.values())
 
-    def start(self, known: Sequence[Plan]) -> None:
-        """Add the known plans, every device alone, and the plans of least latency and least energy.
+    @cached_property
+    def costs(self) -> StageCosts:
+        """The costs from which paths are searched."""
+        table = self.evaluator.table
+        return StageCosts(table, ReceptiveFields(self.model), candidates(table), self.objective.keep_local)
+
+    def add_plans(self, plans: Sequence[Plan]) -> None:
+        """Add these plans, and every device alone."""
+        for plan in plans:
+            self._add(self.evaluator.evaluate(plan.stages, plan.scheme))
+        for layout in alone(self.profile.names):
+            self._add(self.evaluator.evaluate((layout.stage(0, len(self.model.layers) - 1),)))
+
+    def check(self) -> None:
+        """Check that there is a plan.
 
         Raises:
-            InfeasibleError: none of them meets the constraints.
+            InfeasibleError: no plan that was added meets the constraints.
         """
-        for plan in known:
-            self._add(self.evaluator.evaluate(plan.stages, plan.scheme))
-        for layout in self.costs.layouts:
-            if len(layout.devices) == 1:
-                self._add(self.evaluator.evaluate((layout.stage(0, len(self.model.layers) - 1),)))
-        self.add_paths((Prices(), Prices(second=0.0, joule=1.0)))
         if not self._columns:
             nearest = min(self.evaluator.evaluated.values(), key=lambda evaluated: evaluated.rank(self.objective))
             reason = self.evaluator.plan(nearest).reason

@@ -1,4 +1,4 @@
-"""New boundaries for a plan after a change of links: the same cuts and device sets, in tens of milliseconds.
+"""New boundaries for plans and mixtures after a change of links: the same cuts and devices, in tens of milliseconds.
 
 A full search takes seconds. After a change of bandwidth or latency the stages and devices are often still right, and
 only the shares are not; the convex programme of `linear_programme` finds these at once.
@@ -12,6 +12,7 @@ from coedge.plan.plan import Plan
 from coedge.profile.profile import Profile
 from orchestrator.evaluation.cost_table import CostTable
 from orchestrator.evaluation.evaluator import Evaluator, shared_memo
+from orchestrator.planner.mixture import Mixture, mix
 from orchestrator.search.draft import DraftStage, as_draft, as_stages, with_options_of
 from orchestrator.search.linear_programme import BoundaryProblem
 from orchestrator.search.receptive_field import ReceptiveFields
@@ -43,6 +44,23 @@ class BoundarySolver:
             candidates += [evaluator.evaluate(with_options_of(as_stages(stages), before)) for stages in rounded]
         best = min(candidates, key=lambda evaluation: evaluation.rank(objective))
         return evaluator.plan(best, self._plan.scheme)
+
+
+class MixtureSolver:
+    """The boundary solvers of the plans of one mixture."""
+
+    def __init__(self, mixture: Mixture, model: Model, profile: Profile) -> None:
+        self._mixture, self._model = mixture, model
+        self._solvers = [BoundarySolver(plan, model, profile) for plan in mixture.plans]
+
+    def resolve(self, profile: Profile, objective: Objective) -> Mixture:
+        """Return the best mixture for a profile of the plans with their boundaries of before and with new ones.
+
+        Raises:
+            InfeasibleError: none of them meets the constraints.
+        """
+        resolved = [solver.resolve(profile, objective) for solver in self._solvers]
+        return mix(self._model, profile, objective, [*self._mixture.plans, *resolved])
 
 
 def resolve_boundaries(plan: Plan, model: Model, profile: Profile, objective: Objective) -> Plan:
