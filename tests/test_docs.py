@@ -204,11 +204,11 @@ def test_commands_to_be_typed_by_hand_exist_with_their_options() -> None:
 @pytest.fixture(scope="module")
 def one_ray() -> Iterator[None]:
     """Start one Ray for all pages: `connect` uses the Ray that its process has joined."""
-    from orchestrator.control import ray_control
+    from orchestrator.control import ray_connection
 
-    ray_control.enter(load_config({}))
+    ray_connection.enter(load_config({}))
     yield
-    ray_control.leave()
+    ray_connection.leave()
 
 
 @pytest.fixture(scope="module")

@@ -22,11 +22,11 @@ SMALL = {
 # searches.
 BEFORE = """%reset -f
 from coedge.config.loading import load_config
-from orchestrator.control import ray_control
+from orchestrator.control import ray_connection
 from orchestrator.search import space
-ray_control.enter(load_config())
+ray_connection.enter(load_config())
 space.MULTISTART_STEPS = space.LOCAL_SEARCH_STEPS = 500
-del load_config, ray_control, space"""
+del load_config, ray_connection, space"""
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,8 @@ from workers.transport.transport import Endpoint
 
 REST_SECONDS = 0.003
 STOP_SECONDS = 1.5
+# Longest time for the weights of a plan to come over a slow link. The client waits no longer for a load.
+FETCH_SECONDS = 300.0
 
 
 class WorkerActor:
@@ -75,7 +77,7 @@ class WorkerActor:
         """
         import ray
 
-        self._worker.load(epoch, program, skeleton, dict(zip(keys, ray.get(list(references)))))
+        self._worker.load(epoch, program, skeleton, dict(zip(keys, ray.get(list(references), timeout=FETCH_SECONDS))))
 
     def unload(self, epoch: int) -> None:
         self._worker.unload(epoch)

@@ -25,7 +25,7 @@ from coedge.profile.profile import Profile
 from coedge.simulation.simulator import credits_of
 from orchestrator.cluster.device_info import DeviceInfo, describe_devices
 from orchestrator.cluster.plan_cache import PlanCache
-from orchestrator.control import ray_control
+from orchestrator.control import ray_connection, ray_control
 from orchestrator.control.clock_refresh import ClockRefresh, clock_readers
 from orchestrator.control.plan_shipment import RayShipment
 from orchestrator.control.worker_group import RemoteWorker, WorkerGroup, place_workers, set_link
@@ -57,11 +57,11 @@ def connect(
     """
     settings = load_config(config, overrides)
     check_scheme(settings.scheme)
-    ray_control.enter(settings)
+    ray_connection.enter(settings)
     try:
         return Cluster(settings)
     except BaseException:
-        ray_control.leave()
+        ray_connection.leave()
         raise
 
 
@@ -280,7 +280,7 @@ class Cluster:
         atexit.unregister(self.close)
         with contextlib.ExitStack() as steps:  # last one first; each runs even if another one fails
             steps.callback(remove_stale_folders)  # sockets of local workers that had to be killed
-            steps.callback(ray_control.leave)
+            steps.callback(ray_connection.leave)
             steps.callback(self._watcher.join, timeout=2.0)
             steps.callback(ray_control.stop_actors, list(self._group.actors.values()))
             steps.callback(self._dispatcher.close)

@@ -4,121 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
-import socket
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from coedge.config.cluster_config import ClusterConfig
 from coedge.config.sections import DeviceConfig
 from coedge.core.errors import ClusterError, DeviceLost
+from orchestrator.control.deadline import Overrun, within
 
 log = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 3.0
+T = TypeVar("T")
+
 WATCH_SECONDS = 0.25
 # Longest time for a value of which Ray says that it is there.
 FETCH_SECONDS = 30.0
-
-
-@dataclass
-class _RayConnection:
-    """The connection of this process to Ray. There is at most one.
-
-    Attributes:
-        clusters: number of open clusters that use it.
-        ours: whether this module made it. A connection that the caller made is left open.
-    """
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    clusters: int = 0
-    ours: bool = False
-
-
-_session = _RayConnection()
-
-
-def enter(config: ClusterConfig) -> None:
-    """Connect this process to Ray, if it is not connected. Each call is matched by one call of `leave`.
-
-    Raises:
-        ClusterError: there is no Ray at the address, or this process is connected to another one.
-    """
-    import ray
-
-    with _session.lock:
-        if ray.is_initialized():
-            _check_same(config.ray.address, ray.get_runtime_context().gcs_address)
-        else:
-            _start_or_join(config)
-            _session.ours = True
-        _session.clusters += 1
-
-
-def leave() -> None:
-    """End the connection (and Ray itself, if it was started here) when no cluster uses it any more."""
-    import ray
-
-    with _session.lock:
-        _session.clusters -= 1
-        if _session.ours and not _session.clusters:
-            ray.shutdown()
-            _session.ours = False
-
-
-def _check_same(wanted: str | None, joined: str) -> None:
-    if wanted is None or wanted == "auto":
-        return
-
-    def resolve(address: str) -> tuple[str, str]:
-        host, _, port = address.rpartition(":")
-        try:
-            return socket.gethostbyname(host.strip("[]")), port
-        except OSError:
-            return host, port
-
-    if resolve(wanted) != resolve(joined):
-        raise ClusterError(
-            f"this process is connected to Ray at {joined} and cannot join {wanted} at the same time; close the "
-            "other cluster first (or call ray.shutdown())"
-        )
-
-
-def _start_or_join(config: ClusterConfig) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
-    address = config.ray.address
-    common: dict[str, Any] = {
-        "namespace": config.ray.namespace,
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-    }
-    if address is None:
-        ray.init(address="local", include_dashboard=False, **common)
-        return
-    if address != "auto":
-        host, _, port = address.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
-        except OSError as error:
-            raise ClusterError(
-                f"no Ray cluster answers at {address}: {error}. Is `ray start --head --port={port}` running on "
-                f"{host}, and is the port open? Leave out ray.address to start a local cluster"
-            ) from error
-    try:
-        ray.init(address=address, **common)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ClusterError(
-            f"cannot join Ray at {address}: {first}. Start one with `ray start --head`, or leave out "
-            "ray.address to start a local cluster"
-        ) from error
 
 
 def own_node() -> str:
@@ -135,11 +37,15 @@ def own_address() -> str:
     return str(ray.util.get_node_ip_address())
 
 
-def alive_nodes() -> list[dict[str, Any]]:
-    """Return the Ray nodes that are alive, sorted by address."""
+def alive_nodes(timeout_seconds: float) -> list[dict[str, Any]]:
+    """Return the Ray nodes that are alive, sorted by address.
+
+    Raises:
+        ClusterError: the Ray head did not answer in time.
+    """
     import ray
 
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    nodes = [node for node in _asked(ray.nodes, timeout_seconds, "list its nodes") if node["Alive"]]
     return sorted(nodes, key=lambda node: (node["NodeManagerAddress"], node["NodeID"]))
 
 
@@ -147,11 +53,11 @@ def place_devices(config: ClusterConfig) -> list[tuple[DeviceConfig, dict[str, A
     """Return every device with the Ray node that it runs on. Without devices in the config, every node is one.
 
     Raises:
-        ClusterError: a device's node is not in the cluster.
+        ClusterError: a device's node is not in the cluster, or the Ray head did not answer in time.
     """
     import ray
 
-    nodes = alive_nodes()
+    nodes = alive_nodes(config.connect_timeout_seconds)
     here = ray.get_runtime_context().get_node_id()
     local = next((node for node in nodes if node["NodeID"] == here), nodes[0])
     if not config.devices:
@@ -179,8 +85,12 @@ def place_devices(config: ClusterConfig) -> list[tuple[DeviceConfig, dict[str, A
     return placed
 
 
-def create_actor(spec: Any, node_id: str) -> Any:
-    """Start a worker actor on a node, without waiting for it."""
+def create_actor(spec: Any, node_id: str, timeout_seconds: float) -> Any:
+    """Start a worker actor on a node, without waiting for it.
+
+    Raises:
+        ClusterError: the Ray head did not take the request in time.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -188,7 +98,24 @@ def create_actor(spec: Any, node_id: str) -> Any:
 
     strategy = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
     actor = ray.remote(WorkerActor).options(num_cpus=0, max_concurrency=8, max_restarts=0, scheduling_strategy=strategy)
-    return actor.remote(spec)
+    return _asked(lambda: actor.remote(spec), timeout_seconds, f"start a worker for {spec.name}", undo=ray.kill)
+
+
+def _asked(call: Callable[[], T], timeout_seconds: float, what: str, undo: Callable[[T], object] | None = None) -> T:
+    """Return what a call of Ray's head returns. Ray itself waits for its head for minutes.
+
+    Raises:
+        ClusterError: it was not back in time.
+    """
+    import ray
+
+    try:
+        return within(timeout_seconds, call, "coedge-ask", undo)
+    except Overrun:
+        raise ClusterError(
+            f"the Ray head at {ray.get_runtime_context().gcs_address} did not {what} within {timeout_seconds:g} s. "
+            "Is its host busy or stopped? See `ray status` there; raise connect_timeout_seconds if it is slow"
+        ) from None
 
 
 class WorkersDied(DeviceLost):

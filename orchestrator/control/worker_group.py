@@ -151,12 +151,12 @@ def _place_workers(config: ClusterConfig, actors: dict[str, Any]) -> WorkerGroup
     if source not in names:
         raise ClusterError(f"the source {source!r} is not a device; devices are {', '.join(names)}")
     # If only this machine takes part, nothing has to leave the loopback interface.
-    local_only = len(local) == len(names) and len(ray_control.alive_nodes()) == 1
+    local_only = len(local) == len(names) and len(ray_control.alive_nodes(timeout)) == 1
     specs = {}
     for index, (device, node) in enumerate(placed):
         host = "127.0.0.1" if local_only else node["NodeManagerAddress"]
         specs[device.name] = _spec(index, device, host, config.encryption)
-        actors[device.name] = ray_control.create_actor(specs[device.name], node["NodeID"])
+        actors[device.name] = ray_control.create_actor(specs[device.name], node["NodeID"], timeout)
     facts = ray_control.gather({name: actor.facts.remote() for name, actor in actors.items()}, timeout, "start")
     other = {name: fact.version for name, fact in facts.items() if fact.version != VERSION}
     if other:

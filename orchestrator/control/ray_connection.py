@@ -1,0 +1,144 @@
+"""The connection of this process to Ray: made for the first cluster, and ended after the last one."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+from coedge.config.cluster_config import ClusterConfig
+from coedge.core.errors import ClusterError
+from orchestrator.control.deadline import Overrun, within
+from orchestrator.control.ray_address import check_ray_address
+
+log = logging.getLogger(__name__)
+
+# Names of the threads that join a running Ray and leave it.
+JOIN_THREAD, LEAVE_THREAD = "coedge-join", "coedge-leave"
+# Ray ends its own processes within some seconds.
+LEAVE_SECONDS = 30.0
+
+
+@dataclass
+class _RayConnection:
+    """The connection of this process to Ray. There is at most one.
+
+    Attributes:
+        clusters: number of open clusters that use it.
+        ours: whether this module made it. A connection that the caller made is left open.
+    """
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    clusters: int = 0
+    ours: bool = False
+
+
+_session = _RayConnection()
+
+
+def enter(config: ClusterConfig) -> None:
+    """Connect this process to Ray, if it is not connected. Each call is matched by one call of `leave`.
+
+    Raises:
+        ClusterError: there is no Ray at the address, it did not answer within `connect_timeout_seconds`, or this
+            process is connected to another one.
+    """
+    import ray
+
+    with _session.lock:
+        if any(thread.name in (JOIN_THREAD, LEAVE_THREAD) for thread in threading.enumerate()):
+            raise ClusterError(
+                "this process still joins or leaves a Ray cluster whose head does not answer; Ray gives up after some "
+                "minutes. Connect again then, or in a new process"
+            )
+        if ray.is_initialized():
+            _check_same(config.ray.address, ray.get_runtime_context().gcs_address)
+        else:
+            _start_or_join(config)
+            _session.ours = True
+        _session.clusters += 1
+
+
+def leave() -> None:
+    """End the connection (and Ray itself, if it was started here) when no cluster uses it any more."""
+    import ray
+
+    with _session.lock:
+        _session.clusters -= 1
+        if _session.ours and not _session.clusters:
+            _session.ours = False
+            try:
+                within(LEAVE_SECONDS, ray.shutdown, LEAVE_THREAD)
+            except Overrun:
+                # Ray would try again, without an end, when the process ends.
+                atexit.unregister(ray.shutdown)
+                log.warning("the Ray head did not answer within %g s when its cluster was left", LEAVE_SECONDS)
+
+
+def _check_same(wanted: str | None, joined: str) -> None:
+    if wanted is None or wanted == "auto":
+        return
+
+    def resolve(address: str) -> tuple[str, str]:
+        host, _, port = address.rpartition(":")
+        try:
+            return socket.gethostbyname(host.strip("[]")), port
+        except OSError:
+            return host, port
+
+    if resolve(wanted) != resolve(joined):
+        raise ClusterError(
+            f"this process is connected to Ray at {joined} and cannot join {wanted} at the same time; close the "
+            "other cluster first (or call ray.shutdown())"
+        )
+
+
+def _start_or_join(config: ClusterConfig) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    address = config.ray.address
+    common: dict[str, Any] = {
+        "namespace": config.ray.namespace,
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+    }
+    if address is None:
+        # Without a deadline of ours: Ray has its own for each process that it starts, and ends those that it started.
+        ray.init(address="local", include_dashboard=False, **common)
+        return
+
+    def join() -> None:
+        found = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+        if ":" in found and "://" not in found:
+            check_ray_address(found, config.connect_timeout_seconds / 2)  # the rest is for Ray itself
+        ray.init(address=address, **common)
+
+    next_step = "Start one with `ray start --head`, or leave out ray.address to start a local cluster"
+    try:
+        # ray.init waits in compiled code, which no signal interrupts.
+        within(config.connect_timeout_seconds, join, JOIN_THREAD, undo=lambda _: ray.shutdown())
+    except Overrun:
+        raise ClusterError(
+            f"Ray at {address} did not let this process join within {config.connect_timeout_seconds:g} s. If it is "
+            f"busy or far away, raise connect_timeout_seconds; else: {next_step[0].lower()}{next_step[1:]}"
+        ) from None
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        if isinstance(error, ClusterError):
+            raise
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ClusterError(f"cannot join Ray at {address}: {first}. {next_step}") from error
+    _end_by_sigterm()
+
+
+def _end_by_sigterm() -> None:
+    """Let SIGTERM end the process with its exit handlers, as Ray does when its own main thread joins."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
