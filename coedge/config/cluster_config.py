@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import platformdirs
 from pydantic import Field, ValidationInfo, field_validator
 
-from coedge.config.sections import DeviceConfig, MediumConfig, RayConfig, Section, check_device, check_names
+from coedge.config.sections import (
+    DeviceConfig,
+    MediumConfig,
+    RayConfig,
+    Section,
+    check_media,
+    check_names,
+    check_source,
+)
 from coedge.core.objective import Objective
-
-Named = TypeVar("Named", DeviceConfig, MediumConfig)
 
 
 class ClusterConfig(Section):
@@ -53,27 +59,22 @@ class ClusterConfig(Section):
     objective: Objective = Field(default=Objective(), description="What plans minimise, and their limits.")
     scheme: str = Field(default="auto", min_length=1, description='Planning scheme. "auto": the best of all.')
 
-    @field_validator("devices", "media")
+    @field_validator("devices")
     @classmethod
-    def _names_differ(cls, items: tuple[Named, ...], info: ValidationInfo) -> tuple[Named, ...]:
-        check_names([item.name for item in items], str(info.field_name))
-        return items
+    def _devices_differ(cls, devices: tuple[DeviceConfig, ...]) -> tuple[DeviceConfig, ...]:
+        check_names([device.name for device in devices])
+        return devices
 
     @field_validator("media")
     @classmethod
-    def _media_are_of_devices(cls, media: tuple[MediumConfig, ...], info: ValidationInfo) -> tuple[MediumConfig, ...]:
-        names = [device.name for device in info.data.get("devices", ())]
-        for index, medium in enumerate(media):
-            for position, name in enumerate(medium.devices if names else ()):
-                check_device(name, names, (index, "devices", position))
+    def _media_join_devices(cls, media: tuple[MediumConfig, ...], info: ValidationInfo) -> tuple[MediumConfig, ...]:
+        check_media(media, [device.name for device in info.data.get("devices", ())])
         return media
 
     @field_validator("source")
     @classmethod
     def _source_is_a_device(cls, source: str | None, info: ValidationInfo) -> str | None:
-        names = [device.name for device in info.data.get("devices", ())]
-        if source is not None and names:
-            check_device(source, names)
+        check_source(source, [device.name for device in info.data.get("devices", ())])
         return source
 
     @property

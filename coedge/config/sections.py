@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -172,3 +172,38 @@ def check_device(name: str, names: Sequence[str], at: KeyPath = ()) -> None:
     if name not in names:
         context = {"names": ", ".join(names), "name": name, "at": at}
         raise PydanticCustomError("source", "must be a device: {names}", context)
+
+
+class NamedMedium(Protocol):
+    """A medium, as far as its names are concerned."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def devices(self) -> Sequence[str]: ...
+
+
+def check_media(media: Sequence[NamedMedium], names: Sequence[str]) -> None:
+    """Check in a validator that the names of media are unique and that their devices exist.
+
+    Args:
+        names: the devices; empty if they are not known.
+
+    Raises:
+        PydanticCustomError: they are not, or do not.
+    """
+    check_names([medium.name for medium in media], "media")
+    for index, medium in enumerate(media):
+        for position, name in enumerate(medium.devices if names else ()):
+            check_device(name, names, (index, "devices", position))
+
+
+def check_source(source: str | None, names: Sequence[str]) -> None:
+    """Check in a validator that the source is a device, if it is given and the devices are known.
+
+    Raises:
+        PydanticCustomError: it is none.
+    """
+    if source is not None and names:
+        check_device(source, names)

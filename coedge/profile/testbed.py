@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 
 from coedge import zoo
 from coedge.config.loading import as_changes, load_section
-from coedge.config.sections import NAME_PATTERN, PowerConfig, Section, check_device, check_names
+from coedge.config.sections import NAME_PATTERN, PowerConfig, Section, check_media, check_names, check_source
 from coedge.core.errors import ConfigError
 from coedge.core.units import bytes_per_second_of
 from coedge.graph.model import Model
@@ -111,19 +111,13 @@ class Testbed(Section):
     @field_validator("media")
     @classmethod
     def _media_join_devices(cls, media: tuple[TestbedMedium, ...], info: ValidationInfo) -> tuple[TestbedMedium, ...]:
-        check_names([medium.name for medium in media], "media")
-        names = [device.name for device in info.data.get("devices", ())]
-        for index, medium in enumerate(media):
-            for position, device in enumerate(medium.devices if names else ()):
-                check_device(device, names, (index, "devices", position))
+        check_media(media, [device.name for device in info.data.get("devices", ())])
         return media
 
     @field_validator("source")
     @classmethod
     def _source_is_a_device(cls, source: str | None, info: ValidationInfo) -> str | None:
-        names = [device.name for device in info.data.get("devices", ())]
-        if source is not None and names:
-            check_device(source, names)
+        check_source(source, [device.name for device in info.data.get("devices", ())])
         return source
 
 
