@@ -24,12 +24,8 @@ from coedge.plan.plan import Plan
 from coedge.profile.profile import Link, Profile
 from coedge.profile.testbed import load_testbed, profile_of
 from orchestrator.cli.models import load_model
-from orchestrator.evaluation.cost_table import CostTable
 from orchestrator.planner.planner import AUTO, SCHEMES, make_plan
-from orchestrator.search.draft import as_draft, as_stages
-from orchestrator.search.linear_programme import BoundaryProblem
-from orchestrator.search.receptive_field import ReceptiveFields
-from orchestrator.search.rounding import nearest
+from orchestrator.planner.replan import BoundarySolver
 
 BEDS = Path(__file__).resolve().parent.parent / "configs" / "testbeds"
 MODELS = ("mobilenet_v2", "googlenet", "resnet50", "unet", "vgg16", "squeezenet", "resnet18", "ssd")
@@ -102,12 +98,8 @@ def timed(model: Model, profile: Profile) -> tuple[float, Plan]:
 
 def replan(model: Model, profile: Profile, plan: Plan) -> float:
     """Return the seconds for new boundaries with the same cuts after a change of all links; the median of five."""
-    draft = as_draft(plan.stages)
-    if draft is None:
-        return 0.0
-    table = CostTable.of(model, profile)
-    programme = BoundaryProblem(table, ReceptiveFields(model), draft, again=True)
-    programme.solve(table, Objective())
+    solver = BoundarySolver(plan, model, profile)
+    solver.resolve(profile, Objective())
     taken = []
     for factor in (0.67, 0.9, 1.1, 0.8, 0.7):
         links = tuple(
@@ -115,9 +107,7 @@ def replan(model: Model, profile: Profile, plan: Plan) -> float:
         )
         changed = profile.model_copy(update={"links": links})
         start = time.perf_counter()
-        solved = programme.solve(table.with_links(changed), Objective())
-        assert solved is not None
-        as_stages(nearest(model, solved.stages))
+        solver.resolve(changed, Objective())
         taken.append(time.perf_counter() - start)
     return statistics.median(taken)
 

@@ -30,6 +30,7 @@ import coedge
 from benchmarks.report import Report, arguments
 from coedge import zoo
 from coedge.core.region import UNIT
+from coedge.core.units import mbps_of
 from coedge.graph.model import Model
 from coedge.plan.lowering import lower
 from coedge.plan.memory import program_nbytes
@@ -218,7 +219,7 @@ def halos(report: Report, frames: int) -> None:
     )
     stage = statistics.median(_seconds(run) for _ in range(30)) / speed
     halo_seconds = HALO_SHARE * stage
-    link = {"mbps": channels * rows * 4 * 8 / 1e6 / halo_seconds, "latency_ms": 0.0}
+    link = {"mbps": mbps_of(channels * rows * 4 / halo_seconds), "latency_ms": 0.0}
     devices = [{"name": name, "speed": speed, "link": link} for name in ("d0", "d1")]
     with coedge.connect({"devices": devices, "source": "d0"}) as cluster:
         plain = even_plan(model, ["d0", "d1"])

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import Report, arguments
+from coedge.core.units import bytes_per_second_of
 from workers.emulation.paced_transport import LinkSpec, PacedTransport
 from workers.emulation.processor import sharpen_timers
 from workers.runtime.process import tune_process
@@ -30,7 +31,7 @@ from workers.transport.transport import Transport
 from workers.transport.zmq_transport import SPIN_SECONDS, ZmqTransport
 
 SIZES = {"1 KB": 1_000, "10 KB": 10_000, "100 KB": 100_000, "1 MB": 1_000_000}
-LINKS = {"100 Mbit/s": 100e6 / 8, "1 Gbit/s": 1e9 / 8}
+LINKS = {"100 Mbit/s": bytes_per_second_of(100), "1 Gbit/s": bytes_per_second_of(1000)}
 LATENCY_SECONDS = 0.0001
 SHORT_CUT = "by the short cut"
 WARM_ROUNDS, WAIT_SECONDS = 5, 20.0
