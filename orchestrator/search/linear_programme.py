@@ -105,54 +105,65 @@ class BoundaryProblem:
 
     def _build(self) -> None:
         import cvxpy
-        from scipy import sparse
 
-        flow, order = self.flow, self.order
+        flow = self.flow
         computes, channels = len(flow.computes), max(len(flow.channels), 1)
         terms = [(c, weight, rows) for c, channel in enumerate(flow.channels) for weight, rows in channel.rows]
-        count = max(len(flow.edges), 1)
-        self._edges = cvxpy.Variable(count)
+        self._edges = cvxpy.Variable(max(len(flow.edges), 1))
         rows, start = cvxpy.Variable(max(len(terms), 1)), cvxpy.Variable(computes + 1)
         left, arrived = cvxpy.Variable(channels), cvxpy.Variable(channels)
-        self._parameters = given = _Parameters(
-            base=cvxpy.Parameter(computes), slope=cvxpy.Parameter(computes, nonneg=True),
-            wire=cvxpy.Parameter(channels, nonneg=True), medium=cvxpy.Parameter(channels, nonneg=True),
-            latency=cvxpy.Parameter(channels, nonneg=True), deadline=cvxpy.Parameter(nonneg=True),
-            second=cvxpy.Parameter(nonneg=True), priced_share=cvxpy.Parameter(computes, nonneg=True),
-            priced_bytes=cvxpy.Parameter(channels, nonneg=True),
-        )  # fmt: skip
-        shares, constant = _matrix([c.share for c in flow.computes], count)
-        share = shares @ self._edges + constant
-        finish = start[:computes] + given.base + cvxpy.multiply(given.slope, share)
-        weights = sparse.csr_matrix(
-            ([w / 1e6 for _, w, _ in terms], ([c for c, _, _ in terms], range(len(terms)))),
-            shape=(channels, max(len(terms), 1)),
-        )
-        megabytes = weights @ rows + np.array([c.nbytes / 1e6 for c in flow.channels] or [0.0])
-        wire, medium = cvxpy.multiply(given.wire, megabytes), cvxpy.multiply(given.medium, megabytes)
+        self._parameters = given = _parameters(computes, channels)
+        share = self._at_edges([c.share for c in flow.computes])
+        megabytes = _weighted(terms, channels) @ rows + np.array([c.nbytes / 1e6 for c in flow.channels] or [0.0])
         self._latency = start[computes]
         self._in_time = self._latency <= given.deadline
         constraints: list[Any] = [rows >= 0, start >= 0, left >= 0, self._in_time]
+        constraints += self._geometry(rows, share, [linear for _, _, linear in terms])
+        constraints += self._memory(share)
+        constraints += self._schedule(start, left, arrived, share, megabytes)
+        cost = given.second * self._latency + given.priced_share @ share + given.priced_bytes @ megabytes
+        self.problem = cvxpy.Problem(cvxpy.Minimize(cost), constraints)
+
+    def _at_edges(self, expressions: Sequence[AffineExpression]) -> Any:
+        matrix, constant = _matrix(expressions, self._edges.size)
+        return matrix @ self._edges + constant
+
+    def _geometry(self, rows: Any, share: Any, terms: Sequence[AffineExpression]) -> list[Any]:
+        """Return the constraints on the edges: rows of transfers, edges in order, a row for every strip."""
+        flow, constraints = self.flow, list[Any]()
         if not flow.edges:
             constraints.append(self._edges == 0)
         if terms:
-            matrix, constant = _matrix([linear for _, _, linear in terms], count)
-            constraints.append(rows >= matrix @ self._edges + constant)
+            constraints.append(rows >= self._at_edges(terms))
         if flow.apart:
-            matrix, constant = _matrix(flow.apart, count)
-            constraints.append(matrix @ self._edges + constant <= 0)
+            constraints.append(self._at_edges(flow.apart) <= 0)
         strips = [i for i, c in enumerate(flow.computes) if c.share.terms]
         if strips:
             # At least one row, or the strip's height in the draft if that is less.
             least = [min(self._row(flow.computes[i].stage), flow.computes[i].share.at(flow.edges)) for i in strips]
             constraints.append(share[strips] >= np.array(least))
+        return constraints
 
+    def _memory(self, share: Any) -> list[Any]:
+        """Return the constraints that weights fit the devices."""
+        flow, constraints = self.flow, list[Any]()
         for device, limit in self._limits.items():
             mine = [i for i, c in enumerate(flow.computes) if c.device == device]
             room = limit - sum(flow.computes[i].held_nbytes for i in mine)
             each = np.array([flow.computes[i].shared_nbytes for i in mine])
             if room > 0 and each.any():
                 constraints.append((each / room) @ share[mine] <= 1)
+        return constraints
+
+    def _schedule(self, start: Any, left: Any, arrived: Any, share: Any, megabytes: Any) -> list[Any]:
+        """Return the constraints on the times of computations and transfers."""
+        import cvxpy
+
+        flow, order, given = self.flow, self.order, self._parameters
+        computes = len(flow.computes)
+        finish = start[:computes] + given.base + cvxpy.multiply(given.slope, share)
+        wire, medium = cvxpy.multiply(given.wire, megabytes), cvxpy.multiply(given.medium, megabytes)
+        constraints = list[Any]()
 
         def not_before(times: Any, pairs: Sequence[tuple[int, int]], after: Any, extra: Any = None) -> None:
             """Require times[b] >= after[a] (+ extra[b]) for all pairs (a, b)."""
@@ -173,8 +184,7 @@ class BoundaryProblem:
         constraints.append(arrived >= left + given.latency)
         not_before(arrived, order.down, arrived, wire)
         not_before(start, [(i, c.consumer) for i, c in enumerate(flow.channels)], arrived)
-        cost = given.second * self._latency + given.priced_share @ share + given.priced_bytes @ megabytes
-        self.problem = cvxpy.Problem(cvxpy.Minimize(cost), constraints)
+        return constraints
 
     def _set(self, table: CostTable, objective: Objective) -> float:
         """Set the parameters, and return the unit of time in seconds."""
@@ -216,6 +226,27 @@ class BoundaryProblem:
             passed += inner
             stages.append(DraftStage(stage.first, stage.stop, Layout(stage.layout.devices, values)))
         return tuple(stages)
+
+
+def _parameters(computes: int, channels: int) -> _Parameters:
+    """Return parameters without values."""
+    import cvxpy
+
+    return _Parameters(
+        base=cvxpy.Parameter(computes), slope=cvxpy.Parameter(computes, nonneg=True),
+        wire=cvxpy.Parameter(channels, nonneg=True), medium=cvxpy.Parameter(channels, nonneg=True),
+        latency=cvxpy.Parameter(channels, nonneg=True), deadline=cvxpy.Parameter(nonneg=True),
+        second=cvxpy.Parameter(nonneg=True), priced_share=cvxpy.Parameter(computes, nonneg=True),
+        priced_bytes=cvxpy.Parameter(channels, nonneg=True),
+    )  # fmt: skip
+
+
+def _weighted(terms: Sequence[tuple[int, float, AffineExpression]], channels: int) -> Any:
+    """Return the matrix [channel, term] of megabytes per row."""
+    from scipy import sparse
+
+    data, at = [w / 1e6 for _, w, _ in terms], ([c for c, _, _ in terms], range(len(terms)))
+    return sparse.csr_matrix((data, at), shape=(channels, max(len(terms), 1)))
 
 
 def _matrix(rows: Sequence[AffineExpression], count: int) -> tuple[Any, Vector]:
