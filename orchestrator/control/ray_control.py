@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -223,7 +222,7 @@ def watch(references: Mapping[str, Any], stopped: Callable[[], bool], on_death: 
 
 
 def stop_actors(actors: Sequence[Any], timeout_seconds: float = 2.0) -> None:
-    """Ask the workers to end, and kill those that do not."""
+    """Ask the workers to end, and kill those that do not. `WorkerActor.stop` returns when the sockets are closed."""
     import ray
 
     if not ray.is_initialized():  # after a shutdown by the caller, any call would start Ray again
@@ -237,7 +236,6 @@ def stop_actors(actors: Sequence[Any], timeout_seconds: float = 2.0) -> None:
     if pending:
         with contextlib.suppress(Exception):
             ray.wait(pending, num_returns=len(pending), timeout=timeout_seconds)
-    time.sleep(0.05)  # `serve` ends shortly after `stop` and closes its sockets
     for actor in actors:
         with contextlib.suppress(Exception):
             ray.kill(actor)
