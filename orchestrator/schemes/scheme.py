@@ -120,9 +120,10 @@ def place_whole(
         for other, share in shares.items():
             if other != name and share > 0:
                 pair = (table.position[other], receiver)
-                sending = share * gathered * float(table.link_seconds[pair])
-                seconds += sending + float(table.latency[pair])
-                joules += sending * devices[other].power.transmit_watts
+                nbytes = share * gathered
+                seconds += nbytes * float(table.seconds_per_byte[pair]) + float(table.latency[pair])
+                # A sender draws power while it sends, not while it waits for the medium.
+                joules += nbytes * float(table.link_seconds[pair]) * devices[other].power.transmit_watts
         seconds += float(table.latency[receiver, table.source])
         return objective.cost(seconds, joules)
 

@@ -175,7 +175,7 @@ def _sizes(count: int) -> Iterable[int]:
 def _ready(table: CostTable, seconds: Mapping[str, float]) -> Callable[[str], float]:
     """Return a function: seconds until a device has received the input and computed the whole network."""
     image = sum(t.region_nbytes(t.whole) for t in table.model.inputs)
-    sending = image * table.link_seconds[table.source]
+    sending = image * table.seconds_per_byte[table.source]
     return lambda name: seconds[name] + float(sending[table.position[name]])
 
 
