@@ -91,9 +91,18 @@ def test_the_readme_is_short() -> None:
 # ---------------------------------------------------------------- environments made from the lock
 
 
+# Without a token for Ray: both nodes are on this host, and the head listens for the time of one test.
+RAY_ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
 def clean_environment() -> dict[str, str]:
-    """Return this process's environment without what would lead another interpreter to this one's packages."""
-    return {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    """Return this process's environment without what earlier tests or another interpreter's packages left in it.
+
+    `ray.init` writes settings of its cluster into the environment of the process.
+    """
+    left_out = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    kept = {key: value for key, value in os.environ.items() if key not in left_out and not key.startswith("RAY_")}
+    return kept | RAY_ENVIRONMENT
 
 
 def run(*command: str | Path, timeout_seconds: float, cwd: Path) -> str:
@@ -136,10 +145,6 @@ def worker_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return set_up(sys.executable, tmp_path_factory.mktemp("worker-only"))
 
 
-# Without a token for Ray: both nodes are on this host, and the head listens for the time of one test.
-RAY_ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -154,7 +159,7 @@ def ray_node(python: str | Path, *options: str, cwd: Path) -> subprocess.Popen[b
         return subprocess.Popen(
             [*command, "--node-ip-address=127.0.0.1", "--object-store-memory=100000000"],
             cwd=cwd,
-            env=clean_environment() | RAY_ENVIRONMENT,
+            env=clean_environment(),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
