@@ -34,6 +34,11 @@ class ModelStore:
         self._loading = threading.Lock()
 
     @property
+    def epochs(self) -> tuple[int, ...]:
+        """The epochs of the loaded programs."""
+        return tuple(self._programs)
+
+    @property
     def weight_nbytes(self) -> int:
         """Bytes of the large weights, and of parts of large weights, of all models."""
         return sum(kernels.weight_nbytes for kernels in list(self._models.values()))

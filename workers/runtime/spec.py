@@ -60,11 +60,13 @@ class WorkerStatus:
         running: (epoch, frame, index of the step, seconds so far) of the running step, or None.
         waiting: per (epoch, frame), the channels whose messages have not come.
         weight_nbytes: bytes of the large weights, and of parts of large weights, of all programs.
+        epochs: those of the loaded programs.
     """
 
     running: tuple[int, int, int, float] | None
     waiting: dict[tuple[int, int], tuple[int, ...]]
     weight_nbytes: int = 0
+    epochs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

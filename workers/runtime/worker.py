@@ -105,7 +105,7 @@ class Worker:
         running = self._loop.running
         if running is not None:
             running = (*running[:3], time.monotonic() - running[3])
-        return WorkerStatus(running, self._loop.waiting, self._store.weight_nbytes)
+        return WorkerStatus(running, self._loop.waiting, self._store.weight_nbytes, self._store.epochs)
 
     def probe(self, peer: str, nbytes: int, count: int, timeout_seconds: float) -> ProbeTimes:
         """Measure the link to a peer by `count` messages of `nbytes` bytes; see `EchoProber.probe`."""
