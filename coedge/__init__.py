@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from coedge.core.objective import Objective
     from coedge.core.region import UnitRect
     from coedge.execution.program import Program
-    from coedge.graph.capture import capture
+    from coedge.frontend.capture import capture
+    from coedge.frontend.normalise import with_normalisation
     from coedge.graph.model import Model
-    from coedge.graph.normalise import with_normalisation
     from coedge.plan.lowering import lower
     from coedge.plan.plan import Plan, Stage, even_plan
     from coedge.profile.profile import Profile
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from workers.runtime.in_process import run_in_process
 
 _HOMES = {
-    "capture": "coedge.graph.capture",
+    "capture": "coedge.frontend.capture",
     "ClusterConfig": "coedge.config.cluster_config",
     "DeviceConfig": "coedge.config.sections",
     "LinkConfig": "coedge.config.sections",
@@ -70,7 +70,7 @@ _HOMES = {
     "StepFailed": "coedge.core.errors",
     "lower": "coedge.plan.lowering",
     "Model": "coedge.graph.model",
-    "with_normalisation": "coedge.graph.normalise",
+    "with_normalisation": "coedge.frontend.normalise",
     "Objective": "coedge.core.objective",
     "Plan": "coedge.plan.plan",
     "Stage": "coedge.plan.plan",

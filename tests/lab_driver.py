@@ -15,7 +15,7 @@ from nets import Net, difference, image, make_plan, one_stage, unsplit
 
 import coedge
 from coedge.core.region import UNIT, UnitRect
-from coedge.graph.capture import capture
+from coedge.frontend.capture import capture
 from coedge.graph.model import Model
 from orchestrator.lab.lab import Lab
 

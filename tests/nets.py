@@ -24,15 +24,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from coedge.core.onnx_session import session_options
 from coedge.core.region import UNIT, UnitRect
 from coedge.execution.program import Compute, Patch, Program
 from coedge.execution.scheduler import Task
-from coedge.graph.capture import capture, capture_proto
+from coedge.frontend.capture import capture, capture_proto
 from coedge.graph.model import Model
 from coedge.plan.lowering import lower
 from coedge.plan.plan import Plan, Stage, check_plan, strips
 from workers.runtime.in_process import InProcess
-from workers.runtime.kernels import Kernels, session_options
+from workers.runtime.kernels import Kernels
 
 Array = NDArray[Any]
 

@@ -13,7 +13,7 @@ from command_line import Result
 
 from coedge import zoo
 from coedge.config.loading import load_config
-from coedge.graph.capture import capture
+from coedge.frontend.capture import capture
 from coedge.graph.model import Model
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,7 +18,7 @@ from scipy.optimize import linprog
 from coedge.config.sections import PowerConfig
 from coedge.core.objective import Objective
 from coedge.execution.program import Send
-from coedge.graph.capture import capture
+from coedge.frontend.capture import capture
 from coedge.graph.model import Model
 from coedge.plan.lowering import lower
 from coedge.plan.memory import program_nbytes

@@ -72,8 +72,8 @@ def is_of(found: Import, *modules: str) -> bool:
 
 # Subpackages in import order: each imports from itself and from those before it.
 IMPORT_ORDER = (
-    "coedge.core", "coedge.config", "coedge.execution", "coedge.graph", "coedge.zoo", "coedge.profile", "coedge.plan",
-    "coedge.simulation",
+    "coedge.core", "coedge.config", "coedge.execution", "coedge.graph", "coedge.frontend", "coedge.zoo",
+    "coedge.profile", "coedge.plan", "coedge.simulation",
     "workers.transport", "workers.emulation", "workers.runtime", "workers.calibration", "workers.actor",
     "orchestrator.control", "orchestrator.profiling", "orchestrator.evaluation", "orchestrator.schemes",
     "orchestrator.search", "orchestrator.planner", "orchestrator.runtime", "orchestrator.cluster",

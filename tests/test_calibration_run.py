@@ -9,7 +9,7 @@ import pytest
 from nets import Net
 
 from coedge.execution.program import Compute, Program, Receive, Send
-from coedge.graph.capture import capture
+from coedge.frontend.capture import capture
 from coedge.graph.model import Model
 from workers.calibration.calibration_run import CalibrationRun, made_up_weights
 from workers.calibration.layer_times import (

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from command_line import fails, small_network
 
-from coedge.graph.capture import capture
+from coedge.frontend.capture import capture
 from coedge.plan.plan import Plan, check_plan
 from coedge.profile.profile import Profile
 from coedge.profile.testbed import load_testbed, profile_of

@@ -43,7 +43,7 @@ from coedge.core.objective import Objective
 from coedge.core.region import UNIT, UnitRect
 from coedge.core.values import as_arrays
 from coedge.execution.program import Compute, Send
-from coedge.graph.capture import capture
+from coedge.frontend.capture import capture
 from coedge.graph.model import Model
 from coedge.graph.weight_slice import WeightSlice
 from coedge.plan.frame_assignment import assign_frames

@@ -17,7 +17,7 @@ from nets import Array, Net, examples, image, intermediates, make_plan, zoo_imag
 from coedge.core.errors import PlanError
 from coedge.core.region import UNIT, UnitRect
 from coedge.execution.program import RAW, Send
-from coedge.graph.capture import capture
+from coedge.frontend.capture import capture
 from coedge.plan.codec import CODECS, LOSSLESS, channel_key, packed_nbytes
 from coedge.plan.lowering import lower
 from coedge.plan.plan import Plan, check_plan

@@ -30,8 +30,8 @@ from nets import (
 import coedge
 from coedge import InfeasibleError, zoo
 from coedge.core.region import UNIT, UnitRect
+from coedge.frontend.capture import capture
 from coedge.graph.analysis import model_from_skeleton
-from coedge.graph.capture import capture
 from coedge.graph.model import SMALL_NBYTES, Model
 from coedge.graph.rules.dense import DenseRule
 from coedge.graph.weight_slice import PART, WeightSlice

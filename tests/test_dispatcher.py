@@ -15,7 +15,7 @@ from waiting import MOST_SECONDS, until
 
 from coedge.core.errors import ClusterError, CoEdgeError, FrameTimeout, StepFailed
 from coedge.core.region import UNIT
-from coedge.graph.capture import capture
+from coedge.frontend.capture import capture
 from coedge.graph.model import Model
 from coedge.plan.lowering import lower
 from orchestrator.control.clock_offset import ClockOffset

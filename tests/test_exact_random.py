@@ -23,8 +23,8 @@ from torch import nn
 from torch.nn import functional
 
 from coedge.core.region import UNIT, UnitRect
+from coedge.frontend.capture import capture
 from coedge.graph.analysis import model_from_skeleton
-from coedge.graph.capture import capture
 from coedge.graph.model import Model
 from coedge.plan.plan import even_plan, strips
 from workers.runtime.in_process import run_in_process

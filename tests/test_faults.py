@@ -41,7 +41,7 @@ from coedge import (
 )
 from coedge.core.region import UNIT, UnitRect
 from coedge.execution.program import CLIENT, Receive
-from coedge.graph.capture import capture
+from coedge.frontend.capture import capture
 from coedge.graph.model import Model
 from coedge.plan.plan import Plan
 from orchestrator.cluster.cluster import Cluster

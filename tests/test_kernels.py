@@ -12,8 +12,8 @@ import pytest
 from nets import TOLERANCE, Net, difference, image, unsplit
 
 from coedge.execution.program import Tile
+from coedge.frontend.capture import capture
 from coedge.graph.analysis import model_from_skeleton
-from coedge.graph.capture import capture
 from coedge.graph.model import Model
 from coedge.graph.tile import vector_matrices
 from coedge.graph.weight_slice import PART
@@ -96,7 +96,7 @@ def memory_mb(script: str) -> float:
 MANY_STAGES = """
 import psutil
 from nets import Net
-from coedge.graph.capture import capture
+from coedge.frontend.capture import capture
 from coedge.plan.lowering import lower
 from coedge.plan.plan import even_plan
 from workers.runtime.kernels import Kernels
@@ -127,7 +127,7 @@ LARGE_WEIGHTS = """
 import numpy as np
 import psutil
 from nets import Net, make_plan
-from coedge.graph.capture import capture
+from coedge.frontend.capture import capture
 from coedge.plan.lowering import lower
 from coedge.core.region import UNIT
 from workers.runtime.process import return_freed_memory

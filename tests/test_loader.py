@@ -15,7 +15,7 @@ from waiting import MOST_SECONDS, until
 from coedge.core.errors import ClusterError, DeviceLost
 from coedge.core.region import UNIT, UnitRect
 from coedge.execution.program import Program
-from coedge.graph.capture import capture
+from coedge.frontend.capture import capture
 from coedge.graph.model import Model
 from coedge.graph.weight_slice import WeightSlice
 from coedge.plan.lowering import lower

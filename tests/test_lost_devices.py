@@ -19,7 +19,7 @@ from waiting import until
 
 import coedge
 from coedge import ClusterError, DeviceLost, Objective
-from coedge.graph.capture import capture
+from coedge.frontend.capture import capture
 from coedge.graph.model import Model
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.control import ray_control, worker_group

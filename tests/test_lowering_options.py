@@ -38,7 +38,7 @@ from virtual import LOWER, ROW_NBYTES, UPPER, cases, chain, cluster, halos, laye
 from coedge.core.errors import PlanError
 from coedge.core.region import UNIT, Region, UnitRect
 from coedge.execution.program import RAW, Compute, Program, Receive, Send
-from coedge.graph.capture import capture
+from coedge.frontend.capture import capture
 from coedge.graph.graph import Tensor
 from coedge.graph.model import Model
 from coedge.plan.codec import LOSSLESS, channel_key

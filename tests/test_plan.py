@@ -16,7 +16,7 @@ from nets import Net, examples, make_plan, plans, zoo_model
 from coedge.core.errors import PlanError
 from coedge.core.region import UNIT, UnitRect
 from coedge.execution.program import CLIENT, Answer, Compute, Program, Receive, Send
-from coedge.graph.capture import capture
+from coedge.frontend.capture import capture
 from coedge.graph.model import Model
 from coedge.plan.lowering import lower
 from coedge.plan.plan import Plan, Prediction, Stage, check_plan, even_plan, strips

@@ -13,8 +13,8 @@ from nets import Net
 
 from coedge.core.errors import PlanError
 from coedge.execution.program import Work
+from coedge.frontend.capture import capture
 from coedge.graph.analysis import model_from_skeleton
-from coedge.graph.capture import capture
 from coedge.graph.model import Model
 from coedge.profile.profile import CodecSpeed, DeviceProfile, LayerTime, Link, Profile, scaled
 from coedge.profile.stage_fit import fit_affine

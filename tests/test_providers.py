@@ -16,12 +16,13 @@ from nets import Net, check_split, image
 
 import coedge
 from coedge.core.errors import ClusterError
+from coedge.core.onnx_session import Session
 from coedge.core.provider import CPU, KNOWN, ON_CPU, Provider, with_fallback
-from coedge.graph.capture import capture
+from coedge.frontend.capture import capture
 from coedge.plan.lowering import lower
 from coedge.plan.plan import even_plan
 from workers.calibration.layer_times import LayerMeasurement
-from workers.runtime.kernels import Kernels, session
+from workers.runtime.kernels import Kernels
 from workers.runtime.providers import problem_of
 from workers.runtime.spec import WorkerSpec
 from workers.runtime.worker import Worker
@@ -96,7 +97,7 @@ def test_a_provider_that_does_not_start_is_named(monkeypatch: pytest.MonkeyPatch
 def test_a_start_that_fails_is_reported_for_either_behaviour_of_onnx_runtime(
     monkeypatch: pytest.MonkeyPatch, fault: Exception | None, words: str
 ) -> None:
-    def start(_: Any, options: Any, providers: Any, enable_fallback: int) -> Any:
+    def start(*_: Any, **__: Any) -> Any:
         if fault is not None:
             raise fault
         return SimpleNamespace(get_providers=lambda: [CPU])
@@ -111,7 +112,7 @@ def test_sessions_are_made_without_fallback(made_with: list[Any]) -> None:
     """An unknown provider raises, or the session is made with fallback switched off."""
     with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        session(small().reference, 1, providers=(Provider("Nonsense"),))
+        Session(small().reference, 1, providers=(Provider("Nonsense"),))
     assert made_with[-1] == ([("Nonsense", {})], 0)
 
 

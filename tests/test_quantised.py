@@ -24,6 +24,7 @@ from onnx import helper, numpy_helper
 
 import coedge
 from coedge import zoo
+from coedge.core.onnx_session import session_options
 from coedge.execution.program import Send
 from coedge.graph.analysis import model_from_skeleton
 from coedge.graph.model import Model
@@ -32,7 +33,7 @@ from coedge.graph.tile import build_tile
 from coedge.plan.lowering import lower
 from coedge.plan.plan import Plan, even_plan, strips
 from coedge.simulation.step_costs import message_nbytes
-from workers.runtime.kernels import Kernels, session_options
+from workers.runtime.kernels import Kernels
 
 NETS = ("resnet18", "mobilenet_v2")
 SIZE = (69, 85)

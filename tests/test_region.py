@@ -15,8 +15,8 @@ from nets import Net, examples, mosaic, session
 
 from coedge.core.errors import PlanError
 from coedge.core.region import UNIT, Interval, Region, UnitRect, check_cover
+from coedge.frontend.capture import capture
 from coedge.graph.axis_map import AxisMap, Linear, Mirror, Repeat, Same, Spread, Whole, Window
-from coedge.graph.capture import capture
 from coedge.plan.plan import strips
 
 EXTENT = 7

@@ -20,7 +20,7 @@ from coedge.config.cluster_config import ClusterConfig
 from coedge.core.errors import PlanError
 from coedge.core.objective import Objective
 from coedge.core.region import UNIT
-from coedge.graph.capture import capture
+from coedge.frontend.capture import capture
 from coedge.graph.model import Model
 from coedge.plan.lowering import lower
 from coedge.plan.plan import Plan, check_plan

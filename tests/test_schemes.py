@@ -16,7 +16,7 @@ from test_algorithm_1 import chain, dense_only, powers_of_ten, profiles, softmax
 from coedge.core.objective import Objective
 from coedge.core.region import UNIT, UnitRect
 from coedge.execution.program import Work
-from coedge.graph.capture import capture
+from coedge.frontend.capture import capture
 from coedge.graph.model import Model
 from coedge.plan.plan import Plan, Stage, check_plan, strips
 from coedge.plan.tiles import tile_of

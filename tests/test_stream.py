@@ -22,7 +22,7 @@ from waiting import until
 
 from coedge.core.errors import Cancelled, StepFailed
 from coedge.core.region import UNIT
-from coedge.graph.capture import capture
+from coedge.frontend.capture import capture
 from coedge.graph.model import Model
 from coedge.plan.frame_assignment import assign_frames
 from coedge.plan.lowering import lower

@@ -28,7 +28,7 @@ from coedge.config.key_reference import describe_keys
 from coedge.core.errors import ConfigError, PlanError
 from coedge.core.objective import Objective
 from coedge.core.package_data import REFERENCE_TIMES
-from coedge.graph.capture import capture
+from coedge.frontend.capture import capture
 from coedge.graph.model import Model
 from coedge.plan.plan import Prediction
 from coedge.profile.cost_model import fit_cost_model

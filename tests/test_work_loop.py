@@ -14,7 +14,7 @@ from waiting import MOST_SECONDS, until
 from coedge.core.errors import ClusterError
 from coedge.execution.program import CLIENT, Program, Receive, Send
 from coedge.execution.scheduler import MAX_BEGUN_FRAMES
-from coedge.graph.capture import capture
+from coedge.frontend.capture import capture
 from coedge.graph.model import Model
 from coedge.plan.lowering import lower
 from coedge.plan.plan import strips

@@ -15,7 +15,7 @@ from nets import Array, Net, difference, image, make_plan, unsplit
 from test_lowering_options import everywhere, with_options
 
 from coedge.execution.program import CLIENT, Program, Receive, Send
-from coedge.graph.capture import capture
+from coedge.frontend.capture import capture
 from coedge.graph.model import Model
 from coedge.plan.codec import LOSSLESS
 from coedge.plan.lowering import lower

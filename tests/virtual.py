@@ -10,7 +10,7 @@ from nets import DEVICES, Net, make_plan, plans
 
 from coedge.config.sections import PowerConfig
 from coedge.core.region import UNIT, UnitRect
-from coedge.graph.capture import capture
+from coedge.frontend.capture import capture
 from coedge.graph.model import Model
 from coedge.plan.lowering import lower
 from coedge.plan.plan import Plan

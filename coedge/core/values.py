@@ -27,6 +27,8 @@ def _as_array(value: Any) -> np.ndarray:
         return value
     if not hasattr(value, "detach"):
         raise InputError(f"an input is a torch tensor or a NumPy array; a {type(value).__name__} was given")
+    if "sparse" in str(value.layout):
+        raise InputError("a sparse tensor cannot travel; make it dense: x.to_dense()")
     try:
         array: np.ndarray = value.detach().cpu().numpy()
     except TypeError as error:

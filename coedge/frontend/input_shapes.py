@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import helper
@@ -34,20 +36,25 @@ def check_inputs(proto: onnx.ModelProto) -> None:
         DynamicShape: an input has a dynamic dimension.
         CaptureError: there is no input, or one is no batch of images.
     """
-    inputs = _graph_inputs(proto)
-    if not inputs:
-        raise CaptureError("the model has no inputs")
-    for value in inputs:
+    if not proto.graph.input:
+        raise CaptureError("the model has no inputs: it computes the same for every image")
+    for value in proto.graph.input:
+        if value.type.WhichOneof("value") != "tensor_type":
+            raise CaptureError(f"input {value.name!r} is not a tensor; inputs are images: [N, C, H, W]")
         kind = value.type.tensor_type
+        if not kind.HasField("shape"):
+            raise DynamicShape(
+                f"input {value.name!r} states no shape; give an example of the shape to run at: "
+                "coedge.capture(path, example)"
+            )
         dims = kind.shape.dim
-        unknown = [d.dim_param or "?" for d in dims if not d.HasField("dim_value")]
+        unknown = [d.dim_param or "?" for d in dims if _extent(d) is None]
         if unknown:
             raise DynamicShape(
                 f"input {value.name!r} has a dynamic dimension ({', '.join(unknown)}); "
                 "give an example of the shape to run at: coedge.capture(path, example)"
             )
-        dtype = str(helper.tensor_dtype_to_np_dtype(kind.elem_type))
-        check_input(value.name, tuple(d.dim_value for d in dims), dtype)
+        check_input(value.name, tuple(d.dim_value for d in dims), str(_dtype(value)))
 
 
 def with_shapes(proto: onnx.ModelProto, example: tuple[np.ndarray, ...]) -> onnx.ModelProto:
@@ -58,17 +65,22 @@ def with_shapes(proto: onnx.ModelProto, example: tuple[np.ndarray, ...]) -> onnx
     """
     if not example:
         return proto
+    if not proto.graph.input:
+        raise CaptureError("the model has no inputs: it computes the same for every image")
     fixed = onnx.ModelProto()
     fixed.CopyFrom(proto)
-    inputs = _graph_inputs(fixed)
+    inputs = fixed.graph.input
     if len(inputs) != len(example):
-        raise CaptureError(f"the model takes {len(inputs)} inputs, the example has {len(example)}")
+        raise CaptureError(
+            f"the model takes {len(inputs)} inputs ({', '.join(i.name for i in inputs)}), the example has "
+            f"{len(example)}; give a tuple with one array for each"
+        )
     for value, array in zip(inputs, example):
         kind = value.type.tensor_type
-        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        dtype = _dtype(value)
         if array.dtype != dtype:
             raise CaptureError(f"input {value.name!r} of the model is {dtype}, the example is {array.dtype}")
-        given = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
+        given = [_extent(d) for d in kind.shape.dim]
         fits = len(given) == array.ndim and all(g in (None, e) for g, e in zip(given, array.shape))
         if kind.HasField("shape") and not fits:
             shown = [g if g is not None else "?" for g in given]
@@ -84,6 +96,14 @@ def with_shapes(proto: onnx.ModelProto, example: tuple[np.ndarray, ...]) -> onnx
     return fixed
 
 
-def _graph_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    constant = {i.name for i in proto.graph.initializer}
-    return [i for i in proto.graph.input if i.name not in constant]
+def _extent(dim: onnx.TensorShapeProto.Dimension) -> int | None:
+    """Return the extent of a dimension. None: it is dynamic, which some exporters write as -1 or 0."""
+    return dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
+
+
+def _dtype(value: onnx.ValueInfoProto) -> np.dtype[Any]:
+    kind = value.type.tensor_type.elem_type
+    if not kind:
+        raise CaptureError(f"input {value.name!r} states no type; inputs are float32 or uint8")
+    dtype: np.dtype[Any] = np.dtype(helper.tensor_dtype_to_np_dtype(kind))
+    return dtype

@@ -1,10 +1,11 @@
-"""Simplification of an ONNX graph by ONNX Runtime: constants folded, batch norms fused, all shapes known."""
+"""Simplification of an ONNX graph by ONNX Runtime: constants folded, batch norms fused, all shapes observed."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +14,16 @@ import onnx
 from onnx import helper, numpy_helper
 
 from coedge.core.errors import CaptureError, innermost_message
-from coedge.graph.large_weights import LARGE_ELEMENTS, stub, without_initializers
+from coedge.core.onnx_session import session_options
+from coedge.frontend.data_shapes import data_dependent
+from coedge.frontend.trial_run import observe
+from coedge.graph.large_weights import LARGE_ELEMENTS, session_of, stub, without_initializers
 from coedge.graph.quantised import tighten
 
 # This optimiser turns a channels-last MatMul into a Gemm with one row per pixel, and no layer behind it could be split.
 FLATTENS_ROWS = "MatMulAddFusion"
+# A serialised graph holds at most 2 GB. Larger weights are written to a file of their own.
+MOST_NBYTES = 1_500_000_000
 
 
 class Simplified(NamedTuple):
@@ -25,55 +31,79 @@ class Simplified(NamedTuple):
 
     Attributes:
         weights: values of the initialisers that are marked as external.
-        shapes, dtypes: of activations whose shapes are not in the proto, or are wrong there.
+        shapes, dtypes: of all activations, in the trial run.
+        dynamic: names of the activations whose shapes depend on the data.
+        outputs: of the trial run.
     """
 
     proto: onnx.ModelProto
     weights: dict[str, np.ndarray]
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]
+    dynamic: frozenset[str]
+    outputs: tuple[np.ndarray, ...]
 
 
-def simplify(proto: onnx.ModelProto) -> Simplified:
+def simplify(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Simplified:
     """Apply the basic optimisations of ONNX Runtime, which leave standard operators only.
 
-    Shapes that shape inference does not find are read off one run on zeros.
+    Shapes are those of one run: shape inference and kernels disagree about some operators.
+
+    Args:
+        feeds: the inputs of the trial run, by name.
 
     Raises:
-        CaptureError: ONNX Runtime refuses the model.
+        CaptureError: ONNX Runtime refuses the model, or cannot run it on these inputs.
     """
     light, heavy = _without_dense_weights(proto)
     optimised = _optimised(light)
     tighten(optimised)
-    with contextlib.suppress(Exception):
-        optimised = onnx.shape_inference.infer_shapes(optimised)
-    if any(_inferred_wrongly(node, optimised) for node in optimised.graph.node):
-        unknown = [name for node in optimised.graph.node for name in node.output if name]
-    else:
-        unknown = _without_shape(optimised)
-    shapes, dtypes = _observe(optimised, unknown) if unknown else ({}, {})
-    return Simplified(optimised, _put_back(optimised, heavy), shapes, dtypes)
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in heavy}
+    inferred = _inferred(optimised)
+    trial = observe(optimised, {**feeds, **weights})
+    _put_back(optimised, heavy)
+    dynamic = data_dependent(optimised, inferred)
+    return Simplified(optimised, weights, trial.shapes, trial.dtypes, dynamic, trial.outputs)
 
 
 def _optimised(proto: onnx.ModelProto) -> onnx.ModelProto:
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
+    options = session_options(1)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.log_severity_level = 3
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "simplified.onnx"
         options.optimized_model_filepath = str(target)
+        if sum(len(i.raw_data) for i in proto.graph.initializer) > MOST_NBYTES:
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
         try:
-            onnxruntime.InferenceSession(
-                proto.SerializeToString(),
-                options,
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=[FLATTENS_ROWS],
-            )
+            session_of(proto, 1, options, disabled=[FLATTENS_ROWS])
         except Exception as error:
             raise CaptureError(f"ONNX Runtime does not take the model: {innermost_message(error)}") from error
         return onnx.load(str(target))
+
+
+def _inferred(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Return the static shapes that follow from the operators and the shapes of the inputs.
+
+    Raises:
+        CaptureError: a value is not a tensor.
+    """
+    bare = without_initializers(proto, large := {i.name for i in proto.graph.initializer if math.prod(i.dims) > 4096})
+    bare.graph.initializer.extend(stub(i.name, i.data_type, i.dims) for i in proto.graph.initializer if i.name in large)
+    del bare.graph.value_info[:]
+    for output in bare.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    with contextlib.suppress(Exception):  # what is not inferred is taken as dependent on the data where it may be
+        bare = onnx.shape_inference.infer_shapes(bare, data_prop=True)
+    found = {}
+    for value in (*bare.graph.value_info, *bare.graph.output):
+        if value.type.WhichOneof("value") not in (None, "tensor_type"):
+            raise CaptureError(f"{value.name!r} is a sequence, a map or an optional; only tensors can travel")
+        kind = value.type.tensor_type
+        if kind.HasField("shape") and all(d.HasField("dim_value") for d in kind.shape.dim):
+            found[value.name] = tuple(d.dim_value for d in kind.shape.dim)
+    return found
 
 
 def _without_dense_weights(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
@@ -100,59 +130,10 @@ def _without_dense_weights(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, lis
     return light, heavy
 
 
-def _put_back(proto: onnx.ModelProto, heavy: list[onnx.TensorProto]) -> dict[str, np.ndarray]:
-    """Turn the inputs that stand for weights into constants again, and return the values, which stay outside."""
+def _put_back(proto: onnx.ModelProto, heavy: list[onnx.TensorProto]) -> None:
+    """Turn the inputs that stand for weights into constants again, whose values stay outside."""
     names = {i.name for i in heavy}
     inputs = [i for i in proto.graph.input if i.name not in names]
     del proto.graph.input[:]
     proto.graph.input.extend(inputs)
     proto.graph.initializer.extend(stub(i.name, i.data_type, i.dims) for i in heavy)
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in heavy}
-
-
-def _inferred_wrongly(node: onnx.NodeProto, proto: onnx.ModelProto) -> bool:
-    """Return whether shape inference and kernel may disagree about the output of a node.
-
-    They may for pooling with a last window that begins beyond the end, for dilated pooling under SAME, for transposed
-    convolution to a given shape, and for resizing by a factor such as 2.1, where 10 rows become 20 or 21.
-    """
-    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    if node.op_type.endswith("Pool"):
-        dilated = any(d > 1 for d in given.get("dilations", ()))
-        same = given.get("auto_pad", b"NOTSET").startswith(b"SAME")
-        return bool(given.get("ceil_mode", 0)) or (dilated and same)
-    if node.op_type == "Resize" and len(node.input) > 2:
-        scales = [numpy_helper.to_array(i) for i in proto.graph.initializer if i.name == node.input[2]]
-        return any((values != np.round(values)).any() for values in scales)
-    return node.op_type == "ConvTranspose" and "output_shape" in given
-
-
-def _without_shape(proto: onnx.ModelProto) -> list[str]:
-    known = {
-        info.name
-        for info in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info)
-        if info.type.tensor_type.HasField("shape")
-        and all(d.HasField("dim_value") for d in info.type.tensor_type.shape.dim)
-    }
-    return [o for node in proto.graph.node for o in node.output if o and o not in known]
-
-
-def _observe(proto: onnx.ModelProto, names: list[str]) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """Return the shapes and dtypes that these values have in a run on zeros."""
-    import onnxruntime
-
-    probe = onnx.ModelProto()
-    probe.CopyFrom(proto)
-    present = {o.name for o in probe.graph.output}
-    probe.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in present)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    kinds = {"tensor(uint8)": np.uint8}
-    feeds = {i.name: np.zeros(i.shape, kinds.get(i.type, np.float32)) for i in session.get_inputs()}
-    values = dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds)))
-    return (
-        {n: tuple(np.shape(values[n])) for n in names},
-        {n: str(np.asarray(values[n]).dtype) for n in names},
-    )

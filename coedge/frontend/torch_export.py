@@ -8,13 +8,30 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 
 from coedge.core.errors import CaptureError, innermost_message
-from coedge.graph.input_shapes import check_input
+from coedge.frontend.agreement import TorchReference
+from coedge.frontend.input_shapes import check_input
+
+# Arguments of torch's operators that select training: of dropout and of batch normalisation.
+TRAINING_FLAGS = ("train", "training", "dropout_p")
+
+
+class Exported(NamedTuple):
+    """A network as ONNX.
+
+    Attributes:
+        structure: of the outputs, see `Model.structure`. None where torch cannot write it down.
+        reference: the program that it was exported from; None for a file.
+    """
+
+    proto: onnx.ModelProto
+    structure: str | None = None
+    reference: TorchReference | None = None
 
 
 def load_torch() -> Any:
@@ -32,11 +49,8 @@ def load_torch() -> Any:
     return torch
 
 
-def export_module(module: Any, example: Any) -> tuple[onnx.ModelProto, str | None]:
+def export_module(module: Any, example: Any) -> Exported:
     """Export a module in eval mode; its training flags are restored afterwards.
-
-    Returns:
-        The ONNX graph, and the structure of the outputs (see `Model.structure`).
 
     Raises:
         CaptureError: the example is missing or is no image, or the module does not export.
@@ -81,19 +95,16 @@ def load_program(path: Path) -> Any:
         raise CaptureError(f"{path} is not a torch.export program: {innermost_message(error)}") from error
 
 
-def export_program(program: Any) -> tuple[onnx.ModelProto, str | None]:
+def export_program(program: Any) -> Exported:
     """Export a `torch.export.ExportedProgram`.
 
-    Returns:
-        The ONNX graph, and the structure of the outputs (see `Model.structure`). None where torch cannot write the
-        structure down.
-
     Raises:
-        CaptureError: an output is not a tensor, or the program does not export.
+        CaptureError: an output is not a tensor, the program is in training mode, or it does not export.
     """
     import torch
     from torch.utils import _pytree
 
+    _refuse_training(program)
     for position, output in enumerate(program.graph_signature.output_specs):
         if hasattr(output.arg, "value"):
             raise CaptureError(
@@ -108,7 +119,31 @@ def export_program(program: Any) -> tuple[onnx.ModelProto, str | None]:
     structure = None
     with contextlib.suppress(NotImplementedError, AttributeError, ValueError):
         structure = _pytree.treespec_dumps(program.call_spec.out_spec)
-    return exported.model_proto, structure
+    return Exported(exported.model_proto, structure, TorchReference(exported.exported_program, exported.model_proto))
+
+
+def _refuse_training(program: Any) -> None:
+    """Check that no operator draws numbers at random or uses statistics of the batch.
+
+    Raises:
+        CaptureError: one does; names it.
+    """
+    import torch
+
+    for node in program.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is None:
+            continue
+        given = dict(zip((argument.name for argument in schema.arguments), node.args)) | dict(node.kwargs)
+        modes = [bool(given.get(name, False)) for name in TRAINING_FLAGS if name in {a.name for a in schema.arguments}]
+        shown = f"{schema.name.removeprefix('aten::')} {node.name!r}"
+        if any(modes):
+            raise CaptureError(f"{shown} is in training mode; call module.eval() before torch.export.export")
+        if not modes and torch.Tag.nondeterministic_seeded in node.target.tags:
+            raise CaptureError(
+                f"{shown} draws numbers at random, so that devices would disagree; if it is left from training, call "
+                "module.eval() before the export; else make the random numbers an input of the network"
+            )
 
 
 @contextlib.contextmanager

@@ -1,1 +1,1 @@
-"""The graph of a network: capture, region rules, layers, tiles and weight slices."""
+"""The graph of a network: region rules, layers, tiles and weight slices."""

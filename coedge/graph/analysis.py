@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 
@@ -11,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from coedge.core.errors import CaptureError
 from coedge.graph.graph import Graph, Node, Tensor
-from coedge.graph.model import Model
+from coedge.graph.model import DYNAMIC, Model
 from coedge.graph.quantised import rounded_later
 from coedge.graph.rewrite import ORDERLESS, Draft, expand, group_norm_pattern
 from coedge.graph.rules import Context, Rule, rule_for
@@ -20,6 +21,8 @@ from coedge.graph.rules.rule import whole_rule
 
 # Why a sum over rows and columns is not taken in parts.
 ROUNDED = "its sum is quantised later, and another order of summing could round a value the other way"
+
+DATA_SHAPED = "the shape of what it reads or makes depends on the data"
 
 _READS_ROWS = frozenset(
     (
@@ -37,6 +40,7 @@ def model_from_proto(
     weights: Mapping[str, np.ndarray] | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     dtypes: Mapping[str, str] | None = None,
+    dynamic: frozenset[str] = frozenset(),
     structure: str | None = None,
     original: onnx.ModelProto | None = None,
 ) -> Model:
@@ -45,6 +49,7 @@ def model_from_proto(
     Args:
         weights: values of initialisers that are marked as external.
         shapes, dtypes: of activations, in addition to those in the proto.
+        dynamic: names of the activations whose shapes depend on the data. What makes or reads them is not split.
         structure, original: see `Model`.
 
     Raises:
@@ -53,7 +58,7 @@ def model_from_proto(
     draft = _read_values(proto, weights or {})
     draft.shapes.update(shapes or {})
     draft.dtypes.update(dtypes or {})
-    analysis = _Analysis(proto, draft)
+    analysis = _Analysis(proto, draft, dynamic)
     analysis.run()
     graph = Graph(
         tuple(analysis.nodes), analysis.tensors, draft.constants, analysis.inputs,
@@ -61,7 +66,7 @@ def model_from_proto(
     )  # fmt: skip
     imports = tuple((one.domain, one.version) for one in proto.opset_import)
     return Model(
-        name or proto.graph.name or "model", graph, tuple(analysis.rules), draft.opset, imports, proto.ir_version,
+        name or proto.graph.name or "model", graph, tuple(analysis.rules), imports, proto.ir_version, dynamic,
         structure, original,
     )  # fmt: skip
 
@@ -72,13 +77,15 @@ def model_from_skeleton(skeleton: bytes, weights: Mapping[str, np.ndarray]) -> M
     Args:
         weights: values of large constants. Those left out are zeros of their shape.
     """
-    return model_from_proto(onnx.load_model_from_string(skeleton), weights=weights)
+    proto = onnx.load_model_from_string(skeleton)
+    notes = {one.key: one.value for one in proto.metadata_props}
+    return model_from_proto(proto, weights=weights, dynamic=frozenset(json.loads(notes.get(DYNAMIC, "[]"))))
 
 
 def _read_values(proto: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> Draft:
     """Read the constants of a graph, and the shapes and dtypes that it states."""
     constants = {initializer.name: _value(initializer, weights) for initializer in proto.graph.initializer}
-    draft = Draft(constants, {n: v.shape for n, v in constants.items()}, {}, _opset(proto))
+    draft = Draft(constants, {n: v.shape for n, v in constants.items()}, {})
     draft.dtypes.update({n: str(v.dtype) for n, v in constants.items()})
     for info in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         if info.type.WhichOneof("value") not in (None, "tensor_type"):
@@ -100,8 +107,8 @@ class _Analysis:
         nodes, rules: the nodes so far and the rule of each.
     """
 
-    def __init__(self, proto: onnx.ModelProto, draft: Draft) -> None:
-        self.draft = draft
+    def __init__(self, proto: onnx.ModelProto, draft: Draft, dynamic: frozenset[str]) -> None:
+        self.draft, self.dynamic = draft, dynamic
         # An initialiser that gives an input its default value makes the input a constant here.
         self.inputs = tuple(i.name for i in proto.graph.input if i.name not in draft.constants)
         self.tensors = {name: _input_tensor(name, draft) for name in self.inputs}
@@ -136,26 +143,29 @@ class _Analysis:
             if rewrite and not keeps_order:
                 queue.extend((_REWRITTEN, made) for made in reversed(rewrite))
                 continue
-            self._add(node, whole=bool(rewrite))
+            self._add(node, ROUNDED if rewrite else "")
 
     def _group_norm(self, position: int, proto: onnx.NodeProto) -> tuple[list[onnx.NodeProto], set[int]] | None:
         if position == _REWRITTEN or self._rounded.intersection(proto.output):
             return None
         return group_norm_pattern(self._protos, position, self.tensors, self.draft, self._uses)
 
-    def _add(self, node: Node, whole: bool) -> None:
+    def _add(self, node: Node, why: str) -> None:
         """Add a node with its rule and its outputs.
 
         Args:
-            whole: the node could be split by a rewrite, but stays whole because its sum is quantised later.
+            why: the reason why the node is not split, where it could be; else empty.
         """
         draft = self.draft
         missing = [name for name in node.outputs if name and name not in draft.shapes]
         if missing:
             raise CaptureError(f"the shape of {missing[0]!r}, made by {node.op} {node.name!r}, is not known")
-        context = Context(self.tensors, draft.constants, draft.shapes, draft.opset)
-        restores_rows = any(name in self._reads_rows for name in node.outputs)
-        rule = whole_rule(node, context, ROUNDED, restores_rows) if whole else rule_for(node, context, restores_rows)
+        context = Context(self.tensors, draft.constants, draft.shapes)
+        varies = not self.dynamic.isdisjoint(node.outputs)
+        restores_rows = not varies and any(name in self._reads_rows for name in node.outputs)
+        if varies or not self.dynamic.isdisjoint((*node.inputs, *node.captured)):
+            why = DATA_SHAPED
+        rule = whole_rule(node, context, why, restores_rows) if why else rule_for(node, context, restores_rows)
         self.nodes.append(node)
         self.rules.append(rule)
         for name in filter(None, node.outputs):
@@ -194,10 +204,6 @@ def _node(index: int, proto: onnx.NodeProto) -> Node:
             made = {o for n in inner.node for o in n.output} | {i.name for i in (*inner.input, *inner.initializer)}
             captured += [i for n in inner.node for i in (*n.input, *_node(0, n).captured) if i and i not in made]
     return Node(index, proto, tuple(proto.input), tuple(proto.output), tuple(dict.fromkeys(captured)))
-
-
-def _opset(proto: onnx.ModelProto) -> int:
-    return next((int(o.version) for o in proto.opset_import if o.domain in ("", "ai.onnx")), 1)
 
 
 def _value(initializer: TensorProto, weights: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -1,11 +1,18 @@
-"""Large weights kept outside of an ONNX graph, because passing hundreds of megabytes around is slow."""
+"""Large weights kept outside of an ONNX graph.
+
+Passing hundreds of megabytes around is slow, and a serialised graph holds at most 2 GB.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
+
+from coedge.core.onnx_session import Session, session_options
 
 # Constants with more elements than this are passed beside the graph.
 LARGE_ELEMENTS = 1_000_000
@@ -17,6 +24,32 @@ def stub(name: str, data_type: int, dims: Sequence[int]) -> TensorProto:
     made.data_location = TensorProto.EXTERNAL
     made.external_data.add(key="location", value="memory")
     return made
+
+
+def session_of(proto: onnx.ModelProto, threads: int, options: Any = None, disabled: Sequence[str] = ()) -> Session:
+    """Return a session of a model, whose large weights are not copied into the serialised graph.
+
+    Args:
+        options: from `session_options`.
+        disabled: names of optimisers that are not applied.
+    """
+    import onnxruntime
+
+    options = options or session_options(threads)
+    large = {i.name: i for i in proto.graph.initializer if _is_passed_beside(i)}
+    if large:
+        light = without_initializers(proto, large)
+        light.graph.initializer.extend(stub(i.name, i.data_type, i.dims) for i in large.values())
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(numpy_helper.to_array(i)) for i in large.values()]
+        options.add_external_initializers(list(large), values)
+        proto = light
+    return Session(proto.SerializeToString(), threads, options, disabled=disabled)
+
+
+def _is_passed_beside(tensor: TensorProto) -> bool:
+    # NumPy itself does not have the other types, such as bfloat16.
+    plain = tensor.data_type in (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.INT8)
+    return plain and math.prod(tensor.dims) > LARGE_ELEMENTS
 
 
 def without_initializers(proto: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:

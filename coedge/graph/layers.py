@@ -63,7 +63,7 @@ class Cut:
 _ANCHORS = frozenset(
     (
         "Conv", "ConvInteger", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "Gemm", "MatMul",
-        "MatMulInteger", "QLinearConv", "Resize", "Upsample",
+        "MatMulInteger", "QLinearConv", "Resize",
     )
 )  # fmt: skip
 # Operators that may turn an image into the vector that a dense layer reads.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -25,9 +26,11 @@ from coedge.graph.weight_slice import WeightSlice
 
 # Constants up to this size travel with the graph, because rules read their values (axes, pads, shapes).
 SMALL_NBYTES = 4096
+# A skeleton's note of its activations whose shapes depend on the data.
+DYNAMIC = "coedge.dynamic"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model:
     """A network that can be planned, split and run.
 
@@ -35,8 +38,8 @@ class Model:
         name: shown to users.
         graph: nodes in topological order. Reductions over space are split in partial and combine.
         rules: the region rule of every node, in the order of `graph.nodes`.
-        opset: version of the standard operators.
         opset_imports: (domain, version) of every operator set.
+        dynamic: names of the activations whose shapes depend on the data.
         structure: how the flat outputs form the value that the module returns, as JSON of torch's tree specification.
         original: the network before any rewrite; None on workers.
     """
@@ -44,11 +47,14 @@ class Model:
     name: str
     graph: Graph
     rules: tuple[Rule, ...]
-    opset: int
     opset_imports: tuple[tuple[str, int], ...]
     ir_version: int
+    dynamic: frozenset[str] = frozenset()
     structure: str | None = None
-    original: onnx.ModelProto | None = field(default=None, repr=False)
+    original: onnx.ModelProto | None = None
+
+    def __repr__(self) -> str:
+        return f"<Model {self.name}: {len(self.layers)} layers, inputs {[list(t.shape) for t in self.inputs]}>"
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -213,7 +219,9 @@ def _skeleton(model: Model) -> onnx.ModelProto:
         value_info=[info(n) for n in graph.tensors if n not in graph.inputs and n not in graph.outputs],
     )
     imports = [helper.make_operatorsetid(domain, version) for domain, version in model.opset_imports]
-    return helper.make_model(made, opset_imports=imports, ir_version=model.ir_version)
+    proto = helper.make_model(made, opset_imports=imports, ir_version=model.ir_version)
+    helper.set_model_props(proto, {DYNAMIC: json.dumps(sorted(model.dynamic))})
+    return proto
 
 
 def _bare(node: onnx.NodeProto) -> onnx.NodeProto:

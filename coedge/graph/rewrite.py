@@ -30,16 +30,17 @@ class Draft:
     constants: dict[str, np.ndarray]
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]
-    opset: int
     _count: int = field(default=0)
 
     def copy(self) -> Draft:
         """Return a copy, on which a rewrite can be tried."""
-        return Draft(dict(self.constants), dict(self.shapes), dict(self.dtypes), self.opset)
+        return Draft(dict(self.constants), dict(self.shapes), dict(self.dtypes))
 
     def constant(self, value: np.ndarray) -> str:
-        self._count += 1
-        name = f"coedge.constant_{self._count}"
+        name = ""
+        while not name or name in self.constants or name in self.shapes:
+            self._count += 1
+            name = f"coedge.constant_{self._count}"
         self.constants[name] = value
         return name
 
@@ -67,20 +68,13 @@ class Draft:
         keepdims: int,
         name: str,
     ) -> onnx.NodeProto:
-        """Return a Reduce node for this opset, with its axes as an attribute or as an input."""
-        as_input = self.opset >= (13 if op == "ReduceSum" else 18)
-        if as_input:
-            inputs = [source, self.constant(np.array(axes, np.int64))]
-            return self.node(op, inputs, output, shape, source, name, keepdims=keepdims)
-        return self.node(op, [source], output, shape, source, name, keepdims=keepdims, axes=axes)
+        inputs = [source, self.constant(np.array(axes, np.int64))]
+        return self.node(op, inputs, output, shape, source, name, keepdims=keepdims)
 
     def squeeze(
         self, op: str, source: str, output: str, axes: list[int], shape: tuple[int, ...], name: str
     ) -> onnx.NodeProto:
-        if self.opset >= 13:
-            axes_name = self.constant(np.array(axes, np.int64))
-            return self.node(op, [source, axes_name], output, shape, source, name)
-        return self.node(op, [source], output, shape, source, name, axes=axes)
+        return self.node(op, [source, self.constant(np.array(axes, np.int64))], output, shape, source, name)
 
 
 _FLOATS = ("float32", "float16", "float64")

@@ -92,7 +92,6 @@ class _Writer(Emitter):
     def __init__(self, model: Model, parts: Collection[WeightSlice]) -> None:
         self.model = model
         self.tensors: Mapping[str, Tensor] = model.graph.tensors
-        self.opset = model.opset
         self.nodes: list[onnx.NodeProto] = []
         constants = model.graph.constants
         self._values = {part.key: part.of(constants[part.name]) for part in parts}
@@ -123,8 +122,11 @@ class _Writer(Emitter):
         return {name: self._values[name] for name in self._large}
 
     def fresh(self) -> str:
-        self._count += 1
-        return f"{TILE}{self._count}"
+        name = ""
+        while not name or name in self.tensors or name in self._values:  # names of inputs and outputs are free
+            self._count += 1
+            name = f"{TILE}{self._count}"
+        return name
 
     def constant(self, value: np.ndarray) -> str:
         name = self.fresh()

@@ -15,7 +15,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from coedge.core.package_data import PHOTOGRAPH
-from coedge.graph.capture import capture
+from coedge.frontend.capture import capture
 
 
 def photograph(height: int, width: int) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from coedge import zoo
 from coedge.core.errors import CaptureError, DynamicShape, InputError
 from coedge.core.package_data import PHOTOGRAPH
-from coedge.graph.capture import capture
+from coedge.frontend.capture import capture
 from coedge.graph.model import Model
 from orchestrator.cli.inputs import check_keep_local
 
@@ -72,7 +72,7 @@ def load_module(spec: str, size: int = 224) -> Any:
         except ValueError as error:
             raise CaptureError(f"{error}; or give a .onnx / .pt2 file, or package.module:factory") from None
         raise CaptureError(f"there is no model {spec!r}")
-    from coedge.graph.normalise import with_normalisation
+    from coedge.frontend.normalise import with_normalisation
 
     return with_normalisation(module, MEAN, STD)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from coedge.core.onnx_session import Session
 from coedge.core.provider import ON_CPU, Provider
 from coedge.core.region import UNIT
 from coedge.execution.program import Program
@@ -249,8 +250,6 @@ def convolution(threads: int, providers: Sequence[Provider] = ON_CPU) -> Callabl
     """Return a function that runs a typical kernel: a 3x3 convolution, 64 channels at 56 x 56."""
     from onnx import TensorProto, helper
 
-    from workers.runtime.kernels import session
-
     shape = [1, 64, 56, 56]
     graph = helper.make_graph(
         [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])],
@@ -260,6 +259,6 @@ def convolution(threads: int, providers: Sequence[Provider] = ON_CPU) -> Callabl
         [helper.make_tensor("w", TensorProto.FLOAT, [64, 64, 3, 3], np.full(64 * 64 * 9, 0.01, np.float32))],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_operatorsetid("", 17)], ir_version=8)
-    run = session(proto.SerializeToString(), threads, providers=providers)
+    run = Session(proto.SerializeToString(), threads, providers=providers)
     feeds = {"x": np.full(shape, 0.5, np.float32)}
     return lambda: run.run(None, feeds)

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
+from coedge.core.onnx_session import Session
 from coedge.core.provider import ON_CPU, Provider
 from workers.emulation.processor import EmulatedProcessor
-from workers.runtime.kernels import session
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -26,8 +26,8 @@ class UnsplitSession:
     """
 
     def __init__(self, proto: bytes, threads: int, speed: float | None, providers: Sequence[Provider] = ON_CPU) -> None:
-        self._session = session(proto, threads, providers=providers)
-        self._names = [given.name for given in self._session.get_inputs()]
+        self._session = Session(proto, threads, providers=providers)
+        self._names = list(self._session.inputs)
         self._threads, self._speed = threads, speed
 
     def run(self, arrays: Sequence[Array]) -> tuple[float, list[Array]]:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
+from coedge.core.onnx_session import Session, session_options
 from coedge.core.provider import ON_CPU, Provider
 from coedge.core.region import Region
 from coedge.execution.program import Compute, Part, Patch, Program, Read, Receive, Step, Tile
 from coedge.graph.graph import Tensor
-from coedge.graph.large_weights import LARGE_ELEMENTS, stub, without_initializers
+from coedge.graph.large_weights import session_of
 from coedge.graph.model import Model
 from coedge.graph.tile import build_tile, vector_matrices
 from coedge.graph.weight_slice import WeightSlice
@@ -39,7 +37,7 @@ class _TileSession(NamedTuple):
         given: the other weights. They must live as long as the session, which may read them in place.
     """
 
-    session: onnxruntime.InferenceSession
+    session: Session
     fed: dict[str, Array]
     given: Sequence[onnxruntime.OrtValue]
 
@@ -139,7 +137,7 @@ class Kernels:
         given = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in values.values()]
         if given:
             options.add_external_initializers(list(values), given)
-        return _TileSession(session(proto.SerializeToString(), self.threads, options, self.providers), fed, given)
+        return _TileSession(Session(proto.SerializeToString(), self.threads, options, self.providers), fed, given)
 
     def _weight(self, key: str, part: WeightSlice | None, value: Array) -> Array:
         """Return a weight as a contiguous array.
@@ -159,64 +157,13 @@ class Kernels:
         return self._weights[key]
 
 
-def session(
-    proto: bytes,
-    threads: int,
-    options: onnxruntime.SessionOptions | None = None,
-    providers: Sequence[Provider] = ON_CPU,
-) -> onnxruntime.InferenceSession:
-    """Return a session with the project's options. A provider that fails raises: there is no silent fallback."""
-    given = [(provider.name, dict(provider.options)) for provider in providers]
-    options = options or session_options(threads)
-    return onnxruntime.InferenceSession(proto, options, providers=given, enable_fallback=0)
-
-
-def unsplit_session(model: Model, threads: int) -> onnxruntime.InferenceSession:
+def unsplit_session(model: Model, threads: int) -> Session:
     """Return a session of the network before any rewrite, whose output is the reference for split output.
 
     Raises:
         CaptureError: the model was not captured in this process.
     """
-    original = model.original_proto
-    large = {i.name: i for i in original.graph.initializer if math.prod(i.dims) > LARGE_ELEMENTS}
-    light = without_initializers(original, large)
-    light.graph.initializer.extend(stub(i.name, i.data_type, i.dims) for i in large.values())
-    options = session_options(threads)
-    if large:
-        values = [onnxruntime.OrtValue.ortvalue_from_numpy(numpy_helper.to_array(i)) for i in large.values()]
-        options.add_external_initializers(list(large), values)
-    return session(light.SerializeToString(), threads, options)
-
-
-def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """Return the options of every session of the project, of the unsplit reference too."""
-    _share_arena()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # Idle threads of one session must not occupy cores that another session or another device's worker needs.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # On x86, ONNX Runtime fuses int8 activations into integer kernels only if it can first convert them to uint8. It
-    # cannot at the border of a tile, so the unsplit network and the tile would be rounded differently.
-    options.add_session_config_entry("session.qdqisint8allowed", "1")
-    options.add_session_config_entry("session.use_env_allocators", "1")
-    return options
-
-
-@functools.cache
-def _share_arena() -> None:
-    """Give all sessions of the process one arena.
-
-    With an arena per session, a plan of many stages keeps the activations of every stage, and every stage computes in
-    memory that is not in the caches.
-    """
-    memory = onnxruntime.OrtMemoryInfo(
-        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
-    )
-    unlimited, as_much_as_asked, default = 0, 1, -1
-    arena = onnxruntime.OrtArenaCfg(unlimited, as_much_as_asked, default, default)
-    onnxruntime.create_and_register_allocator(memory, arena)
+    return session_of(model.original_proto, threads)
 
 
 def received(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import onnxruntime
 from onnx import TensorProto, helper
 
+from coedge.core.onnx_session import Session
 from coedge.core.provider import CPU, Provider
 
 
@@ -16,15 +17,13 @@ def problem_of(providers: Sequence[Provider]) -> str:
     A build of ONNX Runtime may have a provider and lack the library or driver that the provider needs. Only making a
     session shows that.
     """
-    from workers.runtime.kernels import session
-
     available = onnxruntime.get_available_providers()
     build = f"onnxruntime {onnxruntime.__version__} has {', '.join(available)} there"
     absent = [provider.name for provider in providers if provider.name not in available]
     if absent:
         return f"{', '.join(absent)} is not available: {build}. Install a build of onnxruntime with it, or leave it out"
     try:
-        got = session(_smallest_model(), 1, providers=providers).get_providers()
+        got = Session(_smallest_model(), 1, providers=providers).providers
     except Exception as error:
         asked = [provider.name for provider in providers if provider.name != CPU or provider.options]
         return f"{', '.join(asked or [CPU])} does not start: {error}. Correct its options, or leave it out"

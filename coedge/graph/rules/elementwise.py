@@ -175,10 +175,7 @@ def along_one_axis(node: Node, context: Context) -> Rule | str:
             return "its axis is not constant"
         axes = {int(value) % len(tensor.shape)}
     else:
-        # Before opset 13 the softmax family flattened everything from its axis on, which was 1 by default.
-        flattens = context.opset < 13 and node.op != "LpNormalization"
-        axis = int(node.attributes.get("axis", 1 if flattens else -1)) % len(tensor.shape)
-        axes = set(range(axis, len(tensor.shape))) if flattens else {axis}
+        axes = {int(node.attributes.get("axis", -1)) % len(tensor.shape)}
     crossed = _extended(tensor, axes)
     if crossed:
         return f"normalises along the {crossed}"

@@ -26,9 +26,7 @@ class ShareRule(Plain):
 
 
 def reduced_axes(node: Node, rank: int, constants: Mapping[str, np.ndarray]) -> list[int] | None:
-    """Return the axes of a Reduce operator, from its attribute (old opsets) or input. None: they are not constant."""
-    if "axes" in node.attributes:
-        return sorted(int(a) % rank for a in node.attributes["axes"])
+    """Return the axes of a Reduce operator. None: they are not constant."""
     if len(node.inputs) > 1 and node.inputs[1]:
         value = constants.get(node.inputs[1])
         if value is None:

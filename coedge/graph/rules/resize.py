@@ -38,11 +38,9 @@ class EnlargeRule(Rule):
             for axis, factor in ((tensor.row_axis, self.factors[0]), (tensor.col_axis, self.factors[1])):
                 if axis is not None:
                     scales[axis] = factor
-            # The region of interest is not used, but before opset 13 it may not be omitted.
-            roi = tile.constant(np.zeros(0, np.float32)) if tile.opset < 13 else ""
             tile.copy(
                 node,
-                [inputs[0], roi, tile.constant(scales)],
+                [inputs[0], "", tile.constant(scales)],
                 [whole],
                 axes=None,
                 keep_aspect_ratio_policy=None,
@@ -53,15 +51,13 @@ class EnlargeRule(Rule):
             tile.crop(whole, tile.tensors[node.outputs[0]], crop, node.outputs[0])
 
 
-@register("Resize", "Upsample")
+@register("Resize")
 def resize(node: Node, context: Context) -> Rule | str:
     source = node.inputs[0]
     if context.is_constant(source):
         return "resizes a constant"
     if any(n and not context.is_constant(n) for n in node.inputs[1:]):
         return "its scales are not constant"
-    if context.opset < 11:
-        return "is of an opset before 11"
     tensor, out_shape = context.tensors[source], context.out_shape(node)
     attributes = node.attributes
     mode = attributes.get("mode", b"nearest").decode()

@@ -31,7 +31,6 @@ class Context:
     tensors: Mapping[str, Tensor]
     constants: Mapping[str, np.ndarray]
     shapes: Mapping[str, tuple[int, ...]]
-    opset: int
 
     def constant(self, node: Node, position: int) -> np.ndarray | None:
         if position >= len(node.inputs) or not node.inputs[position]:
@@ -89,7 +88,6 @@ class Emitter(ABC):
     """
 
     tensors: Mapping[str, Tensor]
-    opset: int
 
     @contextlib.contextmanager
     def without_features(self, names: Iterable[str]) -> Iterator[None]:

@@ -132,10 +132,7 @@ class SqueezeRule(Plain):
     axes: tuple[int, ...] = ()
 
     def emit(self, tile: Emitter, node: Node, inputs: list[str], adjust: Adjust) -> None:
-        if tile.opset >= 13:
-            tile.copy(node, [inputs[0], tile.constant(np.array(self.axes, np.int64))])
-        else:
-            tile.copy(node, inputs, axes=list(self.axes))
+        tile.copy(node, [inputs[0], tile.constant(np.array(self.axes, np.int64))])
 
 
 @register("Transpose", knows_features=True)
@@ -201,8 +198,8 @@ class SliceRule(Plain):
 @register("Slice")
 def slice_(node: Node, context: Context) -> Rule | str:
     source = node.inputs[0]
-    if context.is_constant(source) or context.opset < 10:
-        return "slices a constant, or is of an opset before 10"
+    if context.is_constant(source):
+        return "slices a constant"
     tensor = context.tensors[source]
     given = [context.constant(node, i) for i in range(1, len(node.inputs))]
     if any(value is None and node.inputs[i + 1] for i, value in enumerate(given)):

@@ -173,8 +173,8 @@ class PadRule(Rule):
 @register("Pad")
 def pad(node: Node, context: Context) -> Rule | str:
     source = node.inputs[0]
-    if context.is_constant(source) or context.opset < 11:
-        return "pads a constant, or is of an opset before 11"
+    if context.is_constant(source):
+        return "pads a constant"
     tensor: Tensor = context.tensors[source]
     given = context.constant(node, 1)
     if given is None or (len(node.inputs) > 2 and node.inputs[2] and context.constant(node, 2) is None):

@@ -1,0 +1,1 @@
+"""Front end: networks of other libraries become models that can be split."""
