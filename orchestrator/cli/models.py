@@ -16,6 +16,7 @@ from coedge.core.errors import CaptureError, DynamicShape, InputError
 from coedge.core.package_data import PHOTOGRAPH
 from coedge.frontend.capture import capture
 from coedge.graph.model import Model
+from orchestrator.cli.image_file import read_image
 from orchestrator.cli.inputs import check_keep_local
 
 # Mean and standard deviation of ImageNet per channel, for pixels scaled to 0..1.
@@ -122,7 +123,7 @@ def _from_factory(spec: str) -> Any:
 
 
 def load_image(path: str | Path, model: Model) -> np.ndarray:
-    """Load an image and resize it to the model's input.
+    """Load an image and resize it to the model's input. `image_file` says how each kind of file is taken.
 
     Returns:
         uint8 pixels, or normalised float32 if the model's input is float32.
@@ -130,8 +131,6 @@ def load_image(path: str | Path, model: Model) -> np.ndarray:
     Raises:
         InputError: the file is not an image, or the model does not take one image of 1 or 3 channels.
     """
-    from PIL import Image, UnidentifiedImageError
-
     if len(model.inputs) != 1:
         raise InputError(f"{model.name} takes {len(model.inputs)} inputs, not one image; use the Python API")
     tensor = model.inputs[0]
@@ -139,14 +138,7 @@ def load_image(path: str | Path, model: Model) -> np.ndarray:
     channels = tensor.shape[3] if channels_last else tensor.shape[1]
     if tensor.shape[0] != 1 or channels not in (1, 3):
         raise InputError(f"{model.name} takes {list(tensor.shape)}, not one image of 1 or 3 channels")
-    try:
-        with Image.open(path) as opened:
-            image = opened.convert("L" if channels == 1 else "RGB").resize((tensor.cols, tensor.rows))
-    except FileNotFoundError:
-        raise InputError(f"there is no image {path}") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{path} cannot be read as an image: {error}") from None
-    pixels = np.asarray(image).reshape(tensor.rows, tensor.cols, channels)
+    pixels: np.ndarray = read_image(path, tensor.rows, tensor.cols, channels)
     if tensor.dtype != "uint8":
         mean, std = (np.array(MEAN), np.array(STD)) if channels == 3 else (np.array(0.5), np.array(0.25))
         pixels = ((pixels.astype(np.float32) / 255) - mean) / std
