@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from typing import Any
+
+from coedge.core.silence import silenced_warnings
 
 
 def solve_linear_programme(problem: Any, again: bool = False) -> bool:
@@ -19,8 +20,7 @@ def solve_linear_programme(problem: Any, again: bool = False) -> bool:
     """
     import cvxpy
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with silenced_warnings("cvxpy", "scipy", "clarabel"):
         with contextlib.suppress(cvxpy.SolverError):
             problem.solve(solver=cvxpy.CLARABEL, ignore_dpp=not again)
         if problem.status not in (cvxpy.OPTIMAL, cvxpy.INFEASIBLE):
