@@ -12,6 +12,7 @@ from nets import Net, difference, image, make_plan, unsplit
 from waiting import MOST_SECONDS, until
 
 from coedge.core.errors import ClusterError
+from coedge.execution import scheduler
 from coedge.execution.program import CLIENT, Program, Receive, Send
 from coedge.execution.scheduler import MAX_BEGUN_FRAMES
 from coedge.frontend.capture import capture
@@ -323,6 +324,41 @@ class TestFaultyPeers:
         device.reports(MessageKind.TRACE, frame)
         device.send_frame(9999)
         device.reports(MessageKind.TRACE, 9999)
+
+    def test_the_bytes_of_the_frames_that_one_peer_begins_are_bounded(
+        self, device: Device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A few frames begin whatever their size. Bytes of frames that ended do not count."""
+        (first, *_) = device.receives("a")
+        nbytes = sum(rows.nbytes for rows in device.rows(first))
+        monkeypatch.setattr(scheduler, "FEW_BEGUN_FRAMES", 2)
+        monkeypatch.setattr(scheduler, "MAX_BEGUN_NBYTES", 5 * nbytes)
+        for frame in range(100):
+            device.send(A, first, frame)
+        until(lambda: device.loop._scheduler.refused == 95, "the messages have come")
+        assert set(device.loop.waiting) == {(EPOCH, frame) for frame in range(5)}
+        assert [record.message for record in caplog.records if "dropped rows" in record.message] == [
+            "b dropped rows of frame 5 from device 0, which has begun too many frames (further ones are not logged)"
+        ]
+        for frame in range(4):
+            for step in device.program.receives:
+                if step is not first:
+                    device.send(NAMES.index(step.peer), step, frame)
+            device.reports(MessageKind.TRACE, frame)
+        for frame in range(200, 210):
+            device.send(A, first, frame)
+        until(lambda: device.loop._scheduler.refused == 95 + 6, "the messages have come")
+        assert set(device.loop.waiting) == {(EPOCH, frame) for frame in (4, 200, 201, 202, 203)}
+
+    @pytest.mark.parametrize("size", [1, 1_000_000])
+    def test_rows_of_another_size_than_the_program_states_are_not_kept(self, device: Device, size: int) -> None:
+        (first, *_) = device.receives("a")
+        for frame in range(20):
+            rows = np.zeros(size, np.float32)
+            device.peers[A].send(B, Message(MessageKind.DATA, A, EPOCH, frame, first.channel, (rows,)))
+            assert "expected" in array_to_text(device.reports(MessageKind.ERROR, frame).arrays[0])
+        assert device.loop.waiting == {}
+        device.check_works(9999)
 
     @pytest.mark.parametrize("kind", [MessageKind.DATA, MessageKind.PROBE, MessageKind.CANCEL, MessageKind.ANSWER])
     def test_a_peer_that_never_stops_sending_does_not_keep_the_worker_from_its_frames(
