@@ -99,7 +99,7 @@ class Devices:
 
     def programs(self) -> set[int]:
         """The epochs that some device has a program of."""
-        return {epoch for worker in self.threads.workers.values() for epoch in worker._store._programs}
+        return {epoch for worker in self.threads.workers.values() for epoch in worker.status().epochs}
 
 
 @pytest.fixture

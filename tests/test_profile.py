@@ -248,8 +248,8 @@ def test_a_layer_of_more_work_is_measured_as_slower() -> None:
     assert heavy > 5 * light
 
 
-def test_the_time_budget_bounds_how_much_is_played() -> None:
-    """Of the sweeps, and of longer stages; what is least needed is left out first."""
+def test_a_short_time_budget_leaves_out_sweeps() -> None:
+    """A long budget has room for all measurements, those of longer stages included."""
     rounds = {}
     for budget_seconds in (0.001, 100.0):
         play = LayerMeasurement(small(), 1, 0.3, budget_seconds)
