@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +10,16 @@ import numpy as np
 import onnx
 
 from coedge.core.errors import CaptureError, innermost_message
+from coedge.core.silence import silenced
 from coedge.frontend.agreement import TorchReference
 from coedge.frontend.input_shapes import check_input
 
+# The exporter, and its loggers. Its errors come back as exceptions.
+PACKAGES = ("torch", "onnxscript", "onnx_ir", "onnx")
+LOGGERS = (
+    *("torch.onnx", "torch.export", "torch._export", "torch.fx", "torch._dynamo", "torch._functorch"),
+    *("torch._subclasses", "torch._decomp", "onnxscript", "onnx_ir"),
+)
 # Arguments of torch's operators that select training: of dropout and of batch normalisation.
 TRAINING_FLAGS = ("train", "training", "dropout_p")
 
@@ -70,7 +73,7 @@ def export_module(module: Any, example: Any) -> Exported:
     training = {m: m.training for m in module.modules()}
     try:
         module.eval()
-        with _quiet(), torch.no_grad():
+        with silenced(PACKAGES, LOGGERS), torch.no_grad():
             program = torch.export.export(module, tensors, strict=False)
         return export_program(program)
     except CaptureError:
@@ -112,7 +115,7 @@ def export_program(program: Any) -> Exported:
                 "wrap the module in one that returns tensors only"
             )
     try:
-        with _quiet(), torch.no_grad():
+        with silenced(PACKAGES, LOGGERS), torch.no_grad():
             exported = torch.onnx.export(program, dynamo=True, verbose=False)
     except Exception as error:
         raise CaptureError(f"the program does not export to ONNX: {innermost_message(error)}") from error
@@ -144,21 +147,3 @@ def _refuse_training(program: Any) -> None:
                 f"{shown} draws numbers at random, so that devices would disagree; if it is left from training, call "
                 "module.eval() before the export; else make the random numbers an input of the network"
             )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress what the exporter logs and prints. Its errors come back as exceptions."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    nowhere = io.StringIO()
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(nowhere),
-            contextlib.redirect_stderr(nowhere),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)
