@@ -89,7 +89,7 @@ def observe(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Observed
         shown = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items() if value.ndim == 4)
         raise CaptureError(
             f"the network does not run on inputs of this shape ({shown}): {innermost_message(error)}; give an example "
-            "of the shape that it was made for"
+            "that it runs on: coedge.capture(model, example)"
         ) from error
     dtypes = {name: str(helper.tensor_dtype_to_np_dtype(t.tensor_type.elem_type)) for name, t in typed.items()}
     dtypes |= {name: str(np.asarray(values[name]).dtype) for name in (*unknown, *results)}
