@@ -11,7 +11,7 @@ import onnx
 
 from coedge.core.errors import CaptureError, innermost_message
 from coedge.core.onnx_session import session_options
-from coedge.graph.large_weights import session_of
+from coedge.graph.large_weights import session_of, without_initializers
 
 # Differences relative to the largest value of a tensor. Up to the first, values agree: kernels sum in another order.
 # Up to the second, a kernel is less precise than torch's. Beyond it, an operator does something else.
@@ -134,8 +134,7 @@ class TorchReference:
 
         with torch.no_grad():
             Recorder(module).run(*inputs)
-        probe = onnx.ModelProto()
-        probe.CopyFrom(self._exported)
+        probe = without_initializers(self._exported, ())
         made = {name: node.op_type for node in probe.graph.node for name in node.output if name in values}
         del probe.graph.output[:]
         probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)

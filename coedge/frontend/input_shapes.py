@@ -58,7 +58,7 @@ def check_inputs(proto: onnx.ModelProto) -> None:
 
 
 def with_shapes(proto: onnx.ModelProto, example: tuple[np.ndarray, ...]) -> onnx.ModelProto:
-    """Return the model with the shapes of the example as those of its inputs.
+    """Return the model with the shapes of the example as those of its inputs. The model is changed in place.
 
     Raises:
         CaptureError: the example does not fit the inputs: number, dtype or static dimensions.
@@ -67,9 +67,7 @@ def with_shapes(proto: onnx.ModelProto, example: tuple[np.ndarray, ...]) -> onnx
         return proto
     if not proto.graph.input:
         raise CaptureError("the model has no inputs: it computes the same for every image")
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(proto)
-    inputs = fixed.graph.input
+    inputs = proto.graph.input
     if len(inputs) != len(example):
         raise CaptureError(
             f"the model takes {len(inputs)} inputs ({', '.join(i.name for i in inputs)}), the example has "
@@ -90,10 +88,10 @@ def with_shapes(proto: onnx.ModelProto, example: tuple[np.ndarray, ...]) -> onnx
         del kind.shape.dim[:]
         for extent in array.shape:
             kind.shape.dim.add().dim_value = extent
-    del fixed.graph.value_info[:]
-    for output in fixed.graph.output:
+    del proto.graph.value_info[:]
+    for output in proto.graph.output:
         output.type.tensor_type.ClearField("shape")
-    return fixed
+    return proto
 
 
 def _extent(dim: onnx.TensorShapeProto.Dimension) -> int | None:

@@ -15,6 +15,8 @@ from typing import Any
 import onnx
 from onnx import helper
 
+from coedge.graph.large_weights import without_initializers
+
 # The mark of names that this package makes: of nodes, where a region rule reads it, and of constants.
 RESERVED = "coedge."
 RENAMED = "model."
@@ -30,8 +32,7 @@ def normal_form(proto: onnx.ModelProto) -> onnx.ModelProto:
         from onnx import inliner
 
         proto = inliner.inline_local_functions(proto)
-    made = onnx.ModelProto()
-    made.CopyFrom(proto)
+    made = without_initializers(proto, ())
     graph = made.graph
     read = {name for inner in graphs_of(graph) for node in inner.node for name in node.input}
     read |= {output.name for output in graph.output}

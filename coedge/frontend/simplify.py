@@ -17,13 +17,12 @@ from coedge.core.errors import CaptureError, innermost_message
 from coedge.core.onnx_session import session_options
 from coedge.frontend.data_shapes import data_dependent
 from coedge.frontend.trial_run import observe
-from coedge.graph.large_weights import LARGE_ELEMENTS, session_of, stub, without_initializers
+from coedge.graph import large_weights
+from coedge.graph.large_weights import LARGE_ELEMENTS, initializers_nbytes, session_of, stub, without_initializers
 from coedge.graph.quantised import tighten
 
 # This optimiser turns a channels-last MatMul into a Gemm with one row per pixel, and no layer behind it could be split.
 FLATTENS_ROWS = "MatMulAddFusion"
-# A serialised graph holds at most 2 GB. Larger weights are written to a file of their own.
-MOST_NBYTES = 1_500_000_000
 
 
 class Simplified(NamedTuple):
@@ -74,7 +73,7 @@ def _optimised(proto: onnx.ModelProto) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "simplified.onnx"
         options.optimized_model_filepath = str(target)
-        if sum(len(i.raw_data) for i in proto.graph.initializer) > MOST_NBYTES:
+        if initializers_nbytes(proto) > large_weights.MOST_NBYTES:
             options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
         try:
             session_of(proto, 1, options, disabled=[FLATTENS_ROWS])

@@ -11,7 +11,7 @@ from onnx import helper
 
 from coedge.core.errors import CaptureError, innermost_message
 from coedge.core.onnx_session import session_options
-from coedge.graph.large_weights import session_of
+from coedge.graph.large_weights import session_of, without_initializers
 
 SEED = 0
 # Prefix of the outputs that the run adds: the shapes of all values.
@@ -60,8 +60,7 @@ def observe(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Observed
     """
     import onnxruntime
 
-    probe = onnx.ModelProto()
-    probe.CopyFrom(proto)
+    probe = without_initializers(proto, ())
     graph = probe.graph
     made = [name for node in graph.node for name in node.output if name]
     typed = {

@@ -16,6 +16,8 @@ from coedge.core.onnx_session import Session, session_options
 
 # Constants with more elements than this are passed beside the graph.
 LARGE_ELEMENTS = 1_000_000
+# Larger weights are written to a file of their own. A serialised graph holds at most 2 GB.
+MOST_NBYTES = 1_500_000_000
 
 
 def stub(name: str, data_type: int, dims: Sequence[int]) -> TensorProto:
@@ -24,6 +26,11 @@ def stub(name: str, data_type: int, dims: Sequence[int]) -> TensorProto:
     made.data_location = TensorProto.EXTERNAL
     made.external_data.add(key="location", value="memory")
     return made
+
+
+def initializers_nbytes(proto: onnx.ModelProto) -> int:
+    """Return the bytes of the initialisers, without those of their smaller encodings."""
+    return sum(len(one.raw_data) or 8 * math.prod(one.dims) for one in proto.graph.initializer)
 
 
 def session_of(proto: onnx.ModelProto, threads: int, options: Any = None, disabled: Sequence[str] = ()) -> Session:
@@ -53,7 +60,10 @@ def _is_passed_beside(tensor: TensorProto) -> bool:
 
 
 def without_initializers(proto: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
-    """Return a copy of the model without some initialisers, whose values are not copied."""
+    """Return a copy of the model without some initialisers, whose values are not copied.
+
+    A copy by `CopyFrom` fails for a model of more than 2 GB.
+    """
     light = onnx.ModelProto()
     for field, value in proto.ListFields():
         if field.name == "graph":

@@ -18,7 +18,7 @@ from coedge.core.errors import CaptureError, InputError
 from coedge.core.region import Interval, Region
 from coedge.execution.program import Tile
 from coedge.graph.graph import Graph, Tensor
-from coedge.graph.large_weights import stub
+from coedge.graph.large_weights import MOST_NBYTES, initializers_nbytes, stub, without_initializers
 from coedge.graph.layers import Cut, Layer, make_cuts, make_layers
 from coedge.graph.receptive_field import BackwardRule, region_rules, row_rules
 from coedge.graph.rules import Rule
@@ -96,8 +96,18 @@ class Model:
 
     @property
     def reference(self) -> bytes:
-        """The network before any rewrite, as serialised ONNX. Split output is compared with its output."""
-        text: bytes = self.original_proto.SerializeToString()
+        """The network before any rewrite, as serialised ONNX. Split output is compared with its output.
+
+        Raises:
+            CaptureError: the network has more than 2 GB of weights.
+        """
+        proto = self.original_proto
+        if initializers_nbytes(proto) > MOST_NBYTES:
+            raise CaptureError(
+                f"{self.name} has more than 2 GB of weights, which serialised ONNX cannot hold; save it to a file: "
+                "model.save(path)"
+            )
+        text: bytes = proto.SerializeToString()
         return text
 
     @property
@@ -191,8 +201,17 @@ class Model:
         return "\n".join(lines)
 
     def save(self, path: str | Path) -> None:
-        """Write the network before any rewrite to an .onnx file."""
-        Path(path).write_bytes(self.reference)
+        """Write the network before any rewrite to an .onnx file.
+
+        Weights of more than 2 GB are written to a second file beside it, with `.data` at the end of its name.
+        """
+        path, proto = Path(path), self.original_proto
+        if initializers_nbytes(proto) <= MOST_NBYTES:
+            path.write_bytes(self.reference)
+        else:
+            onnx.save_model(
+                without_initializers(proto, ()), str(path), save_as_external_data=True, location=f"{path.name}.data"
+            )
 
 
 def _skeleton(model: Model) -> onnx.ModelProto:
