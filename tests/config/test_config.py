@@ -21,7 +21,7 @@ from coedge.core.objective import Objective
 from coedge.core.provider import CPU, KNOWN, Provider
 from orchestrator.cli.defaults import demo_config
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 TWO_DEVICES = """\
 devices:

@@ -30,7 +30,7 @@ from orchestrator.lab.spec import LabDevice, LabMedium, LabSpec, overrides, spec
 from orchestrator.lab.state import LabState
 from workers.transport.transport import own_clock
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs" / "lab").glob("*.yaml"))
 NAME = "test"  # the tests' own lab, so that another one may be up
 

@@ -84,7 +84,7 @@ def test_a_matrix_that_other_operators_read_is_no_input() -> None:
 
 def memory_mb(script: str) -> float:
     """Run a script in a process of its own and return the number that it prints: growth of its memory in MB."""
-    tests = Path(__file__).parent
+    tests = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"}
     ran = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120, check=False

@@ -18,7 +18,7 @@ from waiting import MOST_SECONDS
 
 from coedge import CaptureError, capture
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 X = torch.zeros(1, 3, 12, 10)
 
 

@@ -24,7 +24,7 @@ from orchestrator.control import ray_control
 from orchestrator.control.deadline import Overrun, within
 from orchestrator.control.ray_address import check_ray_address
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # Upper bound on what happens at once, on a busy machine.
 GRACE_SECONDS = 10.0
 

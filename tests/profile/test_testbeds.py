@@ -41,7 +41,7 @@ from coedge.profile.testbed import load_testbed, profile_of
 from orchestrator.cli.models import load_model
 from orchestrator.planner.planner import make_plan
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs" / "testbeds").glob("*.yaml"))
 PAPER = ROOT / "configs" / "testbeds" / "paper.yaml"
 PAPERS_NETWORKS = ("alexnet", "vgg_f", "googlenet", "mobilenet_v1")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("coedge", "orchestrator", "workers")
 # A file is read in one sitting.
 MOST_LINES = 450
