@@ -42,8 +42,15 @@ def load_config(
 
 
 def as_changes(overrides: Sequence[str]) -> list[tuple[str, str]]:
-    """Return overrides in the form that `load_section` takes."""
-    return [("override", text) for text in ([overrides] if isinstance(overrides, str) else overrides)]
+    """Return overrides in the form that `load_section` takes.
+
+    Raises:
+        ConfigError: they are not texts.
+    """
+    given = [overrides] if isinstance(overrides, str) else overrides
+    if not isinstance(given, Sequence) or not all(isinstance(text, str) for text in given):
+        raise ConfigError(f"overrides are a list of `key=value` texts; given {overrides!r:.100}")
+    return [("override", text) for text in given]
 
 
 def load_section(

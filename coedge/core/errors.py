@@ -3,7 +3,7 @@
     CoEdgeError
     ├── CaptureError        a model could not be turned into a graph
     │   └── DynamicShape    an input has a dynamic dimension and no example fixes it
-    ├── InputError          a tensor does not fit the model: shape, dtype, number of inputs
+    ├── InputError          an argument has another type or value than is needed, such as a tensor of another shape
     ├── ConfigError         a configuration file or override is wrong
     ├── PlanError           a plan does not fit its model or its cluster
     │   └── InfeasibleError no plan meets the objective
@@ -32,7 +32,7 @@ class DynamicShape(CaptureError):
 
 
 class InputError(CoEdgeError, ValueError):
-    """A tensor does not fit the model."""
+    """A tensor does not fit the model, or an argument is not what a function takes."""
 
 
 class ConfigError(CoEdgeError, ValueError):
@@ -65,6 +65,24 @@ class FrameTimeout(CoEdgeError, TimeoutError):
 
 class Cancelled(CoEdgeError):
     """The job was cancelled by its owner."""
+
+
+def step_failed(device: str, step: str, error: BaseException | str, frame: int | None = None) -> StepFailed:
+    """Return the error of a step, in one line.
+
+    Args:
+        step: its description, which names stage and layer.
+        error: what was raised, or the text of it.
+        frame: None where only one frame runs.
+    """
+    which = "" if frame is None else f", frame {frame}"
+    reason = error if isinstance(error, str) else innermost_message(error)
+    return StepFailed(f"{device} failed in {step}{which}: {reason}")
+
+
+def reason_of(error: OSError | ValueError | TypeError) -> str:
+    """Return why a file cannot be opened. `open` raises ValueError for a NUL in the path, TypeError for no path."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def innermost_message(error: BaseException) -> str:

@@ -7,14 +7,22 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from coedge.core.errors import PlanError
+from coedge.core.errors import PlanError, reason_of
 
 Value = TypeVar("Value", bound=BaseModel)
 
 
 def save_json(value: BaseModel, path: str | Path) -> None:
-    """Write a value to a file as JSON."""
-    Path(path).write_text(value.model_dump_json(indent=1), encoding="utf-8")
+    """Write a value to a file as JSON.
+
+    Raises:
+        PlanError: the file cannot be written.
+    """
+    text = value.model_dump_json(indent=1)
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except (OSError, ValueError, TypeError) as error:
+        raise PlanError(f"cannot write {path!s:.200}: {reason_of(error)}") from error
 
 
 def load_json(kind: type[Value], path: str | Path, what: str) -> Value:
@@ -27,11 +35,13 @@ def load_json(kind: type[Value], path: str | Path, what: str) -> Value:
         PlanError: the file cannot be read, or does not hold a value of this kind.
     """
     try:
-        return kind.model_validate_json(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PlanError(f"cannot read the {what} {path}: {error.strerror}") from error
+        text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise PlanError(f"{path} is not a {what}: it is not a text file") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise PlanError(f"cannot read the {what} {path!s:.200}: {reason_of(error)}") from error
+    try:
+        return kind.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"

@@ -24,14 +24,20 @@ def as_arrays(values: Any) -> tuple[np.ndarray, ...]:
 
 def _as_array(value: Any) -> np.ndarray:
     if isinstance(value, np.ndarray):
-        return value
-    if not hasattr(value, "detach"):
-        raise InputError(f"an input is a torch tensor or a NumPy array; a {type(value).__name__} was given")
+        # Arrays from a file may have the other byte order, which kernels and torch do not read.
+        return value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
+    if not hasattr(value, "detach") or not hasattr(value, "layout"):
+        raise InputError(
+            f"an input is a torch tensor or a NumPy array; a {type(value).__name__} was given. Convert it: "
+            'np.asarray(x, "float32"), with the shape [N, C, H, W]'
+        )
     if "sparse" in str(value.layout):
         raise InputError("a sparse tensor cannot travel; make it dense: x.to_dense()")
+    if value.device.type == "meta":
+        raise InputError("a tensor on the device 'meta' has no values; give one on the CPU")
     try:
         array: np.ndarray = value.detach().cpu().numpy()
-    except TypeError as error:
+    except (TypeError, RuntimeError) as error:
         raise InputError(f"a tensor of {value.dtype} cannot travel: {error}; convert it to float32 or uint8") from None
     return array
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from coedge.core.errors import CaptureError, CoEdgeError, innermost_message
+from coedge.core.errors import CaptureError, CoEdgeError, innermost_message, reason_of
 from coedge.core.values import as_arrays
 from coedge.frontend.agreement import TorchReference, check_conversion
 from coedge.frontend.input_shapes import check_inputs, with_shapes
@@ -100,8 +100,11 @@ def _captured(
 def _from_file(path: str | Path, example: Any) -> tuple[Exported, str]:
     """Return the ONNX graph of a file, and a name. The example is not needed."""
     path = Path(path)
-    if not path.exists():
-        raise CaptureError(f"{path} does not exist")
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {reason_of(error)}"
+        raise CaptureError(f"{path!s:.200} {reason}") from error
     if path.suffix == ".onnx":
         return Exported(_load_onnx(path)), path.stem
     if path.suffix == ".pt2":

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
+
+from coedge.core.errors import InputError
 
 
 def with_normalisation(module: Any, mean: Sequence[float], std: Sequence[float], scale: float = 255.0) -> Any:
@@ -17,14 +20,20 @@ def with_normalisation(module: Any, mean: Sequence[float], std: Sequence[float],
         A `torch.nn.Module` that takes uint8 (or any real dtype) [N, C, H, W].
 
     Raises:
-        ValueError: mean and std are empty or differ in length, or a deviation is zero.
+        InputError: mean and std are not numbers, are empty or differ in length, a deviation is zero, or the module
+            is none.
     """
     import torch
 
+    if not isinstance(module, torch.nn.Module):
+        raise InputError(f"a normalisation is put before a torch.nn.Module; a {type(module).__name__} was given")
+    for name, values in (("mean", mean), ("std", std)):
+        if not isinstance(values, Iterable) or not all(isinstance(value, Real) for value in values):
+            raise InputError(f"{name} is {values!r:.100}; give one number per channel, such as (0.5, 0.5, 0.5)")
     if len(mean) != len(std) or not mean:
-        raise ValueError(f"mean has {len(mean)} channels and std {len(std)}; give one number of each per channel")
+        raise InputError(f"mean has {len(mean)} channels and std {len(std)}; give one number of each per channel")
     if any(value == 0 for value in std):
-        raise ValueError("a standard deviation of zero would divide by zero")
+        raise InputError("a standard deviation of zero would divide by zero")
 
     class Normalised(torch.nn.Module):
         def __init__(self) -> None:

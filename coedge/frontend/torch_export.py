@@ -11,6 +11,7 @@ import onnx
 
 from coedge.core.errors import CaptureError, innermost_message
 from coedge.core.silence import silenced
+from coedge.core.values import as_arrays
 from coedge.frontend.agreement import TorchReference
 from coedge.frontend.input_shapes import check_input
 
@@ -67,9 +68,11 @@ def export_module(module: Any, example: Any) -> Exported:
             raise CaptureError(
                 f"the example holds a {type(value).__name__}; give a tensor or an array, or a tuple of them"
             )
-    tensors = tuple(torch.as_tensor(v) for v in values)
-    for tensor in tensors:
-        check_input("example", tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+    values = tuple(as_arrays(v)[0] if isinstance(v, np.ndarray) else v for v in values)
+    for value in values:
+        check_input("example", tuple(value.shape), str(value.dtype).removeprefix("torch."))
+    # torch does not read negative strides.
+    tensors = tuple(torch.from_numpy(np.array(v, order="C")) if isinstance(v, np.ndarray) else v for v in values)
     training = {m: m.training for m in module.modules()}
     try:
         module.eval()
@@ -93,7 +96,8 @@ def load_program(path: Path) -> Any:
     """
     torch = load_torch()
     try:
-        return torch.export.load(path)
+        with silenced(PACKAGES, LOGGERS):
+            return torch.export.load(path)
     except Exception as error:
         raise CaptureError(f"{path} is not a torch.export program: {innermost_message(error)}") from error
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from coedge.core.errors import CaptureError, InputError
+from coedge.core.errors import CaptureError, InputError, reason_of
 from coedge.core.region import Interval, Region
 from coedge.execution.program import Tile
 from coedge.graph.graph import Graph, Tensor
@@ -159,6 +159,16 @@ class Model:
             if name in self.weights
         }
 
+    @classmethod
+    def check(cls, value: object) -> None:
+        """Check that an argument is a captured network.
+
+        Raises:
+            InputError: it is something else.
+        """
+        if not isinstance(value, cls):
+            raise InputError(f"a model is what coedge.capture returns; a {type(value).__name__} was given")
+
     def check_inputs(self, arrays: Iterable[np.ndarray]) -> tuple[np.ndarray, ...]:
         """Return the arrays if they fit the model's inputs.
 
@@ -204,14 +214,22 @@ class Model:
         """Write the network before any rewrite to an .onnx file.
 
         Weights of more than 2 GB are written to a second file beside it, with `.data` at the end of its name.
+
+        Raises:
+            CaptureError: the file cannot be written, or the model was not captured in this process.
         """
-        path, proto = Path(path), self.original_proto
-        if initializers_nbytes(proto) <= MOST_NBYTES:
-            path.write_bytes(self.reference)
-        else:
-            onnx.save_model(
-                without_initializers(proto, ()), str(path), save_as_external_data=True, location=f"{path.name}.data"
-            )
+        proto = self.original_proto
+        text = self.reference if initializers_nbytes(proto) <= MOST_NBYTES else None
+        try:
+            path = Path(path)
+            if text is not None:
+                path.write_bytes(text)
+            else:
+                onnx.save_model(
+                    without_initializers(proto, ()), str(path), save_as_external_data=True, location=f"{path.name}.data"
+                )
+        except (OSError, ValueError, TypeError) as error:
+            raise CaptureError(f"cannot write {self.name} to {path!s:.200}: {reason_of(error)}") from error
 
 
 def _skeleton(model: Model) -> onnx.ModelProto:

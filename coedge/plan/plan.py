@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,11 @@ def check_plan(plan: Plan, model: Model) -> None:
 
     Raises:
         PlanError: the first thing that does not fit.
+        InputError: the model is none.
     """
+    Model.check(model)
+    if not isinstance(plan, Plan):
+        raise PlanError(f"a plan is what coedge.make_plan returns; a {type(plan).__name__} was given")
     if plan.model_hash != model.hash:
         raise PlanError(
             f"the plan is for model {plan.model_name!r} ({plan.model_hash}), "
@@ -240,6 +245,28 @@ def stages_of(
     return tuple(stages)
 
 
+def _check_arguments(devices: Any, boundaries: Any, grid: Any, stage_layers: Any, source: Any) -> None:
+    """Check the types of the arguments of `even_plan`.
+
+    Raises:
+        PlanError: one is something else; shows what is needed.
+    """
+
+    def sequence(value: Any, kind: Any) -> bool:
+        plain = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
+        return plain and all(isinstance(one, kind) for one in value)
+
+    for name, value, fits, needed in (
+        ("devices", devices, isinstance(devices, Integral) or sequence(devices, str), "a number or a list of names"),
+        ("boundaries", boundaries, boundaries is None or sequence(boundaries, Real), "a list of numbers"),
+        ("grid", grid, grid is None or (sequence(grid, Integral) and len(grid) == 2), "two whole numbers"),
+        ("stage_layers", stage_layers, isinstance(stage_layers, Integral), "a whole number"),
+        ("source", source, source is None or isinstance(source, str), "the name of a device"),
+    ):
+        if not fits:
+            raise PlanError(f"{name} is {value!r:.100}; give {needed}")
+
+
 def even_plan(
     model: Model,
     devices: int | Sequence[str] = 4,
@@ -262,7 +289,10 @@ def even_plan(
 
     Raises:
         PlanError: the arguments do not fit each other.
+        InputError: the model is none.
     """
+    Model.check(model)
+    _check_arguments(devices, boundaries, grid, stage_layers, source)
     if stage_layers < 1:
         raise PlanError(f"stage_layers is {stage_layers}; a stage has at least one layer")
     if grid is not None and isinstance(devices, int):

@@ -152,6 +152,7 @@ class Cluster:
             DeviceLost: the source is lost.
         """
         self._check_open()
+        Model.check(model)
         return self._plan_cache.profile(model)
 
     def plan(self, model: Model, objective: Objective | None = None, scheme: str | None = None) -> Plan:
@@ -166,6 +167,7 @@ class Cluster:
         Raises:
             DeviceLost, FrameTimeout, StepFailed: a trial failed.
         """
+        Model.check(model)
         return self._plan_cache.plan(model, objective or self.config.objective, scheme or self.config.scheme)
 
     def mixture(self, model: Model, objective: Objective | None = None) -> Mixture:
@@ -179,6 +181,7 @@ class Cluster:
         Raises:
             InfeasibleError: no plan meets the constraints.
         """
+        Model.check(model)
         return self._plan_cache.mixture(model, objective or self.config.objective)
 
     def submit(
@@ -355,4 +358,5 @@ def _placed_and_measured(config: ClusterConfig) -> WorkerGroup:
 
 def _copies(model: Model, x: Any) -> tuple[NDArray[Any], ...]:
     """Check and copy the inputs: callers may write to theirs as soon as `submit` returns."""
+    Model.check(model)
     return tuple(np.array(array, order="C") for array in model.check_inputs(as_arrays(x)))

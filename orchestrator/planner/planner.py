@@ -83,8 +83,14 @@ def make_plan(model: Model, profile: Profile, objective: Objective | None = None
 
     Raises:
         PlanError: the scheme is unknown, or the profile is of another model.
+        InputError: the model is none.
     """
     check_scheme(scheme)
+    Model.check(model)
+    if not isinstance(profile, Profile):
+        raise PlanError(
+            f"a profile is what Cluster.profile returns, or profile_of; a {type(profile).__name__} was given"
+        )
     profile.check(model)
     objective = objective or Objective()
     if scheme != AUTO:

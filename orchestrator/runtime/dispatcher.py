@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coedge.core.errors import ClusterError, CoEdgeError, FrameTimeout, StepFailed
+from coedge.core.errors import ClusterError, CoEdgeError, FrameTimeout, step_failed
 from orchestrator.control.clock_offset import SAME_CLOCK, ClockOffset
 from orchestrator.runtime.job import DeviceReport, Job
 from orchestrator.runtime.loaded_plan import LoadedPlan, describe_step
@@ -251,7 +251,7 @@ class Dispatcher:
         elif message.kind is MessageKind.ERROR:
             text = array_to_text(message.arrays[0]) if message.arrays else "unknown error"
             step = self._describe(frame.loaded, device, message.channel)
-            frame.job.fail(StepFailed(f"{device} failed in {step}, frame {message.frame}: {text}"))
+            frame.job.fail(step_failed(device, step, text, message.frame))
             self._forget(frame)
 
     def _describe(self, loaded: LoadedPlan, device: str, index: int) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coedge.core.errors import PlanError
+from coedge.core.errors import InputError, PlanError, step_failed
 from coedge.core.values import as_arrays, output, restore, wants_tensors
 from coedge.execution.program import Program
 from coedge.execution.scheduler import Scheduler, Task
@@ -18,6 +19,9 @@ from coedge.plan.plan import Plan
 from workers.runtime.kernels import Kernels, received
 
 Array = NDArray[Any]
+
+# ONNX Runtime crashes if the system cannot make the threads that it is told to.
+MOST_THREADS = 1024
 
 
 def run_in_process(model: Model, plan: Plan, x: Any, threads: int = 1) -> Any:
@@ -31,8 +35,12 @@ def run_in_process(model: Model, plan: Plan, x: Any, threads: int = 1) -> Any:
 
     Raises:
         PlanError: the plan does not fit the model.
-        InputError: the input does not fit the model.
+        InputError: the input does not fit the model, or an argument is not what it should be.
+        StepFailed: a kernel raised; names device, step and layer.
     """
+    Model.check(model)
+    if not isinstance(threads, Integral) or not 0 < threads <= MOST_THREADS:
+        raise InputError(f"threads is {threads!r:.100}; give a whole number from 1 to {MOST_THREADS}")
     arrays = model.check_inputs(as_arrays(x))
     outputs = InProcess(model, lower(plan, model), Kernels(model, threads)).run(arrays)
     return restore(model.structure, [output(array, wants_tensors(x)) for array in outputs])
@@ -51,6 +59,7 @@ class InProcess:
 
         Raises:
             PlanError: a program waits for a message that no other program sends.
+            StepFailed: a step raised.
         """
         self._frame += 1
         schedulers = {name: Scheduler() for name in self.programs}
@@ -67,7 +76,10 @@ class InProcess:
                 receiver, channel, came = mail.pop()
                 task = schedulers[receiver].came(0, self._frame, channel)
                 if isinstance(task, Task) and (step := task.step).kind == "receive":
-                    rows = received(step, task.program.patches, self.model.graph.tensors, came)
+                    try:
+                        rows = received(step, task.program.patches, self.model.graph.tensors, came)
+                    except Exception as error:
+                        raise step_failed(receiver, step.description(self.model.layers), error) from error
                     if schedulers[receiver].done(task, rows):
                         ended.add(receiver)
             for name, scheduler in schedulers.items():
@@ -88,4 +100,7 @@ class InProcess:
 
     def _perform(self, name: str, task: Task, values: Mapping[int, Array]) -> list[Array]:
         """Return the arrays that a step of a device makes."""
-        return self.kernels.perform(task.program.patches, task.step, values)
+        try:
+            return self.kernels.perform(task.program.patches, task.step, values)
+        except Exception as error:
+            raise step_failed(name, task.step.description(self.model.layers), error) from error

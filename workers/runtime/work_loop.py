@@ -17,7 +17,6 @@ import functools
 import logging
 import queue
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -25,7 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from coedge.core.errors import ClusterError
+from coedge.core.errors import ClusterError, innermost_message
 from coedge.execution.program import CLIENT, RAW, Program
 from coedge.execution.scheduler import Ended, Failed, Scheduler, Task
 from workers.emulation.processor import EmulatedProcessor
@@ -216,7 +215,7 @@ class WorkLoop:
         except MalformedMessage as error:
             outcome = self._scheduler.failed(task, str(error))
         except Exception as error:  # the frame fails, and the device goes on with others
-            outcome = self._scheduler.failed(task, "".join(traceback.format_exception_only(error)).strip())
+            outcome = self._scheduler.failed(task, innermost_message(error))
         finally:
             self.running = None
         self._report(outcome)
