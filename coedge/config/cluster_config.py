@@ -48,7 +48,10 @@ class ClusterConfig(Section):
         default=20.0, gt=0, description="Approximate seconds for measuring a model on one kind of machine."
     )
     trial_frames: int = Field(
-        default=0, ge=0, description='Frames that each of the best plans runs before "auto" chooses. 0: it predicts.'
+        default=3,
+        ge=0,
+        description='Frames that each of the best plans runs before "auto" chooses. They correct the profile, too. '
+        "0: it predicts.",
     )
     cache_dir: str | None = Field(
         default=None,

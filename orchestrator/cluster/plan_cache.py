@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,19 +17,26 @@ from coedge.core.errors import DeviceLost, InfeasibleError
 from coedge.core.objective import Objective
 from coedge.graph.model import Model
 from coedge.plan.plan import Plan
+from coedge.profile.correction import Correction
 from coedge.profile.profile import Profile
 from orchestrator.control.worker_group import RemoteWorker, WorkerGroup, ask_ready
+from orchestrator.evaluation.evaluator import Evaluator
 from orchestrator.planner.mixture import Mixture
 from orchestrator.planner.planner import AUTO, check_scheme, make_plan, make_stream, named_plans
 from orchestrator.planner.replan import BoundarySolver, MixtureSolver
 from orchestrator.profiling.cluster_measurement import measure_links
+from orchestrator.profiling.correction_cache import load_correction, store_correction
+from orchestrator.profiling.learning import MeasuredPlan, agrees, learn
 from orchestrator.profiling.model_measurement import measure_model
 from orchestrator.runtime.job import Job
 from orchestrator.runtime.quiet_time import QuietTime
-from orchestrator.runtime.trial import Rank, least_cost, measured_rank, worth_trying
+from orchestrator.runtime.trial import measured_best, run_in_turns, worth_trying
 from workers.calibration.activations import natural_inputs
 
 log = logging.getLogger(__name__)
+
+# Trials end after so many rounds, or with the round in which so much time has passed.
+ROUNDS, TRIAL_SECONDS = 3, 10.0
 
 T = TypeVar("T")
 Made = TypeVar("Made", covariant=True)
@@ -80,7 +88,9 @@ class PlanCache:
     def __init__(self, config: ClusterConfig, group: WorkerGroup, quiet: QuietTime, run_frame: RunFrame) -> None:
         self._config, self._group, self._quiet, self._run_frame = config, group, quiet, run_frame
         self._planning = threading.RLock()
-        self._profiles: dict[str, Profile] = {}
+        self._profiles: dict[str, Profile] = {}  # as measured, without corrections
+        self._corrections: dict[str, Correction] = {}
+        self._corrected: dict[str, Profile] = {}
         self._plans: dict[_PlanKey, _Cached[Plan]] = {}
         self._mixtures: dict[_PlanKey, _Cached[Mixture]] = {}  # of `auto`
 
@@ -102,7 +112,11 @@ class PlanCache:
             if model.hash not in self._profiles:
                 with self._quiet.measuring():
                     self._profiles[model.hash] = ask_ready(group, measure)
-            whole = self._profiles[model.hash]
+                stored = load_correction(self._config.cache_path, model.hash, group.by_name)
+                if stored is not None and self._config.trial_frames:
+                    self._corrections[model.hash] = stored
+                self._correct(model.hash)
+            whole = self._corrected[model.hash]
         self._check_source()
         return whole.without(group.lost)
 
@@ -172,6 +186,8 @@ class PlanCache:
                 model_hash: profile.model_copy(update={"links": network.links, "media": network.media})
                 for model_hash, profile in self._profiles.items()
             }
+            for model_hash in self._profiles:
+                self._correct(model_hash)
             plans, mixtures = self._plans.items(), self._mixtures.items()
             self._plans = {key: new for key, old in plans if (new := self._resolved(key, old, BoundarySolver))}
             self._mixtures = {key: mix for key, old in mixtures if (mix := self._resolved(key, old, MixtureSolver))}
@@ -230,19 +246,43 @@ class PlanCache:
         return plan
 
     def _tried(self, model: Model, objective: Objective, best: Plan) -> Plan:
-        """Run the plans that are predicted to cost about as little as the best, and return the measured best."""
-        profile = self.profile(model)
-        plans = worth_trying(best, named_plans(model, profile, objective), objective)
-        if len(plans) == 1:
-            return best
+        """Run the best plans and correct the profile, until it predicts what is measured; return the measured best.
+
+        A stored correction whose best plan takes as long as predicted is kept as it is.
+        """
         arrays = tuple(natural_inputs(model))
+        runs: dict[str, MeasuredPlan] = {}
+        known = model.hash in self._corrections
+        begun = time.monotonic()
+        for _ in range(ROUNDS):
+            profile = self.profile(model)
+            others = [] if known and not runs else named_plans(model, profile, objective)
+            plans = [plan for plan in worth_trying(best, others, objective) if plan.digest not in runs]
+            with self._quiet.measuring():
+                tried = run_in_turns(
+                    plans, lambda plan: self._run_frame(model, arrays, plan), self._config.trial_frames
+                )
+            runs.update({run.plan.digest: run for run in tried})
+            if known and len(runs) == 1 and agrees(runs[best.digest], profile, model):
+                break
+            self._learn(model, list(runs.values()))
+            best = make_plan(model, self.profile(model), objective, AUTO)
+            if best.digest in runs or not best.feasible or time.monotonic() - begun > TRIAL_SECONDS:
+                break
+        profile = self.profile(model)
+        chosen = measured_best(list(runs.values()), profile, objective).plan
+        evaluator = Evaluator(model, profile, objective)
+        named = chosen.scheme != AUTO
+        reason = f"the plan of {chosen.scheme}: it cost least in trial frames" if named else chosen.reason
+        return evaluator.plan(evaluator.evaluate(chosen.stages, AUTO, reason), AUTO)
 
-        def rank_of_frame(plan: Plan) -> Rank:
-            return measured_rank(self._run_frame(model, arrays, plan), profile, objective)
+    def _learn(self, model: Model, runs: list[MeasuredPlan]) -> None:
+        """Correct the profile by measured frames."""
+        measured = self._profiles[model.hash].without(self._group.lost)
+        correction = self._corrections[model.hash] = learn(measured, model, runs)
+        self._correct(model.hash)
+        store_correction(self._config.cache_path, model.hash, self._group.by_name, correction)
 
-        with self._quiet.measuring():
-            chosen = least_cost(plans, rank_of_frame, self._config.trial_frames)
-        if chosen is best:
-            return best
-        reason = f"the plan of {chosen.scheme}: in trial frames it cost less than the plan that is predicted best"
-        return chosen.model_copy(update={"scheme": AUTO, "reason": reason})
+    def _correct(self, model_hash: str) -> None:
+        profile, correction = self._profiles[model_hash], self._corrections.get(model_hash)
+        self._corrected[model_hash] = profile if correction is None else correction.of(profile)

@@ -1,4 +1,4 @@
-"""Trials of plans on the devices: where predictions differ by less than their error, measurements decide."""
+"""Trials of plans on the devices: frames show which plan is best, and how far the predictions are off."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from coedge.core.objective import Objective
 from coedge.core.progress import progress
 from coedge.plan.plan import Plan
 from coedge.profile.profile import Profile
+from coedge.simulation.timeline import Timeline
+from orchestrator.profiling.learning import MeasuredPlan
 from orchestrator.runtime.job import Job
 
 # At most this many plans are tried, those predicted to cost up to MARGIN times the best.
@@ -31,29 +33,43 @@ def worth_trying(best: Plan, others: Sequence[Plan], objective: Objective) -> li
     return [best, *near.values()][:MOST]
 
 
-def least_cost(plans: Sequence[Plan], rank_of_frame: Callable[[Plan], Rank], frames: int) -> Plan:
-    """Return the plan with the least median rank; the lower median of an even count, the first of equal plans.
+def run_in_turns(plans: Sequence[Plan], run_frame: Callable[[Plan], Job], frames: int) -> list[MeasuredPlan]:
+    """Run frames of several plans and return them by plan, in the order of the plans.
 
     Plans take turns, so that disturbances of the devices affect all of them. A frame that does not count precedes
     every frame that does: it allocates buffers and replaces another plan's weights in the caches.
 
     Args:
-        rank_of_frame: runs one frame of a plan.
+        run_frame: starts one frame of a plan.
         frames: number of frames of each plan that count.
+
+    Raises:
+        CoEdgeError: a frame failed; see `Job.result`.
     """
-    ranks: dict[str, list[Rank]] = {plan.digest: [] for plan in plans}
+    jobs: list[list[Job]] = [[] for _ in plans]
     with progress("trying plans", frames * len(plans)) as done:
         for _ in range(frames):
-            for plan in plans:
-                rank_of_frame(plan)
-                ranks[plan.digest].append(rank_of_frame(plan))
+            for plan, taken in zip(plans, jobs):
+                run_frame(plan).result()
+                job = run_frame(plan)
+                job.result()
+                taken.append(job)
                 done()
-    return min(plans, key=lambda plan: statistics.median_low(ranks[plan.digest]))
+    return [
+        MeasuredPlan(plan, taken[0].loaded.programs, [job.timeline for job in taken])
+        for plan, taken in zip(plans, jobs)
+    ]
 
 
-def measured_rank(job: Job, profile: Profile, objective: Objective) -> Rank:
-    """Wait for a frame and return its rank. Raises the errors of `Job.result`."""
-    job.result()
-    seconds = job.latency_seconds
+def rank(timeline: Timeline, profile: Profile, objective: Objective) -> Rank:
+    """Return the rank of a measured frame."""
+    seconds = timeline.latency_seconds
     late = 0.0 if objective.meets_deadline(seconds) else seconds
-    return late, objective.cost(seconds, job.timeline.energy_joules(profile))
+    return late, objective.cost(seconds, timeline.energy_joules(profile))
+
+
+def measured_best(runs: Sequence[MeasuredPlan], profile: Profile, objective: Objective) -> MeasuredPlan:
+    """Return the run with the least median rank; the lower median of an even count, the first of equal runs."""
+    return min(
+        runs, key=lambda run: statistics.median_low(rank(timeline, profile, objective) for timeline in run.timelines)
+    )

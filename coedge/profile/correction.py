@@ -1,0 +1,123 @@
+"""Corrections of a profile by what frames have shown: a factor for each layer on each device, a delay for each link.
+
+Layers are measured one by one, with made-up neighbours. In the frames of a plan they may take longer or shorter: caches
+hold other data, other devices use the same memory, the processor has another temperature. The frames of a few plans
+show how much, stage by stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from coedge.execution.program import Work
+from coedge.profile.profile import DeviceProfile, Profile, scaled
+
+# Cost of a factor that is twice the device's common factor, in squared relative errors of a stage.
+RIDGE = 0.1
+LEAST_FACTOR, MOST_FACTOR = 0.2, 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class StageObservation:
+    """The measured time of a device for one stage of a plan.
+
+    Attributes:
+        computed: the rows of each layer, in order, of every computation of the stage.
+        seconds: of all of them together.
+    """
+
+    device: str
+    computed: tuple[tuple[Work, ...], ...]
+    seconds: float
+
+
+class LinkDelay(BaseModel):
+    """Seconds to add to the latency of a link; they may be negative."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sender: str
+    receiver: str
+    seconds: float
+
+
+class Correction(BaseModel):
+    """A correction of a profile.
+
+    Attributes:
+        factors: of the kernel times, by device, one per layer.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    factors: Mapping[str, tuple[float, ...]] = {}
+    delays: tuple[LinkDelay, ...] = ()
+
+    def of(self, profile: Profile) -> Profile:
+        """Return the corrected profile. Devices and links that the correction does not know stay as they are."""
+        delays = {(delay.sender, delay.receiver): delay.seconds for delay in self.delays}
+        links = tuple(
+            link.model_copy(
+                update={
+                    "latency_seconds": max(link.latency_seconds + delays.get((link.sender, link.receiver), 0.0), 0.0)
+                }
+            )
+            for link in profile.links
+        )
+        devices = tuple(self._device(device) for device in profile.devices)
+        return profile.model_copy(update={"devices": devices, "links": links})
+
+    def then(self, other: Correction) -> Correction:
+        """Return this correction followed by another one."""
+        factors = dict(self.factors)
+        for name, new in other.factors.items():
+            old = factors.get(name, (1.0,) * len(new))
+            factors[name] = tuple(float(f) for f in np.clip(np.multiply(old, new), LEAST_FACTOR, MOST_FACTOR))
+        delays = {(delay.sender, delay.receiver): delay.seconds for delay in self.delays}
+        for delay in other.delays:
+            delays[delay.sender, delay.receiver] = delays.get((delay.sender, delay.receiver), 0.0) + delay.seconds
+        return Correction(
+            factors=factors,
+            delays=tuple(LinkDelay(sender=a, receiver=b, seconds=seconds) for (a, b), seconds in delays.items()),
+        )
+
+    def _device(self, device: DeviceProfile) -> DeviceProfile:
+        factors = self.factors.get(device.name, (1.0,) * len(device.layers))
+        return device.model_copy(
+            update={
+                "layers": tuple(scaled(time, factor) for time, factor in zip(device.layers, factors)),
+                "fused": tuple(scaled(time, factor) for time, factor in zip(device.fused, factors)),
+            }
+        )
+
+
+def kernel_factors(device: DeviceProfile, observed: Iterable[StageObservation]) -> tuple[float, ...]:
+    """Return the factor of each layer's time that explains the observed stages of a device.
+
+    Least squares of relative errors. A ridge pulls the factors to the one that fits all stages best, which layers that
+    no stage has get too. A stage counts with its part of the device's time.
+    """
+    stages = [one for one in observed if one.seconds > 0 and one.computed]
+    count = len(device.layers)
+    if not stages:
+        return (1.0,) * count
+    parts = np.zeros((len(stages), count))
+    for row, stage in enumerate(stages):
+        for computed in stage.computed:
+            for place, work in enumerate(computed):
+                ends_stage = place == len(computed) - 1
+                parts[row, work.layer] += device.layer_time(work.layer, ends_stage).seconds(work.rows)
+    seconds = np.array([stage.seconds for stage in stages])
+    predicted = parts.sum(axis=1)
+    if predicted.sum() <= 0:
+        return (1.0,) * count
+    common = float(seconds.sum() / predicted.sum())
+    weights = np.sqrt(seconds / seconds.sum() * len(stages))
+    terms = np.vstack([parts / seconds[:, None] * weights[:, None], np.sqrt(RIDGE) * np.eye(count) / common])
+    wanted = np.concatenate([weights, np.full(count, np.sqrt(RIDGE))])
+    solved = np.linalg.lstsq(terms, wanted, rcond=None)[0]
+    return tuple(float(factor) for factor in np.clip(solved, LEAST_FACTOR, MOST_FACTOR))
