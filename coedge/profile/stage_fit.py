@@ -26,6 +26,9 @@ LEAST_SECONDS = 1e-9
 ROUNDS = 20
 # Residuals above this multiple of the median residual count less (Huber loss, by iterative reweighting).
 TOLERANCE = 1.5
+# Layers whose time is so many times that of their kind, or so much less, are fitted on their own. Disturbed medians of
+# layers that are alike differ by up to a quarter.
+MOST_UNLIKE = 1.4
 # Ridge: cost of a scale of 2, in squared relative errors of one layer's time.
 SCALE_COST = 0.1
 LEAST_SCALE, MOST_SCALE = 0.2, 3.0
@@ -37,6 +40,36 @@ class StageTime:
 
     work: tuple[Work, ...]
     seconds: float
+
+
+def like_in_time(samples: Iterable[StageTime], alike: Sequence[int]) -> list[int]:
+    """Return the kinds of the layers, without those whose time is another one than that of their kind.
+
+    Layers with the same operators and shapes share their samples. Something else may decide their time too, such as
+    the values of their weights. Each layer's own samples show it.
+
+    Args:
+        alike: the kind of each layer, as a number: the index of the first layer of the kind.
+    """
+    own: dict[tuple[int, float], list[float]] = defaultdict(list)
+    for sample in samples:
+        if len(sample.work) == 1:
+            own[sample.work[0].layer, sample.work[0].rows].append(sample.seconds)
+    medians = {key: statistics.median(seconds) for key, seconds in own.items()}
+    of_kind: dict[tuple[int, float], list[float]] = defaultdict(list)
+    for (layer, rows), seconds in medians.items():
+        of_kind[alike[layer], rows].append(seconds)
+    ratios: dict[int, list[float]] = defaultdict(list)
+    for (layer, rows), seconds in medians.items():
+        ratios[layer].append(seconds / max(statistics.median(of_kind[alike[layer], rows]), LEAST_SECONDS))
+    kinds: list[int] = []
+    apart: dict[int, int] = {}
+    for layer, kind in enumerate(alike):
+        ratio = statistics.median(ratios[layer]) if ratios[layer] else 1.0
+        differs = not 1 / MOST_UNLIKE <= ratio <= MOST_UNLIKE
+        # A kind is numbered by its first layer. If that layer leaves, the rest is numbered by the next one.
+        kinds.append(layer if differs else apart.setdefault(kind, layer))
+    return kinds
 
 
 def fit_affine(points: Iterable[tuple[float, float]]) -> LayerTime:

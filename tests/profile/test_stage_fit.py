@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from coedge.execution.program import Work
 from coedge.profile.profile import DeviceProfile, LayerTime
-from coedge.profile.stage_fit import StageTime, fit_fused, fit_layers
+from coedge.profile.stage_fit import MOST_UNLIKE, StageTime, fit_fused, fit_layers, like_in_time
 
 ROWS = (4.0, 8.0, 16.0, 32.0)
 NBYTES = (1000.0, 4000.0, 2000.0, 500.0, 8000.0, 3000.0)
@@ -55,6 +55,24 @@ def test_layers_of_a_kind_share_their_samples() -> None:
     samples = [StageTime((Work(0, 1.0),), 3.0), StageTime((Work(1, 2.0),), 5.0)]
     first, second = fit_layers(samples, [0, 0])
     assert first == second and first.seconds(3.0) == pytest.approx(7.0)
+
+
+def test_a_layer_with_another_time_than_its_kind_is_fitted_alone() -> None:
+    """The third of five layers with equal shapes takes ten times as long; the last one is of another kind."""
+    slow = {2: 10.0, 3: MOST_UNLIKE * 0.98}
+    samples = [
+        StageTime((Work(index, rows),), rows * slow.get(index, 1.0)) for index in range(6) for rows in (1.0, 4.0, 8.0)
+    ]
+    kinds = like_in_time(samples, [0, 0, 0, 0, 0, 5])
+    assert kinds == [0, 0, 2, 0, 0, 5]
+    times = fit_layers(samples, kinds)
+    assert times[2].seconds(3.0) == pytest.approx(30.0) and times[0].seconds(3.0) == pytest.approx(3.0, rel=0.01)
+    assert like_in_time(samples[:3], [0, 0]) == [0, 0], "a layer without samples stays with its kind"
+
+
+def test_the_first_layer_of_a_kind_may_leave_it() -> None:
+    samples = [StageTime((Work(index, 1.0),), 9.0 if index == 0 else 1.0) for index in range(4)]
+    assert like_in_time(samples, [0, 0, 0, 0]) == [0, 1, 1, 1]
 
 
 def test_a_layer_that_was_not_measured_takes_no_time() -> None:

@@ -20,7 +20,7 @@ from coedge.graph.model import Model
 from coedge.plan.lowering import lower
 from coedge.plan.plan import Plan, Stage, stages_of, strips
 from coedge.profile.profile import LayerTime
-from coedge.profile.stage_fit import fit_fused, fit_layers
+from coedge.profile.stage_fit import fit_fused, fit_layers, like_in_time
 from workers.calibration.calibration_run import DEVICE, CalibrationRun, StepTimings
 
 # (share of the rows, layers per stage), most important first. Other devices have the rows above and below. The device
@@ -138,7 +138,7 @@ class LayerMeasurement:
 def model_times(model: Model, timings: Sequence[StepTimings]) -> ModelTimes:
     """Return the times of a model that fit the timings of calibration runs."""
     stages = [stage for frame in timings for stage in frame.stages]
-    kinds = alike(model)
+    kinds = like_in_time(stages, alike(model))
     layers = fit_layers(stages, kinds)
     border_nbytes_per_row = [border_nbytes(model, layer) / max(layer.rows, 1) for layer in model.layers]
     return ModelTimes(
