@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 
 from coedge.core.errors import CaptureError, CoEdgeError, innermost_message, reason_of
-from coedge.core.values import as_arrays
 from coedge.frontend.agreement import TorchReference, check_conversion
+from coedge.frontend.example import example_arrays
 from coedge.frontend.input_shapes import check_inputs, with_shapes
 from coedge.frontend.normal_form import normal_form
-from coedge.frontend.opset import at_current_opset, opset_of
+from coedge.frontend.opset import at_current_opset, opset_of, refuse_newer
 from coedge.frontend.randomness import refuse_randomness
 from coedge.frontend.simplify import simplify
 from coedge.frontend.torch_export import Exported, export_module, export_program, load_program, load_torch
@@ -36,11 +36,10 @@ def capture(model: Any, example: Any = None, name: str | None = None) -> Model:
         CaptureError: the model does not export, or its inputs are not what a split needs. The message
             quotes the operator or the line.
     """
+    arrays = example_arrays(example)
     read = _from_file if isinstance(model, (str, Path)) else _from_object
     exported, default_name = read(model, example)
-    return capture_proto(
-        exported.proto, name or default_name, as_arrays(example), exported.structure, exported.reference
-    )
+    return capture_proto(exported.proto, name or default_name, arrays, exported.structure, exported.reference)
 
 
 def capture_proto(
@@ -76,6 +75,7 @@ def _captured(
     written = normal_form(given)
     if not written.graph.node:
         raise CaptureError(f"{name}: nothing is computed from the inputs")
+    refuse_newer(written)
     refuse_randomness(written, opset_of(written))
     written = with_shapes(written, example)
     check_inputs(written)

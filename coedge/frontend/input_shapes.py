@@ -13,8 +13,11 @@ from coedge.core.errors import CaptureError, DynamicShape
 _DTYPES = ("float32", "uint8")
 
 
-def check_input(label: str, shape: tuple[int, ...], dtype: str) -> None:
+def check_input(label: str, shape: tuple[int, ...], dtype: str, remedy: str = "") -> None:
     """Check that an input is a batch of images.
+
+    Args:
+        remedy: what to do about another dtype.
 
     Raises:
         CaptureError: the input does not have four dimensions, is empty, or is neither float32 nor uint8.
@@ -24,7 +27,7 @@ def check_input(label: str, shape: tuple[int, ...], dtype: str) -> None:
             f"input {label!r} has {len(shape)} dimensions, {list(shape)}; a split needs images: [N, C, H, W]"
         )
     if dtype not in _DTYPES:
-        raise CaptureError(f"input {label!r} is {dtype}; inputs are float32 or uint8")
+        raise CaptureError(f"input {label!r} is {dtype}; inputs are float32 or uint8{remedy}")
     if any(extent < 1 for extent in shape):
         raise CaptureError(f"input {label!r} is empty: {list(shape)}")
 

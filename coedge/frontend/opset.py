@@ -12,7 +12,7 @@ import onnx
 from onnx import helper, version_converter
 
 from coedge.core.errors import CaptureError, innermost_message
-from coedge.frontend.normal_form import graphs_of
+from coedge.frontend.normal_form import STANDARD, graphs_of
 from coedge.graph.large_weights import without_initializers
 
 OPSET = 18
@@ -24,6 +24,43 @@ _KEPT_ELEMENTS = 1024
 def opset_of(proto: onnx.ModelProto) -> int:
     """Return the version of the standard operators that a model in normal form declares."""
     return next((int(one.version) for one in proto.opset_import if not one.domain), 1)
+
+
+def refuse_newer(proto: onnx.ModelProto) -> None:
+    """Check that the installed onnx knows the versions that a model in normal form declares.
+
+    Raises:
+        CaptureError: one is newer; names it, and the way out.
+    """
+    newest, version = onnx.defs.onnx_opset_version(), opset_of(proto)
+    if version > newest:
+        raise CaptureError(_newer(f"opset {version}", f"onnx {onnx.__version__}", str(newest)))
+    if version < 1:
+        raise CaptureError(f"the model is of opset {version}, which does not exist; export the model again")
+    if proto.ir_version > onnx.IR_VERSION:
+        raise CaptureError(_newer(f"IR version {proto.ir_version}", f"onnx {onnx.__version__}", str(onnx.IR_VERSION)))
+
+
+def newer_than_runtime(message: str) -> str | None:
+    """Return a message for ONNX Runtime's refusal of a version. None: the refusal is about something else."""
+    import onnxruntime
+
+    installed = f"onnxruntime {onnxruntime.__version__}"
+    found = re.search(r"IR version: (\d+), max supported IR version: (\d+)", message)
+    if found:
+        return _newer(f"IR version {found[1]}", installed, found[2])
+    found = re.search(r"Opset (\d+) is under development.* for domain (\S+) is till opset (\d+)", message, re.DOTALL)
+    if found:
+        domain = "" if found[2] == STANDARD else f" of {found[2]}"
+        return _newer(f"opset {found[1]}{domain}", installed, found[3])
+    return None
+
+
+def _newer(version: str, installed: str, newest: str) -> str:
+    return (
+        f"the model is of {version}, newer than the installed {installed} takes (up to {newest}); upgrade: pip install "
+        f"--upgrade onnx onnxruntime, or export the model again with an older version"
+    )
 
 
 def at_current_opset(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 from coedge.core.errors import CaptureError, innermost_message
 from coedge.core.onnx_session import session_options
 from coedge.frontend.data_shapes import data_dependent
+from coedge.frontend.opset import newer_than_runtime
 from coedge.frontend.trial_run import observe
 from coedge.graph import large_weights
 from coedge.graph.large_weights import LARGE_ELEMENTS, initializers_nbytes, session_of, stub, without_initializers
@@ -78,7 +79,10 @@ def _optimised(proto: onnx.ModelProto) -> onnx.ModelProto:
         try:
             session_of(proto, 1, options, disabled=[FLATTENS_ROWS])
         except Exception as error:
-            raise CaptureError(f"ONNX Runtime does not take the model: {innermost_message(error)}") from error
+            refusal = newer_than_runtime(str(error))
+            raise CaptureError(
+                refusal or f"ONNX Runtime does not take the model: {innermost_message(error)}"
+            ) from error
         return onnx.load(str(target))
 
 

@@ -13,6 +13,7 @@ from coedge.core.errors import CaptureError, innermost_message
 from coedge.core.silence import silenced
 from coedge.core.values import as_arrays
 from coedge.frontend.agreement import TorchReference
+from coedge.frontend.example import check_call
 from coedge.frontend.input_shapes import check_input
 
 # The exporter, and its loggers. Its errors come back as exceptions.
@@ -57,20 +58,18 @@ def export_module(module: Any, example: Any) -> Exported:
     """Export a module in eval mode; its training flags are restored afterwards.
 
     Raises:
-        CaptureError: the example is missing or is no image, or the module does not export.
+        CaptureError: the example is missing or is no image, `forward` takes something else, or the module does not
+            export.
     """
     torch = load_torch()
     if example is None:
         raise CaptureError("capturing a module needs an example input: coedge.capture(module, example)")
     values = example if isinstance(example, (tuple, list)) else (example,)
-    for value in values:
-        if not isinstance(value, (torch.Tensor, np.ndarray)):
-            raise CaptureError(
-                f"the example holds a {type(value).__name__}; give a tensor or an array, or a tuple of them"
-            )
     values = tuple(as_arrays(v)[0] if isinstance(v, np.ndarray) else v for v in values)
     for value in values:
-        check_input("example", tuple(value.shape), str(value.dtype).removeprefix("torch."))
+        dtype = str(value.dtype).removeprefix("torch.")
+        check_input("example", tuple(value.shape), dtype, "; convert it: x.float(), x.astype('float32')")
+    check_call(module, len(values))
     # torch does not read negative strides.
     tensors = tuple(torch.from_numpy(np.array(v, order="C")) if isinstance(v, np.ndarray) else v for v in values)
     training = {m: m.training for m in module.modules()}

@@ -106,7 +106,8 @@ def table() -> Model:
     net = Net()
     index = net.op("Cast", net.input(SHAPE, "uint8"), to=7)
     x = net.op("Gather", net.vector(200), index, axis=0)
-    return capture(net.proto(net.op("Conv", x, net.weight(4, 3, 3, 3), pads=[1, 1, 1, 1])), name="table")
+    proto = net.proto(net.op("Conv", x, net.weight(4, 3, 3, 3), pads=[1, 1, 1, 1]))
+    return capture(proto, np.zeros(SHAPE, np.uint8), name="table")
 
 
 def halves(model: Model, upper: str, lower: str, source: str = "a") -> Plan:
