@@ -40,12 +40,13 @@ if TYPE_CHECKING:
     from coedge.plan.lowering import lower
     from coedge.plan.plan import Plan, Stage, even_plan
     from coedge.profile.profile import Profile
-    from coedge.profile.testbed import load_testbed, profile_of
+    from coedge.profile.testbed import load_testbed
     from coedge.simulation.simulator import simulate
     from coedge.simulation.timeline import Timeline
     from orchestrator.cluster.cluster import Cluster, connect
     from orchestrator.planner.mixture import Mixture, make_mixture
     from orchestrator.planner.planner import make_plan
+    from orchestrator.profiling.planning_times import profile_of
     from orchestrator.runtime.job import Job
     from workers.runtime.in_process import run_in_process
 
@@ -80,7 +81,7 @@ _HOMES = {
     "UnitRect": "coedge.core.region",
     "simulate": "coedge.simulation.simulator",
     "load_testbed": "coedge.profile.testbed",
-    "profile_of": "coedge.profile.testbed",
+    "profile_of": "orchestrator.profiling.planning_times",
     "Timeline": "coedge.simulation.timeline",
     "Cluster": "orchestrator.cluster.cluster",
     "connect": "orchestrator.cluster.cluster",

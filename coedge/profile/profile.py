@@ -14,6 +14,7 @@ from coedge.core.errors import PlanError
 from coedge.core.json_file import load_json, save_json
 from coedge.execution.program import Work
 from coedge.graph.model import Model
+from coedge.profile.estimate_error import EstimateError
 
 
 class LayerTime(BaseModel):
@@ -130,6 +131,7 @@ class Profile(BaseModel):
             adds the idle power of every device that takes part, while the frame runs.
         codec_ratios: packed bytes over raw bytes, by tensor and codec, measured on sample images.
         client_seconds: time from the client to the source and for the answer's way back.
+        estimate_error: error of layer times that were estimated. None: they were measured.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -143,6 +145,7 @@ class Profile(BaseModel):
     joules: Literal["dynamic", "total"] = "dynamic"
     codec_ratios: dict[str, dict[str, float]] = {}
     client_seconds: float = Field(default=0.0, ge=0)
+    estimate_error: EstimateError | None = None
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Profile:
         copied = super().model_copy(update=update, deep=deep)

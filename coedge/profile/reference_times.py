@@ -21,9 +21,14 @@ from coedge.core.errors import PlanError
 from coedge.core.json_file import load_json
 from coedge.core.package_data import REFERENCE_TIMES
 from coedge.graph.model import Model
+from coedge.profile.border_saving import BorderSaving, fit_border_saving
 from coedge.profile.cost_model import CostModel, fit_cost_model
+from coedge.profile.estimate_error import EstimateError
 from coedge.profile.layer_work import LayerCost, layer_costs
 from coedge.profile.profile import CodecSpeed, LayerTime
+
+# Of networks that the estimate did not know: see `tests/profile/test_estimate.py`.
+ESTIMATE_ERROR = EstimateError(median=0.15, p95=0.4)
 
 
 class Affine(NamedTuple):
@@ -79,7 +84,7 @@ class ReferenceModel(BaseModel):
     def seconds(self) -> float:
         """Time of one frame on the machine with all layers in one stage."""
         rows = [layer.cost.rows for layer in self.layers]
-        return _one_stage_seconds([x.layer.time for x in self.layers], [x.fused.time for x in self.layers], rows)
+        return one_stage_seconds([x.layer.time for x in self.layers], [x.fused.time for x in self.layers], rows)
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,8 @@ class ReferenceTimes:
         measured, scaled, modelled: how many layer times are measured, scaled from a similar layer, or predicted by
             the cost model.
         codecs, codec_ratios: as in `DeviceProfile` and `Profile`; empty if not known.
+        machine_speed: speed of the machine that measured the layers, if that is not the reference machine, whose speed
+            is 1.
     """
 
     layers: tuple[LayerTime, ...]
@@ -104,6 +111,12 @@ class ReferenceTimes:
     modelled: int
     codecs: Mapping[str, CodecSpeed] = field(default_factory=dict)
     codec_ratios: Mapping[str, dict[str, float]] = field(default_factory=dict)
+    machine_speed: float | None = None
+
+    @property
+    def error(self) -> EstimateError | None:
+        """The error of the estimate. None: the layers were measured, here or at another size of the image."""
+        return ESTIMATE_ERROR if self.estimated and self.like is None else None
 
     @property
     def estimated(self) -> bool:
@@ -118,7 +131,10 @@ class ReferenceTimes:
             (self.modelled, "from a regression over all measured layers"),
         )
         words = ", ".join(f"{count} of {len(self.layers)} layers {how}" for count, how in counts if count)
-        return f"layer times of {self.like or 'another network'} on the reference machine: {words}"
+        machine = "the reference machine"
+        if self.machine_speed is not None:
+            machine = f"this machine, which has {self.machine_speed:.2f} times the speed of the reference machine"
+        return f"layer times of {self.like or 'another network'} on {machine}: {words}"
 
 
 @functools.cache
@@ -154,11 +170,15 @@ def reference_times(model: Model, references: Mapping[str, ReferenceModel] | Non
     measured = sum(source is not None and _same_work(source.cost, cost) for source, cost in pairs)
     modelled = sources.count(None)
     layers = tuple(_scaled(s.layer, s.cost, cost, ends) if s else ends.time(cost) for s, cost in pairs)
-    fused = tuple(_scaled(s.fused, s.cost, cost, inside) if s else inside.time(cost) for s, cost in pairs)
+    if like is not None:
+        fused = tuple(_scaled(s.fused, s.cost, cost, inside) if s else inside.time(cost) for s, cost in pairs)
+    else:
+        saving = _shipped_saving() if references is None else _saving(known)
+        fused = tuple(map(saving.fused, layers, costs))
     return ReferenceTimes(
         layers=layers,
         fused=fused,
-        seconds=_one_stage_seconds(layers, fused, [cost.rows for cost in costs]),
+        seconds=one_stage_seconds(layers, fused, [cost.rows for cost in costs]),
         like=like.name if like else None,
         measured=measured,
         scaled=len(costs) - measured - modelled,
@@ -168,7 +188,7 @@ def reference_times(model: Model, references: Mapping[str, ReferenceModel] | Non
     )
 
 
-def _one_stage_seconds(layers: Sequence[LayerTime], fused: Sequence[LayerTime], rows: Sequence[int]) -> float:
+def one_stage_seconds(layers: Sequence[LayerTime], fused: Sequence[LayerTime], rows: Sequence[int]) -> float:
     """Return the time of all layers in one stage on one device."""
     times = [*fused[:-1], layers[-1]]
     return sum(time.seconds(count) for time, count in zip(times, rows, strict=True))
@@ -239,6 +259,21 @@ def _cost_models(references: Mapping[str, ReferenceModel]) -> tuple[CostModel, C
 @functools.cache
 def _shipped_cost_models() -> tuple[CostModel, CostModel]:
     return _cost_models(reference_models())
+
+
+def _saving(references: Mapping[str, ReferenceModel]) -> BorderSaving:
+    """Return what layers save inside stages."""
+    networks = []
+    for known in references.values():
+        costs = [layer.cost for layer in known.layers]
+        apart = sum(layer.layer.time.seconds(layer.cost.rows) for layer in known.layers)
+        networks.append((costs, apart, known.seconds))
+    return fit_border_saving(networks)
+
+
+@functools.cache
+def _shipped_saving() -> BorderSaving:
+    return _saving(reference_models())
 
 
 def _codec_ratios(model: Model, like: ReferenceModel) -> dict[str, dict[str, float]]:

@@ -156,6 +156,7 @@ def profile_of(testbed: Testbed, model: Model, times: ReferenceTimes | None = No
         source=testbed.source or testbed.devices[0].name,
         joules=testbed.joules,
         codec_ratios=dict(times.codec_ratios),
+        estimate_error=times.error,
     )
 
 

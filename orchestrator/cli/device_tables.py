@@ -46,8 +46,9 @@ def timeline_table(timeline: Timeline, profile: Profile, names: Sequence[str]) -
         title="all frames together; joules are modelled", title_justify="left", header_style="bold",
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
     )  # fmt: skip
-    headers = ("device", "compute\nms", "idle\nms", "busy", "up-\nlink", "down-\nlink")
-    for column in (*headers, *(f"{cause}\nJ" for cause in causes)):
+    within = f" {profile.estimate_error.brief}" if profile.estimate_error else ""
+    headers = ("device", f"compute\nms{within}", f"idle\nms{within}", "busy", "up-\nlink", "down-\nlink")
+    for column in (*headers, *(f"{cause}\nJ{within}" for cause in causes)):
         table.add_column(column, justify="left" if column == "device" else "right", no_wrap=True)
     for name in names:
         joules = [sum(i.joules for i in items if i.device == name and i.cause == cause) for cause in causes]

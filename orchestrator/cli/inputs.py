@@ -17,10 +17,9 @@ from coedge.core.errors import PlanError
 from coedge.core.objective import Objective
 from coedge.graph.model import Model
 from coedge.profile.profile import Profile
-from coedge.profile.testbed import Testbed, load_testbed, profile_of
+from coedge.profile.testbed import Testbed, load_testbed
+from orchestrator.cli import options
 from orchestrator.cli.defaults import demo_config
-
-TESTBED_SUFFIXES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -31,12 +30,16 @@ class PlanningInput:
         devices: a saved profile, a test bed or the configuration of a cluster.
         without: names of excluded devices.
         objective, scheme: those of the configuration; the defaults for a profile or a test bed.
+        estimate: for a test bed: estimate layer times that are not known, instead of measuring them on this machine.
+        budget_seconds: for a test bed: approximate duration of that measurement. None: the default.
     """
 
     devices: Profile | Testbed | ClusterConfig
     without: tuple[str, ...]
     objective: Objective
     scheme: str
+    estimate: bool = False
+    budget_seconds: float | None = None
 
     def profiles(self, model: Model) -> tuple[Profile, Profile]:
         """Return the profile of a model without and with the excluded devices. A cluster is measured.
@@ -53,7 +56,10 @@ class PlanningInput:
         if isinstance(self.devices, Profile):
             return self.devices
         if isinstance(self.devices, Testbed):
-            return profile_of(self.devices, model)
+            from orchestrator.profiling.planning_times import BUDGET_SECONDS, planning_times, profile_of
+
+            budget_seconds = self.budget_seconds or BUDGET_SECONDS
+            return profile_of(self.devices, model, planning_times(model, self.estimate, None, budget_seconds))
         from orchestrator.cli.console import busy
         from orchestrator.cluster.cluster import connect
 
@@ -64,7 +70,12 @@ class PlanningInput:
 
 
 def read_input(
-    profile: str | None, cluster: str | None, overrides: Sequence[str] | None, without: Sequence[str] | None
+    profile: str | None,
+    cluster: str | None,
+    overrides: Sequence[str] | None,
+    without: Sequence[str] | None,
+    budget: str | None = None,
+    estimate: bool = False,
 ) -> PlanningInput:
     """Read the devices that the command line names.
 
@@ -73,6 +84,8 @@ def read_input(
         cluster: path of a cluster configuration; the four emulated devices of the demo by default.
         overrides: overrides of the configuration or the test bed, as `key=value`.
         without: names of devices to exclude.
+        budget: approximate duration of measuring, such as `20s`.
+        estimate: for a test bed: do not measure.
 
     Raises:
         BadParameter: options exclude each other.
@@ -80,19 +93,25 @@ def read_input(
         ConfigError: see `load_config` and `load_testbed`.
     """
     excluded = tuple(dict.fromkeys(without or ()))
+    overrides = options.with_budget(overrides, budget, profile)
+    if estimate and not options.is_testbed(profile):
+        raise typer.BadParameter("--estimate is for a test bed: --profile FILE.yaml")
+    if estimate and budget is not None:
+        raise typer.BadParameter("--estimate and --budget exclude each other")
     if profile is None:
-        config = load_config(cluster or demo_config(), overrides or ())
+        config = load_config(cluster or demo_config(), overrides)
         names = tuple(device.name for device in config.devices)
         if names:  # without names every node of Ray is a device, and they are not known yet
             check_without(excluded, names, config.source)
         return PlanningInput(config, excluded, config.objective, config.scheme)
     if cluster:
         raise typer.BadParameter("--profile and --cluster exclude each other")
-    if profile.lower().endswith(TESTBED_SUFFIXES):
-        testbed = load_testbed(profile, overrides or ())
+    if options.is_testbed(profile):
+        testbed = load_testbed(profile, overrides)
         names = tuple(device.name for device in testbed.devices)
         check_without(excluded, names, testbed.source or names[0])
-        return PlanningInput(testbed, excluded, Objective(), "auto")
+        budget_seconds = None if budget is None else options.seconds(budget, "--budget", "s")
+        return PlanningInput(testbed, excluded, Objective(), "auto", estimate, budget_seconds)
     if overrides:
         raise typer.BadParameter(
             "--set overrides a configuration or a test bed (YAML); it has no effect on a saved --profile (JSON)"

@@ -13,6 +13,7 @@ from coedge.core.objective import Objective
 
 GOALS = ("latency", "energy", "throughput")
 PICTURES = (".png", ".svg")
+TESTBED_SUFFIXES = (".yaml", ".yml")
 MODEL_HELP = "Network: a zoo name (such as resnet18), a .onnx or .pt2 file, or package.module:factory."
 
 ModelName = Annotated[str, typer.Argument(help=MODEL_HELP)]
@@ -56,7 +57,19 @@ Goal = Annotated[str | None, typer.Option("--goal", help="Optimise latency, ener
 Deadline = Annotated[str | None, typer.Option("--deadline", help="Latency limit per frame, such as 100ms or 0.1s.")]
 Budget = Annotated[
     str | None,
-    typer.Option("--budget", help="Approximate time for measuring the model on each kind of device, such as 20s."),
+    typer.Option(
+        "--budget",
+        help="Approximate time for measuring the model on each kind of device (or, for a test bed, on this machine), "
+        "such as 20s.",
+    ),
+]
+Estimate = Annotated[
+    bool,
+    typer.Option(
+        "--estimate",
+        help="With a test bed: estimate the layer times of a network that has no reference times, instead of "
+        "measuring it on this machine once.",
+    ),
 ]
 KeepLocal = Annotated[
     int | None, typer.Option("--keep-local", min=0, help="Keep the input and this many layers on the source.")
@@ -78,16 +91,25 @@ def seconds(text: str, option: str = "--deadline", unit: str = "ms") -> float:
     return float(match[1]) * (1.0 if (match[2] or unit) == "s" else 0.001)
 
 
+def is_testbed(profile: str | None) -> bool:
+    """Return whether a `--profile` is a test bed (YAML) rather than a saved profile (JSON)."""
+    return profile is not None and profile.lower().endswith(TESTBED_SUFFIXES)
+
+
 def with_budget(overrides: Sequence[str] | None, budget: str | None, profile: str | None = None) -> list[str]:
     """Add the time for measuring to the overrides of a cluster's configuration.
 
+    A test bed has no such key: `read_input` takes the time itself.
+
     Raises:
-        BadParameter: `budget` is not a duration, or there is a `profile`, so that nothing is measured.
+        BadParameter: `budget` is not a duration, or `profile` is a saved one, so that nothing is measured.
     """
-    if budget is None:
+    if budget is None or is_testbed(profile):
         return list(overrides or ())
     if profile is not None:
-        raise typer.BadParameter("--budget limits the measuring of a cluster; it has no effect with --profile")
+        raise typer.BadParameter(
+            "--budget limits the measuring of a cluster or for a test bed; it has no effect with a saved --profile"
+        )
     return [*(overrides or ()), f"profile_budget_seconds={seconds(budget, '--budget', 's'):g}"]
 
 

@@ -13,6 +13,7 @@ from coedge.core.objective import Objective
 from coedge.core.progress import progress
 from coedge.graph.model import Model
 from coedge.plan.plan import Plan
+from coedge.profile.estimate_error import EstimateError
 from coedge.profile.profile import Profile
 from orchestrator.cli import options
 from orchestrator.cli.inputs import read_input
@@ -31,6 +32,7 @@ def pareto(
     save_plans: Annotated[str | None, typer.Option(help="Save every plan to this folder (JSON).")] = None,
     size: options.Size = 224,
     budget: options.Budget = None,
+    estimate: options.Estimate = False,
     set_: options.Set = None,
     as_json: options.Json = False,
 ) -> None:
@@ -43,7 +45,7 @@ def pareto(
 
     options.check_picture(plot)
     folder = options.check_folder(save_plans, "--save-plans")
-    planning_input = read_input(profile, cluster, options.with_budget(set_, budget, profile), without)
+    planning_input = read_input(profile, cluster, set_, without, budget, estimate)
     objective = options.objective(planning_input.objective, None, deadline, keep_local)
     captured = capture_model(model, size, objective.keep_local)
     measured, _ = planning_input.profiles(captured)
@@ -56,13 +58,14 @@ def pareto(
     if plot:
         from orchestrator.cli.pareto_plot import draw
 
-        draw(plans, schemes, source, plot)
+        error = measured.estimate_error
+        draw(plans, schemes, f"{source}; {error}" if error else source, plot)
     if as_json:
         rows = [as_row(plan, measured) for plan in plans]
         scheme_rows = [as_row(plan, measured) for plan in schemes]
         print(json.dumps({"model": captured.name, "plans": rows, "schemes": scheme_rows}))
         return
-    _show(plans, schemes, source)
+    _show(plans, schemes, source, measured.estimate_error)
 
 
 def _plans(model: Model, profile: Profile, objective: Objective, points: int) -> tuple[list[Plan], list[Plan]]:
@@ -80,13 +83,13 @@ def _plans(model: Model, profile: Profile, objective: Objective, points: int) ->
     return plans, schemes
 
 
-def _show(plans: Sequence[Plan], schemes: Sequence[Plan], source: str) -> None:
+def _show(plans: Sequence[Plan], schemes: Sequence[Plan], source: str, error: EstimateError | None) -> None:
     from orchestrator.cli.console import console, say
     from orchestrator.cli.plan_tables import pareto_table
 
     if not plans[0].feasible:
         say(f"infeasible: {plans[0].reason}; the nearest plan found:")
-    console.print(pareto_table(plans, schemes, source))
+    console.print(pareto_table(plans, schemes, source, error))
     if len(plans) == 1 and plans[0].feasible:
         say("one plan has both the least latency and the least energy, so there is nothing to trade")
     elif len(plans) > 1:

@@ -40,6 +40,7 @@ def plan(
         ),
     ] = False,
     budget: options.Budget = None,
+    estimate: options.Estimate = False,
     size: options.Size = 224,
     set_: options.Set = None,
     as_json: options.Json = False,
@@ -55,7 +56,7 @@ def plan(
     options.check_writable(save, save_profile)
     if scheme:
         check_scheme(scheme)
-    planning_input = read_input(profile, cluster, options.with_budget(set_, budget, profile), without)
+    planning_input = read_input(profile, cluster, set_, without, budget, estimate)
     scheme = scheme or planning_input.scheme
     check_scheme(scheme)
     objective = options.objective(planning_input.objective, goal, deadline, keep_local)
@@ -77,12 +78,20 @@ def plan(
 
 
 def as_row(plan: Plan, profile: Profile) -> dict[str, Any]:
-    """Return a plan as JSON values, with the devices that it uses and the source of their watts."""
+    """Return a plan as JSON values, with the devices that it uses, the source of their watts and the error of the
+    estimate that its prediction rests on (null: layers were measured).
+    """
     from orchestrator.planner.explain.figures import energy_source
 
     row: dict[str, Any] = json.loads(plan.model_dump_json())
     used = plan.used_devices
-    return {**row, "devices_used": used, "energy_source": energy_source(profile, used)}
+    error = profile.estimate_error
+    return {
+        **row,
+        "devices_used": used,
+        "energy_source": energy_source(profile, used),
+        "estimate_error": None if error is None else error.model_dump(),
+    }
 
 
 def _plan(model: Model, profile: Profile, objective: Objective, scheme: str) -> tuple[Plan, Mixture | None]:
@@ -149,7 +158,7 @@ def _show_all(plans: list[Plan], profile: Profile, objective: Objective, as_json
         rows = [{**as_row(plan, profile), "ratio_to_auto": cost_ratio(plan, best, objective)} for plan in plans]
         print(json.dumps(rows))
         return
-    console.print(compare_table(plans, best, objective, energy_source(profile, profile.names)))
+    console.print(compare_table(plans, best, objective, energy_source(profile, profile.names), profile.estimate_error))
     for plan in plans:
         if not plan.feasible:
             say(f"* {plan.scheme} is infeasible: {plan.reason}")
@@ -161,11 +170,15 @@ def _show(plan: Plan, model: Model, profile: Profile, mixture: Mixture | None, e
     from orchestrator.planner.explain.figures import energy_source
 
     console.print(plan_table(plan, len(model.layers)))
-    console.print(prediction_line(plan, energy_source(profile, plan.used_devices)))
+    error = profile.estimate_error
+    console.print(prediction_line(plan, energy_source(profile, plan.used_devices), error))
     if mixture is not None and len(mixture.plans) > 1:
+        within = f" {error.brief}" if error else ""
         say(
-            f"a mixture of {len(mixture.plans)} plans would process {mixture.rate_fps:.1f} frames/s; "
+            f"a mixture of {len(mixture.plans)} plans would process {mixture.rate_fps:.1f} frames/s{within}; "
             "simulate it: coedge simulate ... --mixture"
         )
     if explanation is not None:
         say(f"\n{explanation}")
+        if error:
+            say(f"The times, rates and joules above rest on an estimate: {error}")

@@ -10,6 +10,7 @@ from rich.table import Table
 from coedge.core.objective import Objective
 from coedge.core.region import UnitRect
 from coedge.plan.plan import Plan, Stage, stage_runs
+from coedge.profile.estimate_error import EstimateError
 
 COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "red", "white")
 # Width in characters of the bar of a stage's shares.
@@ -54,28 +55,42 @@ def area(rect: UnitRect) -> float:
     return (rect.row_stop - rect.row_start) * (rect.col_stop - rect.col_start)
 
 
-def prediction_line(plan: Plan, energy_source: str = "modelled from watts") -> str:
-    """Describe the predicted cost of a plan, with the reason if it is infeasible."""
+def prediction_line(plan: Plan, energy_source: str = "modelled from watts", error: EstimateError | None = None) -> str:
+    """Describe the predicted cost of a plan, with the error of an estimate and the reason if it is infeasible."""
     assert plan.predicted is not None
     seconds, bound = plan.predicted.latency_seconds, plan.predicted.bound_seconds
-    to_bound = "" if not bound else f" ({seconds / bound:.2f} x the divisible-load bound, {bound * 1e3:.1f} ms)"
+    within = f" {error.brief}" if error else ""
+    to_bound = ""
+    if bound:
+        to_bound = f" ({seconds / bound:.2f} x the divisible-load bound, {bound * 1e3:.1f} ms{within})"
     line = (
-        f"predicted: {seconds * 1e3:.1f} ms{to_bound}, {plan.predicted.energy_joules:.3f} J per frame "
-        f"({escape(energy_source)}), {plan.predicted.throughput_fps:.1f} frames/s in a stream"
+        f"predicted: {seconds * 1e3:.1f} ms{within}{to_bound}, {plan.predicted.energy_joules:.3f} J{within} per frame "
+        f"({escape(energy_source)}), {plan.predicted.throughput_fps:.1f} frames/s{within} in a stream"
     )
+    if error:
+        line += f"\n{error}"
     if not plan.feasible:
         return f"{line}\n[red]infeasible:[/] {escape(plan.reason)}; this is the nearest plan found"
     return f"{line}\n{escape(plan.reason)}" if plan.reason else line
 
 
-def compare_table(plans: Sequence[Plan], best: Plan, objective: Objective, energy_source: str) -> Table:
-    """Return a table with a row per plan, compared with the best one."""
+def compare_table(
+    plans: Sequence[Plan],
+    best: Plan,
+    objective: Objective,
+    energy_source: str,
+    error: EstimateError | None = None,
+) -> Table:
+    """Return a table with a row per plan, compared with the best one, with the error of an estimate."""
     table = Table(
-        title=f"{best.model_name}, predicted, by {objective.goal}", caption=_caption(best, energy_source),
+        title=f"{best.model_name}, predicted, by {objective.goal}", caption=_caption(best, energy_source, error),
         title_justify="left", caption_justify="left", header_style="bold",
     )  # fmt: skip
     table.add_column("scheme", no_wrap=True)
-    for column in ("ms", "x bound", "J\n(modelled)", "frames/s", f"x {best.scheme}"):
+    within = f"\n{error.brief}" if error else ""
+    for column in (
+        f"ms{within}", "x bound", f"J\n(modelled){within}", f"frames/s{within}", f"x {best.scheme}",
+    ):  # fmt: skip
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("devices")
     bound = _bound(best)
@@ -91,13 +106,17 @@ def compare_table(plans: Sequence[Plan], best: Plan, objective: Objective, energ
     return table
 
 
-def pareto_table(plans: Sequence[Plan], schemes: Sequence[Plan], energy_source: str) -> Table:
+def pareto_table(
+    plans: Sequence[Plan], schemes: Sequence[Plan], energy_source: str, error: EstimateError | None = None
+) -> Table:
     """Return a table of the numbered plans of a Pareto front and the plans of named schemes, the fastest first."""
     table = Table(
-        title=f"{plans[0].model_name}: energy against latency, predicted", caption=_caption(plans[0], energy_source),
+        title=f"{plans[0].model_name}: energy against latency, predicted",
+        caption=_caption(plans[0], energy_source, error),
         title_justify="left", caption_justify="left", header_style="bold",
     )  # fmt: skip
-    for column in ("", "ms", "J\n(modelled)", "frames/s"):
+    within = f"\n{error.brief}" if error else ""
+    for column in ("", f"ms{within}", f"J\n(modelled){within}", f"frames/s{within}"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("devices")
     table.add_column("scheme")
@@ -129,8 +148,9 @@ def cost_ratio(plan: Plan, best: Plan, objective: Objective) -> float:
     return costs[0] / max(costs[1], 1e-12)
 
 
-def _caption(plan: Plan, energy_source: str) -> str:
-    return f"divisible-load bound {_bound(plan) * 1e3:.1f} ms; J {escape(energy_source)}"
+def _caption(plan: Plan, energy_source: str, error: EstimateError | None) -> str:
+    within, said = (f" {error.brief}", f"\n{error}") if error else ("", "")
+    return f"divisible-load bound {_bound(plan) * 1e3:.1f} ms{within}; J {escape(energy_source)}{said}"
 
 
 def _bound(plan: Plan) -> float:

@@ -57,6 +57,7 @@ def simulate(
     gantt: Annotated[str | None, typer.Option(help="Draw a Gantt chart to a .png or .svg file.")] = None,
     size: options.Size = 224,
     budget: options.Budget = None,
+    estimate: options.Estimate = False,
     set_: options.Set = None,
     as_json: options.Json = False,
 ) -> None:
@@ -76,7 +77,7 @@ def simulate(
     options.check_picture(gantt)
     if scheme:
         check_scheme(scheme)
-    planning_input = read_input(profile, cluster, options.with_budget(set_, budget, profile), without)
+    planning_input = read_input(profile, cluster, set_, without, budget, estimate)
     scheme = scheme or planning_input.scheme
     check_scheme(scheme)
     objective = options.objective(planning_input.objective, "throughput" if mixture else goal, deadline, keep_local)
@@ -166,17 +167,21 @@ def _show(weighted: _WeightedPlans, timeline: Timeline, profile: Profile, in_fli
     from orchestrator.planner.explain.figures import energy_source
     from orchestrator.planner.explain.wording import columns, joules, milliseconds
 
+    error = profile.estimate_error
+    within = f" {error.brief}" if error else ""
+    if error:
+        say(f"{error}; ± marks the numbers that rest on them")
     for plan, weight in zip(weighted.plans, weighted.weights):
         say((f"{weight:.1%} of the frames: " if len(weighted.plans) > 1 else "") + str(plan))
     latencies = latencies_of(timeline)
     if len(latencies) > 1:
         say(
             f"{len(latencies)} frames, {in_flight} in flight: latency p50 {milliseconds(quantile(latencies, 0.5))}, "
-            f"p95 {milliseconds(quantile(latencies, 0.95))}, max {milliseconds(latencies[-1])}; "
-            f"{rate_of(timeline, profile, in_flight):.3g} frames/s"
+            f"p95 {milliseconds(quantile(latencies, 0.95))}, max {milliseconds(latencies[-1])}{within}; "
+            f"{rate_of(timeline, profile, in_flight):.3g} frames/s{within}"
         )
     names = [name for name in profile.names if name in timeline.devices]
-    say(f"{joules(timeline.energy_joules(profile))} per frame, {energy_source(profile, names)}\n")
+    say(f"{joules(timeline.energy_joules(profile))}{within} per frame, {energy_source(profile, names)}\n")
     console.print(timeline_table(timeline, profile, names))
     first, last = _window(timeline)
     if first is not None:
@@ -184,8 +189,8 @@ def _show(weighted: _WeightedPlans, timeline: Timeline, profile: Profile, in_fli
     say(text(timeline, max(min(console.width, 160), 60), first, last))
     if len(latencies) > 1:
         name, seconds = busiest_of(timeline, profile)
-        say(f"\nbusiest: {name}, {milliseconds(seconds)} per frame, so at most {1 / seconds:.3g} frames/s")
+        say(f"\nbusiest: {name}, {milliseconds(seconds)} per frame, so at most {1 / seconds:.3g} frames/s{within}")
         return
-    say("\ncritical path:")
+    say(f"\ncritical path{within}:")
     for line in columns((part.words, milliseconds(part.seconds), f"{part.share:.0%}") for part in path_of(timeline)):
         say(line)

@@ -18,6 +18,7 @@ def summary(timeline: Timeline, profile: Profile, in_flight: int) -> dict[str, A
     used = timeline.utilisation(profile)
     return {
         "measured": timeline.measured,
+        "estimate_error": None if profile.estimate_error is None else profile.estimate_error.model_dump(),
         "frames": len(latencies),
         "in_flight": in_flight,
         "latency_seconds": {

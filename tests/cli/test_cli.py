@@ -86,7 +86,7 @@ def test_version(cli) -> None:
         (["run", MODEL, "--deadline", "0s"], ["'0s' is not a duration"]),
         (["run", MODEL, "--deadline", "5min"], ["'5min' is not a duration"]),
         (["run", MODEL, "--budget", "soon"], ["--budget", "'soon' is not a duration"]),
-        (["plan", MODEL, "--profile", "bed.yaml", "--budget", "5s"], ["--budget limits the measuring of a cluster"]),
+        (["plan", MODEL, "--profile", "p.json", "--budget", "5s"], ["--budget limits the measuring of a cluster"]),
         (["run", MODEL, "--goal", "speed"], ["--goal is latency, energy or throughput", "'speed'"]),
         (["bench", "--frames", "0"], ["--frames"]),
         (["bench", "--models", ","], ["--models is empty"]),

@@ -10,11 +10,16 @@ import pytest
 from command_line import fails, small_network
 
 from coedge.frontend.capture import capture
+from coedge.graph.model import Model
 from coedge.plan.plan import Plan, check_plan
+from coedge.profile.layer_work import layer_costs
 from coedge.profile.profile import Profile
-from coedge.profile.testbed import load_testbed, profile_of
+from coedge.profile.reference_times import reference_times
+from coedge.profile.testbed import load_testbed
 from coedge.simulation.timeline import Timeline
 from orchestrator.planner.planner import SCHEMES
+from orchestrator.profiling import planning_times
+from orchestrator.profiling.planning_times import MachineTimes, profile_of
 
 pytestmark = pytest.mark.usefixtures("brief_search")
 
@@ -37,6 +42,23 @@ devices:
     link: {mbps: 0.5, latency_ms: 20}
 """
 NAMES = ["camera", "board-1", "board-2", "far"]
+
+
+@pytest.fixture(autouse=True)
+def same_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the same times in place of measured ones in every run."""
+
+    def machine_times(model: Model, folder: Path, budget_seconds: float) -> MachineTimes:
+        known = reference_times(model)
+        return MachineTimes(
+            fingerprint="the reference machine",
+            model_hash=model.hash,
+            layers=known.layers,
+            fused=known.fused,
+            speeds={cost.family: 1.0 for cost in layer_costs(model)},
+        )
+
+    monkeypatch.setattr(planning_times, "machine_times", machine_times)
 
 
 @pytest.fixture
