@@ -76,7 +76,7 @@ def profile_of(
         ConfigError: a device has a time for a network that was not measured on the reference machine.
         PlanError: the model cannot be measured on this machine.
     """
-    return profile_from_times(testbed, model, times or planning_times(model, estimate))
+    return profile_from_times(testbed, model, times or planning_times(model, estimate, None, BUDGET_SECONDS))
 
 
 def planning_times(

@@ -33,6 +33,7 @@ PAGES = [page for page in sorted(DOCS.rglob("*.md")) if blocks(page)]
 BY_HAND_BLOCKS = {
     "how-to/energy-meters.md": 1,
     "how-to/lab.md": 2,
+    "how-to/plan-without-devices.md": 1,
     "how-to/ports.md": 3,
     "tutorial/boards.md": 3,
     "tutorial/laptop.md": 1,
@@ -231,6 +232,7 @@ def small_and_quick(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Use small networks, capture each once, and shorten measuring and searching."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.setenv("COEDGE_SET", "profile_budget_seconds=0.5")
+    monkeypatch.setattr("orchestrator.profiling.planning_times.BUDGET_SECONDS", 0.5)
     monkeypatch.setattr("coedge.zoo.build", small_network)
     monkeypatch.setattr("orchestrator.cli.models.capture", capture_once)
     for effort in ("MULTISTART_STEPS", "LOCAL_SEARCH_STEPS"):
