@@ -197,7 +197,9 @@ class Profile(BaseModel):
 
         Raises:
             PlanError: the profile is of another model, or it lacks a layer or a link.
+            InputError: the model is none.
         """
+        Model.check(model)
         if self.model_hash != model.hash:
             raise PlanError(
                 f"the profile is of model {self.model_name!r} ({self.model_hash}), "

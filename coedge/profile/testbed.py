@@ -142,8 +142,13 @@ def profile_of(testbed: Testbed, model: Model, times: ReferenceTimes | None = No
             tells whether they are measured or estimated.
 
     Raises:
-        ConfigError: a device has a time for a network that was not measured on the reference machine.
+        ConfigError: a device has a time for a network that was not measured on the reference machine, or the test bed
+            is none.
+        InputError: the model is none.
     """
+    Model.check(model)
+    if not isinstance(testbed, Testbed):
+        raise ConfigError(f"a test bed is what coedge.load_testbed returns; a {type(testbed).__name__} was given")
     times = times or reference_times(model)
     return Profile(
         model_name=model.name,

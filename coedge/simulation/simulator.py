@@ -23,6 +23,7 @@ import heapq
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 from coedge.core.errors import PlanError
@@ -256,8 +257,16 @@ def simulate(
             under way until its turn.
 
     Raises:
-        PlanError: the profile lacks a device or a link, or the programs do not end.
+        PlanError: the profile lacks a device or a link, the programs do not end, or an argument is something else.
+        InputError: the model is none.
     """
+    Model.check(model)
+    for name, value, kind in (("programs", programs, Mapping), ("profile", profile, Profile)):
+        if not isinstance(value, kind):
+            raise PlanError(f"{name} of a simulation: a {type(value).__name__} was given, not a {kind.__name__}")
+    for name, count in (("frames", frames), ("in_flight", in_flight)):
+        if not isinstance(count, Integral) or count < 0:
+            raise PlanError(f"{name} is {count!r:.100}; give a whole number")
     return simulate_mixture([(programs, 1.0)], profile, model, frames, in_flight)
 
 

@@ -21,7 +21,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from coedge.core.errors import InfeasibleError
+from coedge.core.errors import InfeasibleError, PlanError
 from coedge.core.objective import Objective
 from coedge.graph.model import Model
 from coedge.plan.lowering import lower
@@ -95,6 +95,22 @@ class Mixture:
         return "\n".join(lines)
 
 
+def check_request(model: Model, profile: Profile, objective: Objective) -> None:
+    """Check the types of what a plan or a mixture is made for, and that they fit each other.
+
+    Raises:
+        PlanError: the profile or the objective is something else, or the profile is of another model.
+        InputError: the model is something else.
+    """
+    Model.check(model)
+    if not isinstance(profile, Profile):
+        kind = type(profile).__name__
+        raise PlanError(f"a profile is what Cluster.profile returns, or profile_of; a {kind} was given")
+    if not isinstance(objective, Objective):
+        raise PlanError(f"an objective is a coedge.Objective; a {type(objective).__name__} was given")
+    profile.check(model)
+
+
 def make_mixture(model: Model, profile: Profile, objective: Objective, known: Sequence[Plan] = ()) -> Mixture:
     """Return the best mixture that column generation finds.
 
@@ -104,7 +120,9 @@ def make_mixture(model: Model, profile: Profile, objective: Objective, known: Se
 
     Raises:
         InfeasibleError: no plan meets the constraints.
+        PlanError, InputError: an argument is something else, or the profile is of another model.
     """
+    check_request(model, profile, objective)
     pool = _ColumnPool(model, profile, objective)
     pool.add_plans(known)
     pool.add_paths((Prices(), Prices(second=0.0, joule=1.0)))

@@ -14,7 +14,7 @@ from coedge.plan.plan import Plan
 from coedge.profile.profile import Profile
 from orchestrator.evaluation.cost_table import CostTable
 from orchestrator.evaluation.evaluator import shared_memo
-from orchestrator.planner.mixture import Mixture, make_mixture
+from orchestrator.planner.mixture import Mixture, check_request, make_mixture
 from orchestrator.schemes.aofl import aofl
 from orchestrator.schemes.coedge import coedge
 from orchestrator.schemes.equal import equal
@@ -47,8 +47,8 @@ def check_scheme(scheme: str) -> None:
     Raises:
         PlanError: there is no such scheme; the message lists the schemes.
     """
-    if scheme != AUTO and scheme not in SCHEMES:
-        near = difflib.get_close_matches(scheme.lower(), [AUTO, *SCHEMES], n=1)
+    if scheme != AUTO and (not isinstance(scheme, str) or scheme not in SCHEMES):
+        near = difflib.get_close_matches(str(scheme).lower(), [AUTO, *SCHEMES], n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise PlanError(f"there is no scheme {scheme!r}; schemes are {', '.join([AUTO, *SCHEMES])}.{hint}")
 
@@ -86,13 +86,8 @@ def make_plan(model: Model, profile: Profile, objective: Objective | None = None
         InputError: the model is none.
     """
     check_scheme(scheme)
-    Model.check(model)
-    if not isinstance(profile, Profile):
-        raise PlanError(
-            f"a profile is what Cluster.profile returns, or profile_of; a {type(profile).__name__} was given"
-        )
-    profile.check(model)
-    objective = objective or Objective()
+    objective = Objective() if objective is None else objective
+    check_request(model, profile, objective)
     if scheme != AUTO:
         return SCHEMES[scheme](model, profile, objective)
     with _searching(model, profile):

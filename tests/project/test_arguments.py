@@ -26,6 +26,9 @@ def network() -> Model:
 
 MODEL = network()
 PLAN = coedge.even_plan(MODEL, devices=2)
+TESTBED = coedge.load_testbed(Path(__file__).resolve().parents[2] / "configs/testbeds/device-edge.yaml")
+PROFILE = coedge.profile_of(TESTBED, MODEL)
+ALONE = coedge.make_plan(MODEL, PROFILE, scheme="local")
 HOSTILE: dict[str, Any] = {
     "None": None, "number": 3, "nan": float("nan"), "text": "no such file", "empty": "", "nul": "a\0b", "bytes": b"x",
     "list": [1.5], "dict": {"a": 1}, "object": object(), "class": int, "long": 5000 * "x", "scalar": np.float64(1),
@@ -47,6 +50,18 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "even_plan source": lambda value: coedge.even_plan(MODEL, source=value),
     "make_plan model": lambda value: coedge.make_plan(value, value),
     "make_plan profile": lambda value: coedge.make_plan(MODEL, value),
+    "make_plan objective": lambda value: coedge.make_plan(MODEL, PROFILE, value, "local"),
+    "make_plan scheme": lambda value: coedge.make_plan(MODEL, PROFILE, scheme=value),
+    "make_mixture model": lambda value: coedge.make_mixture(value, PROFILE, coedge.Objective()),
+    "make_mixture profile": lambda value: coedge.make_mixture(MODEL, value, coedge.Objective()),
+    "make_mixture objective": lambda value: coedge.make_mixture(MODEL, PROFILE, value),
+    "profile_of test bed": lambda value: coedge.profile_of(value, MODEL),
+    "profile_of model": lambda value: coedge.profile_of(TESTBED, value),
+    "simulate programs": lambda value: coedge.simulate(value, PROFILE, MODEL),
+    "simulate profile": lambda value: coedge.simulate(coedge.lower(PLAN, MODEL), value, MODEL),
+    "simulate model": lambda value: coedge.simulate(coedge.lower(PLAN, MODEL), PROFILE, value),
+    "simulate frames": lambda value: coedge.simulate(coedge.lower(ALONE, MODEL), PROFILE, MODEL, frames=value),
+    "simulate in_flight": lambda value: coedge.simulate(coedge.lower(ALONE, MODEL), PROFILE, MODEL, in_flight=value),
     "Plan.load": Plan.load,
     "Profile.load": Profile.load,
     "load_config": coedge.load_config,
@@ -60,6 +75,8 @@ TAKEN = {
     ("load_config", "None"), ("even_plan devices", "number"), ("even_plan stage_layers", "number"),
     ("even_plan boundaries", "None"), ("even_plan grid", "None"), ("even_plan source", "None"),
     ("even_plan source", "empty"), ("load_testbed", "None"),
+    ("make_plan objective", "None"), ("simulate frames", "number"), ("simulate in_flight", "number"),
+    ("simulate programs", "dict"),
 }  # fmt: skip
 
 
