@@ -31,6 +31,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "devices": devices,
         "source": "home",
         "profile_budget_seconds": 1.0,
+        "trial_frames": 0,
         "cache_dir": str(tmp_path_factory.mktemp("cache")),
     }
     with coedge.connect(settings) as joined:

@@ -71,6 +71,7 @@ def config(cache_dir: str) -> dict[str, Any]:
         "encryption": False,
         "cache_dir": cache_dir,
         "profile_budget_seconds": 1.0,
+        "trial_frames": 0,
     }
 
 

@@ -47,6 +47,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "media": [{"name": "air", "devices": ["b", "c"], "mbps": 500.0}],
         "cache_dir": str(tmp_path_factory.mktemp("cache")),
         "profile_budget_seconds": 0.5,
+        "trial_frames": 0,
     }
     with coedge.connect(config) as joined:
         yield joined

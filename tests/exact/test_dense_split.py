@@ -542,7 +542,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder: Path = tmp_path_factory.mktemp("cache")
     devices = [{"name": f"device-{i}", "speed": 1.0, "memory_mb": LIMIT_MB} for i in range(4)]
     with coedge.connect(
-        {"devices": devices, "source": "device-0", "profile_budget_seconds": 1.0, "cache_dir": str(folder)}
+        {
+            "devices": devices,
+            "source": "device-0",
+            "profile_budget_seconds": 1.0,
+            "trial_frames": 0,
+            "cache_dir": str(folder),
+        }
     ) as joined:
         yield joined
 

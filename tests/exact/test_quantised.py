@@ -366,7 +366,13 @@ def test_a_quantised_model_runs_on_real_workers() -> None:
     captured = model("resnet18")
     devices = [{"name": name, "speed": 1.0} for name in ("a", "b")]
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"devices": devices, "source": "a", "cache_dir": folder, "profile_budget_seconds": 2.0}
+        settings = {
+            "devices": devices,
+            "source": "a",
+            "cache_dir": folder,
+            "profile_budget_seconds": 2.0,
+            "trial_frames": 0,
+        }
         with coedge.connect(settings) as cluster:
             plan = even_plan(captured, ("a", "b"))
             job = cluster.submit(captured, photo(), plan=plan)

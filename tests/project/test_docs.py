@@ -231,7 +231,7 @@ def rules_as_they_were() -> Iterator[None]:
 def small_and_quick(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Use small networks, capture each once, and shorten measuring and searching."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    monkeypatch.setenv("COEDGE_SET", "profile_budget_seconds=0.5")
+    monkeypatch.setenv("COEDGE_SET", "profile_budget_seconds=0.5; trial_frames=0")
     monkeypatch.setattr("orchestrator.profiling.planning_times.BUDGET_SECONDS", 0.5)
     monkeypatch.setattr("coedge.zoo.build", small_network)
     monkeypatch.setattr("orchestrator.cli.models.capture", capture_once)

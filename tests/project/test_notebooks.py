@@ -33,7 +33,10 @@ del load_config, ray_connection, space"""
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     manager = pytest.importorskip("jupyter_client").manager.KernelManager()
     pytest.importorskip("nbclient")
-    small = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")), "COEDGE_SET": "profile_budget_seconds=1"}
+    small = {
+        "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
+        "COEDGE_SET": "profile_budget_seconds=1; trial_frames=0",
+    }
     manager.start_kernel(cwd=str(FOLDER), env={**os.environ, "PYTHONPATH": str(FOLDER.parent), **small})
     try:
         yield manager
