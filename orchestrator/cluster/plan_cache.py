@@ -112,9 +112,10 @@ class PlanCache:
             if model.hash not in self._profiles:
                 with self._quiet.measuring():
                     self._profiles[model.hash] = ask_ready(group, measure)
-                stored = load_correction(self._config.cache_path, model.hash, group.by_name)
-                if stored is not None and self._config.trial_frames:
-                    self._corrections[model.hash] = stored
+                if self._config.trial_frames:
+                    stored = load_correction(self._config.cache_path, model.hash, group.by_name)
+                    if stored is not None:
+                        self._corrections[model.hash] = stored
                 self._correct(model.hash)
             whole = self._corrected[model.hash]
         self._check_source()

@@ -160,7 +160,7 @@ class Cached:
             module, "measure_model", lambda *_: profile.model_copy(update={"links": self.group.network.links})
         )
         patch.setattr(module, "make_plan", self._search)
-        self.cache = PlanCache(ClusterConfig(), self.group, QuietTime(), self._run)
+        self.cache = PlanCache(ClusterConfig(trial_frames=0), self.group, QuietTime(), self._run)
 
     def _search(self, model: Model, profile: Profile, objective: Objective, scheme: str) -> Plan:
         """The best plan of the named schemes takes the place of the whole search."""

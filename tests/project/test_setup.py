@@ -227,7 +227,7 @@ def environment():
 on_worker = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(others[0], soft=False)
 facts = ray.get(environment.options(scheduling_strategy=on_worker).remote())
 devices = [{"name": "centre", "node": here}, {"name": "board", "node": others[0]}]
-config = {"devices": devices, "source": "centre", "profile_budget_seconds": 1, "trial_frames": 0, "connect_timeout_seconds": 120}
+config = {"devices": devices, "source": "centre", "profile_budget_seconds": 1, "connect_timeout_seconds": 120}
 model = coedge.capture(model_file)
 x = np.random.default_rng(0).standard_normal(model.inputs[0].shape).astype(np.float32)
 with coedge.connect(config) as cluster:
