@@ -86,7 +86,12 @@ def main() -> None:
     report = Report("ablation")
     networks = [ENERGY_MODEL] if options.quick else options.network or MODELS
     cases = list(_cases(options.group or GROUPS, networks, 3 if options.quick else options.instances))
-    chosen = {name: phase for name, phase in PHASES.items() if not options.phase or name in options.phase}
+    groups = {case.group for case in cases}
+    chosen = {
+        name: phase
+        for name, phase in PHASES.items()
+        if (not options.phase or name in options.phase) and not groups.isdisjoint(phase.groups)
+    }
     outcomes: dict[str, list[Outcome | None]] = {}
     for name, phase in {EVERYTHING: Phase(contextlib.nullcontext), **chosen}.items():
         with phase.switch():
