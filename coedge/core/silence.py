@@ -19,6 +19,8 @@ from typing import Any
 
 # What these modules say, they say in the name of their caller, such as `copy` and the decorator `deprecated`.
 _PASSED_OVER = sys.stdlib_module_names | {"typing_extensions"}
+# After `ray.init`, `print` is a function of this module.
+_PASSED_OVER_MODULES = frozenset(("ray.experimental.tqdm_ray",))
 
 
 class _Silenced(threading.local):
@@ -59,13 +61,17 @@ def _by_silenced_package(frame: FrameType | None) -> bool:
     packages = _here.packages
     if not packages:
         return False
-    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _PASSED_OVER:
+    while frame is not None and _passed_over(str(frame.f_globals.get("__name__"))):
         frame = frame.f_back
     if frame is None:
         return False
     name = frame.f_globals.get("__name__")
     # Code that a library has generated has no module.
     return name is None or any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def _passed_over(module: str) -> bool:
+    return module.partition(".")[0] in _PASSED_OVER or module in _PASSED_OVER_MODULES
 
 
 class _WarningMatcher:

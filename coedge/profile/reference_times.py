@@ -157,7 +157,6 @@ def reference_times(model: Model, references: Mapping[str, ReferenceModel] | Non
         PlanError: there is no measured network.
         InputError: the model is none.
     """
-    Model.check(model)
     known = reference_models() if references is None else references
     if not known:
         raise PlanError(f"there is no reference profile in {REFERENCE_TIMES}; make one: python -m benchmarks.reference")

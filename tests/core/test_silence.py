@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import io
 import logging
 import sys
@@ -48,6 +49,18 @@ def test_only_the_named_packages_are_silent_and_only_in_this_thread(
     assert [str(one.message) for one in heard] == ["loud"] * 2 + ["quieter"] * 2 + ["other thread", "afterwards"]
     assert capsys.readouterr().err.splitlines() == [*audible, "other thread", "afterwards"]
     assert [record.getMessage() for record in caplog.records] == [*audible, "afterwards"]
+
+
+def test_packages_are_silent_where_ray_has_replaced_print(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tqdm_ray = pytest.importorskip("ray.experimental.tqdm_ray")
+    monkeypatch.setattr(builtins, "print", tqdm_ray.safe_print)
+    loud, quiet = library("loud"), library("quiet")
+    with silenced(["quiet"], []):
+        loud.write("loud")
+        quiet.write("quiet")
+    assert capsys.readouterr().err == "loud\n"
 
 
 def test_warnings_of_a_silenced_package_are_no_errors_where_warnings_are() -> None:

@@ -514,6 +514,7 @@ def test_small_slices_of_large_weights_are_sent_with_their_values() -> None:
     assert difference(got, unsplit(model, arrays)[0]) <= TOLERANCE
 
 
+@pytest.mark.clock
 def test_dense_layers_are_measured_by_feature_and_within_memory(vgg: Model) -> None:
     light = model_from_skeleton(vgg.skeleton, {})
     times = measure_layers(light, 1, speed=0.3, budget_seconds=1.0).layers
