@@ -74,6 +74,7 @@ def profile_of(
 
     Raises:
         ConfigError: a device has a time for a network that was not measured on the reference machine.
+        InputError: the model is none.
         PlanError: the model cannot be measured on this machine.
     """
     return profile_from_times(testbed, model, times or planning_times(model, estimate, None, BUDGET_SECONDS))
@@ -92,6 +93,7 @@ def planning_times(
     Raises:
         PlanError: the model cannot be measured on this machine.
     """
+    Model.check(model)
     times = reference_times(model)
     if estimate or times.error is None:
         return times
