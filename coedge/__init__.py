@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from coedge.core.region import UnitRect
     from coedge.execution.program import Program
     from coedge.frontend.capture import capture
-    from coedge.frontend.normalise import with_normalisation
+    from coedge.frontend.input_normalisation import with_normalisation
     from coedge.graph.model import Model
     from coedge.plan.lowering import lower
     from coedge.plan.plan import Plan, Stage, even_plan
@@ -71,7 +71,7 @@ _HOMES = {
     "StepFailed": "coedge.core.errors",
     "lower": "coedge.plan.lowering",
     "Model": "coedge.graph.model",
-    "with_normalisation": "coedge.frontend.normalise",
+    "with_normalisation": "coedge.frontend.input_normalisation",
     "Objective": "coedge.core.objective",
     "Plan": "coedge.plan.plan",
     "Stage": "coedge.plan.plan",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import platformdirs
 from pydantic import Field, ValidationInfo, field_validator
 
 from coedge.config.sections import (
@@ -17,6 +16,7 @@ from coedge.config.sections import (
     check_names,
     check_source,
 )
+from coedge.core.cache_folder import user_cache_folder
 from coedge.core.objective import Objective
 
 
@@ -85,4 +85,4 @@ class ClusterConfig(Section):
         """The folder for profiles. It may not exist yet."""
         if self.cache_dir is not None:
             return Path(self.cache_dir).expanduser()
-        return platformdirs.user_cache_path("coedge", appauthor=False)
+        return user_cache_folder()

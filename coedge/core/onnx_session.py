@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 
 from coedge.core import denormals
@@ -19,7 +18,7 @@ class Session:
     """A network, or a part of one, that ONNX Runtime runs. Denormal numbers are taken as zero.
 
     Args:
-        proto: serialised ONNX, or the path of a file.
+        proto: serialised ONNX.
         threads: of each kernel.
         options: from `session_options`.
         providers: in order of preference. One that fails raises: there is no silent fallback.
@@ -28,7 +27,7 @@ class Session:
 
     def __init__(
         self,
-        proto: bytes | str,
+        proto: bytes,
         threads: int,
         options: Any = None,
         providers: Sequence[Provider] = ON_CPU,
@@ -43,19 +42,20 @@ class Session:
                 proto, options, providers=given, disabled_optimizers=list(disabled), enable_fallback=0
             )
 
-    def run(self, outputs: Iterable[str] | None, feeds: Mapping[str, Array]) -> list[Array]:
+    def run(self, outputs: Sequence[str] | None, feeds: Mapping[str, Array]) -> list[Array]:
         """Return the values of these outputs, or of all outputs if None."""
         with denormals.flushed():
-            values: list[Array] = self._session.run(None if outputs is None else list(outputs), dict(feeds))
+            values: list[Array] = self._session.run(outputs, feeds)
         return values
 
     @property
-    def inputs(self) -> dict[str, tuple[np.dtype[Any], tuple[int | str, ...]]]:
-        """Dtype and shape of every input by name. A dynamic dimension is a string."""
-        return {i.name: (dtype_of(i.type), tuple(i.shape)) for i in self._session.get_inputs()}
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs."""
+        return tuple(i.name for i in self._session.get_inputs())
 
     @property
     def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs."""
         return tuple(o.name for o in self._session.get_outputs())
 
     @property
@@ -64,22 +64,19 @@ class Session:
         return tuple(self._session.get_providers())
 
 
-def dtype_of(kind: str) -> np.dtype[Any]:
-    """Return the dtype of ONNX Runtime's type, such as `tensor(float16)`.
+def session_options(threads: int, optimise: Literal["none", "basic", "all"] = "all") -> Any:
+    """Return the options of every session of the project, of the unsplit reference too.
 
-    Raises:
-        TypeError: it has no dtype in NumPy.
+    Args:
+        optimise: the optimisations that ONNX Runtime applies. "basic" leaves standard operators only.
     """
-    name = kind.removeprefix("tensor(").removesuffix(")")
-    return np.dtype({"float": "float32", "double": "float64", "string": "object"}.get(name, name))
-
-
-def session_options(threads: int) -> Any:
-    """Return the options of every session of the project, of the unsplit reference too."""
     import onnxruntime
 
     _share_arena()
     options = onnxruntime.SessionOptions()
+    level = onnxruntime.GraphOptimizationLevel
+    levels = {"none": level.ORT_DISABLE_ALL, "basic": level.ORT_ENABLE_BASIC, "all": level.ORT_ENABLE_ALL}
+    options.graph_optimization_level = levels[optimise]
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # errors are raised, not printed too

@@ -66,3 +66,19 @@ def restore(structure: str | None, flat: list[Any]) -> Any:
 
         return _pytree.tree_unflatten(flat, _pytree.treespec_loads(structure))
     return flat[0] if len(flat) == 1 else tuple(flat)
+
+
+def relative_difference(got: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference relative to the largest value; infinite if shapes or non-finite values differ."""
+    if got.shape != expected.shape:
+        return float("inf")
+    if got.size == 0 or got.dtype == object:
+        return 0.0 if np.array_equal(got, expected) else float("inf")
+    a, b = got.astype(np.float64), expected.astype(np.float64)
+    finite = np.isfinite(b)
+    if not np.array_equal(finite, np.isfinite(a)) or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    apart, largest = np.abs(a[finite] - b[finite]).max(), np.abs(b[finite]).max()
+    return float(apart / max(largest, np.finfo(np.float32).tiny))

@@ -11,6 +11,7 @@ import onnx
 
 from coedge.core.errors import CaptureError, innermost_message
 from coedge.core.onnx_session import session_options
+from coedge.core.values import relative_difference
 from coedge.graph.large_weights import session_of, without_initializers
 
 # Differences relative to the largest value of a tensor. Up to the first, values agree: kernels sum in another order.
@@ -25,22 +26,6 @@ _STEPS = frozenset(
 )  # fmt: skip
 
 
-def difference(got: np.ndarray, expected: np.ndarray) -> float:
-    """Return the largest difference relative to the largest value; infinite if shapes or non-finite values differ."""
-    if got.shape != expected.shape:
-        return float("inf")
-    if got.size == 0 or got.dtype == object:
-        return 0.0 if np.array_equal(got, expected) else float("inf")
-    a, b = got.astype(np.float64), expected.astype(np.float64)
-    finite = np.isfinite(b)
-    if not np.array_equal(finite, np.isfinite(a)) or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
-        return float("inf")
-    if not finite.any():
-        return 0.0
-    apart, largest = np.abs(a[finite] - b[finite]).max(), np.abs(b[finite]).max()
-    return float(apart / max(largest, np.finfo(np.float32).tiny))
-
-
 def check_conversion(written: onnx.ModelProto, feeds: Mapping[str, np.ndarray], outputs: Sequence[np.ndarray]) -> None:
     """Check that a model which was converted to the current opset computes the same as before.
 
@@ -53,12 +38,8 @@ def check_conversion(written: onnx.ModelProto, feeds: Mapping[str, np.ndarray], 
     Raises:
         CaptureError: an output differs.
     """
-    import onnxruntime
-
-    options = session_options(1)
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     try:
-        session = session_of(written, 1, options)
+        session = session_of(written, 1, session_options(1, "basic"))
     except Exception:
         return
     try:
@@ -66,10 +47,10 @@ def check_conversion(written: onnx.ModelProto, feeds: Mapping[str, np.ndarray], 
     except Exception as error:
         raise CaptureError(f"the network does not run: {innermost_message(error)}") from error
     for name, old, new in zip(session.outputs, before, outputs):
-        if difference(new, old) > SAME_OPERATOR:
+        if relative_difference(new, old) > SAME_OPERATOR:
             raise CaptureError(
-                f"output {name!r} is another one after the conversion of the model to the current opset; export the "
-                "model again with a current exporter"
+                f"output {name!r} changes when the model is converted to a current opset; export the model again "
+                "with a current exporter"
             )
 
 
@@ -102,7 +83,7 @@ class TorchReference:
         inputs = [torch.from_numpy(np.array(value)) for value in feeds.values()]
         with torch.no_grad():
             expected, _ = _pytree.tree_flatten(module(*inputs))
-        worst = max((difference(a, _array(b)) for a, b in zip(outputs, expected)), default=0.0)
+        worst = max((relative_difference(a, _array(b)) for a, b in zip(outputs, expected)), default=0.0)
         if worst <= PRECISE:
             return
         name, operator, apart = self._first_difference(module, inputs, feeds)
@@ -120,7 +101,6 @@ class TorchReference:
         self, module: Any, inputs: Sequence[Any], feeds: Mapping[str, np.ndarray]
     ) -> tuple[str, str, float]:
         """Return name, operator and difference of the first value that differs. Empty names: it is not known."""
-        import onnxruntime
         import torch
 
         values: dict[str, np.ndarray] = {}
@@ -138,12 +118,10 @@ class TorchReference:
         made = {name: node.op_type for node in probe.graph.node for name in node.output if name in values}
         del probe.graph.output[:]
         probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
-        options = session_options(1)
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        session = session_of(probe, 1, options)
+        session = session_of(probe, 1, session_options(1, "none"))
         given = dict(zip((value.name for value in probe.graph.input), feeds.values()))
         for name, value in zip(session.outputs, session.run(None, given)):
-            apart = difference(value, values[name])
+            apart = relative_difference(value, values[name])
             if apart > PRECISE:
                 return name, made[name], apart
         return "", "", 0.0

@@ -11,7 +11,7 @@ import onnx
 from coedge.core.errors import CaptureError, CoEdgeError, innermost_message, reason_of
 from coedge.frontend.agreement import TorchReference, check_conversion
 from coedge.frontend.example import example_arrays
-from coedge.frontend.input_shapes import check_inputs, with_shapes
+from coedge.frontend.input_shapes import check_inputs, set_shapes
 from coedge.frontend.normal_form import normal_form
 from coedge.frontend.opset import at_current_opset, opset_of, refuse_newer
 from coedge.frontend.randomness import refuse_randomness
@@ -77,7 +77,7 @@ def _captured(
         raise CaptureError(f"{name}: nothing is computed from the inputs")
     refuse_newer(written)
     refuse_randomness(written, opset_of(written))
-    written = with_shapes(written, example)
+    set_shapes(written, example)
     check_inputs(written)
     proto = at_current_opset(written)
     feeds = example_feeds(proto, example)

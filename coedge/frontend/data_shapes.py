@@ -13,6 +13,8 @@ from collections.abc import Mapping
 
 import onnx
 
+from coedge.graph.graph import captured_names
+
 # The number of elements of the output depends on the values of the input, or on which branch is taken.
 _SIZED_BY_DATA = frozenset(
     (
@@ -23,12 +25,12 @@ _SIZED_BY_DATA = frozenset(
 # The inputs that determine the shape of the output, by position.
 _SHAPE_ARGUMENTS: Mapping[str, tuple[int, ...]] = {
     "AffineGrid": (1,), "BlackmanWindow": (0,), "CenterCropPad": (1,), "Col2Im": (1,), "ConstantOfShape": (0,),
-    "DFT": (1, 2), "Expand": (1,), "EyeLike": (), "HammingWindow": (0,), "HannWindow": (0,), "MaxUnpool": (2,),
+    "DFT": (1, 2), "Expand": (1,), "HammingWindow": (0,), "HannWindow": (0,), "MaxUnpool": (2,),
     "MelWeightMatrix": (0, 1), "OneHot": (1,), "Pad": (1, 3), "Range": (0, 1, 2), "ReduceL1": (1,), "ReduceL2": (1,),
     "ReduceLogSum": (1,), "ReduceLogSumExp": (1,), "ReduceMax": (1,), "ReduceMean": (1,), "ReduceMin": (1,),
     "ReduceProd": (1,), "ReduceSum": (1,), "ReduceSumSquare": (1,), "Reshape": (1,), "Resize": (1, 2, 3),
     "STFT": (1, 3), "Slice": (1, 2, 3, 4), "Split": (1,), "Squeeze": (1,), "Tile": (1,), "TopK": (1,),
-    "Trilu": (), "Unsqueeze": (1,), "Upsample": (1,),
+    "Unsqueeze": (1,), "Upsample": (1,),
 }  # fmt: skip
 
 
@@ -43,7 +45,7 @@ def data_dependent(proto: onnx.ModelProto, inferred: Mapping[str, tuple[int, ...
     # Values that the shapes alone determine, such as those that Shape makes.
     fixed = {one.name for one in proto.graph.initializer} | {""}
     for node in proto.graph.node:
-        read = set(node.input) | _captured(node)
+        read = {*node.input, *captured_names(node)}
         if node.op_type in ("Constant", "Shape", "Size"):
             if not read & dependent:
                 fixed.update(node.output)
@@ -56,15 +58,3 @@ def data_dependent(proto: onnx.ModelProto, inferred: Mapping[str, tuple[int, ...
         if depends:
             dependent.update(name for name in node.output if name and name not in inferred)
     return frozenset(dependent)
-
-
-def _captured(node: onnx.NodeProto) -> set[str]:
-    """Return the values that the inner graphs of a node read from outside."""
-    found: set[str] = set()
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
-            made = {one.name for one in (*graph.input, *graph.initializer)}
-            for inner in graph.node:
-                found |= (set(inner.input) | _captured(inner)) - made
-                made.update(inner.output)
-    return found

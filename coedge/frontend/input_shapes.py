@@ -60,14 +60,14 @@ def check_inputs(proto: onnx.ModelProto) -> None:
         check_input(value.name, tuple(d.dim_value for d in dims), str(_dtype(value)))
 
 
-def with_shapes(proto: onnx.ModelProto, example: tuple[np.ndarray, ...]) -> onnx.ModelProto:
-    """Return the model with the shapes of the example as those of its inputs. The model is changed in place.
+def set_shapes(proto: onnx.ModelProto, example: tuple[np.ndarray, ...]) -> None:
+    """Give the inputs of a model the shapes of the example. Without an example, they stay as they are.
 
     Raises:
         CaptureError: the example does not fit the inputs: number, dtype or static dimensions.
     """
     if not example:
-        return proto
+        return
     if not proto.graph.input:
         raise CaptureError("the model has no inputs: it computes the same for every image")
     inputs = proto.graph.input
@@ -94,7 +94,6 @@ def with_shapes(proto: onnx.ModelProto, example: tuple[np.ndarray, ...]) -> onnx
     del proto.graph.value_info[:]
     for output in proto.graph.output:
         output.type.tensor_type.ClearField("shape")
-    return proto
 
 
 def _extent(dim: onnx.TensorShapeProto.Dimension) -> int | None:

@@ -9,12 +9,13 @@ IR version          at least the one that the operator sets need
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import onnx
 from onnx import helper
 
+from coedge.graph.graph import fresh_name, inner_graphs
 from coedge.graph.large_weights import without_initializers
 
 # The mark of names that this package makes: of nodes, where a region rule reads it, and of constants.
@@ -55,9 +56,8 @@ def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """Yield a graph and all graphs inside its nodes, such as the branches of an If."""
     yield graph
     for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
-                yield from graphs_of(inner)
+        for inner in inner_graphs(node):
+            yield from graphs_of(inner)
 
 
 def _keep(items: Any, wanted: Callable[[Any], bool]) -> None:
@@ -74,7 +74,7 @@ def _rename(graph: onnx.GraphProto) -> None:
     new: dict[str, str] = {}
     for name in sorted(present - public):
         if name.startswith(RESERVED):
-            new[name] = fresh(RENAMED + name, present)
+            new[name] = fresh_name(RENAMED + name, present)
             present.add(new[name])
     for inner in graphs_of(graph):
         for node in inner.node:
@@ -94,12 +94,3 @@ def _names(graph: onnx.GraphProto) -> Iterator[str]:
         yield from node.output
     for value in (*graph.initializer, *graph.input, *graph.output):
         yield value.name
-
-
-def fresh(name: str, taken: Collection[str]) -> str:
-    """Return `name`, or with a number behind it if it is taken."""
-    made, count = name, 1
-    while made in taken:
-        count += 1
-        made = f"{name}_{count}"
-    return made

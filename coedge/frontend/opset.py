@@ -6,6 +6,7 @@ every later version too.
 
 from __future__ import annotations
 
+import math
 import re
 
 import onnx
@@ -13,7 +14,7 @@ from onnx import helper, version_converter
 
 from coedge.core.errors import CaptureError, innermost_message
 from coedge.frontend.normal_form import STANDARD, graphs_of
-from coedge.graph.large_weights import without_initializers
+from coedge.graph.large_weights import remove_inputs, with_inputs
 
 OPSET = 18
 # Initialisers with more elements than this are not given to the converter. Those that operators read as arguments
@@ -75,13 +76,8 @@ def at_current_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
     version = opset_of(proto)
     if version >= OPSET:
         return proto
-    heavy = {i.name for i in proto.graph.initializer if _elements(i) > _KEPT_ELEMENTS}
-    light = without_initializers(proto, heavy)
-    light.graph.input.extend(
-        helper.make_tensor_value_info(i.name, i.data_type, list(i.dims))
-        for i in proto.graph.initializer
-        if i.name in heavy
-    )
+    heavy = {i.name for i in proto.graph.initializer if math.prod(i.dims) > _KEPT_ELEMENTS}
+    light = with_inputs(proto, heavy)
     # Shapes that a file states may be wrong, and the converter uses them.
     del light.graph.value_info[:]
     try:
@@ -92,9 +88,7 @@ def at_current_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
             f"the model is of opset {version}, and its operator {operator} cannot be converted to opset {OPSET}; "
             f"export the model again with opset {OPSET} or later"
         ) from error
-    kept = [value for value in converted.graph.input if value.name not in heavy]
-    del converted.graph.input[:]
-    converted.graph.input.extend(kept)
+    remove_inputs(converted, heavy)
     converted.graph.initializer.extend(i for i in proto.graph.initializer if i.name in heavy)
     if version < 11:
         _as_before_opset_11(converted)
@@ -111,13 +105,6 @@ def _as_before_opset_11(proto: onnx.ModelProto) -> None:
                 for name, value in (("coordinate_transformation_mode", "asymmetric"), ("nearest_mode", "floor")):
                     if name not in present:
                         node.attribute.append(helper.make_attribute(name, value))
-
-
-def _elements(tensor: onnx.TensorProto) -> int:
-    count = 1
-    for extent in tensor.dims:
-        count *= extent
-    return count
 
 
 def _operator(message: str, proto: onnx.ModelProto) -> str:

@@ -11,19 +11,29 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from coedge.core.errors import CaptureError, innermost_message
 from coedge.core.onnx_session import session_options
 from coedge.frontend.data_shapes import data_dependent
 from coedge.frontend.opset import newer_than_runtime
 from coedge.frontend.trial_run import observe
-from coedge.graph import large_weights
-from coedge.graph.large_weights import LARGE_ELEMENTS, initializers_nbytes, session_of, stub, without_initializers
+from coedge.graph.large_weights import (
+    LARGE_ELEMENTS,
+    MOST_NBYTES,
+    initializers_nbytes,
+    remove_inputs,
+    session_of,
+    stub,
+    with_inputs,
+    with_stubs,
+)
 from coedge.graph.quantised import tighten
 
 # This optimiser turns a channels-last MatMul into a Gemm with one row per pixel, and no layer behind it could be split.
 FLATTENS_ROWS = "MatMulAddFusion"
+# Constants with more elements than this are no shapes or indices, which shape inference reads.
+READ_ELEMENTS = 4096
 
 
 class Simplified(NamedTuple):
@@ -67,14 +77,11 @@ def simplify(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Simplif
 
 
 def _optimised(proto: onnx.ModelProto) -> onnx.ModelProto:
-    import onnxruntime
-
-    options = session_options(1)
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options = session_options(1, "basic")
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "simplified.onnx"
         options.optimized_model_filepath = str(target)
-        if initializers_nbytes(proto) > large_weights.MOST_NBYTES:
+        if initializers_nbytes(proto) > MOST_NBYTES:
             options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
         try:
             session_of(proto, 1, options, disabled=[FLATTENS_ROWS])
@@ -92,8 +99,8 @@ def _inferred(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     Raises:
         CaptureError: a value is not a tensor.
     """
-    bare = without_initializers(proto, large := {i.name for i in proto.graph.initializer if math.prod(i.dims) > 4096})
-    bare.graph.initializer.extend(stub(i.name, i.data_type, i.dims) for i in proto.graph.initializer if i.name in large)
+    # Shape inference reads small constants only. A large graph would be copied twice.
+    bare = with_stubs(proto, {i.name for i in proto.graph.initializer if math.prod(i.dims) > READ_ELEMENTS})
     del bare.graph.value_info[:]
     for output in bare.graph.output:
         output.type.tensor_type.ClearField("shape")
@@ -128,15 +135,10 @@ def _without_dense_weights(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, lis
     ]
     if not heavy:
         return proto, []
-    light = without_initializers(proto, {i.name for i in heavy})
-    light.graph.input.extend(helper.make_tensor_value_info(i.name, i.data_type, list(i.dims)) for i in heavy)
-    return light, heavy
+    return with_inputs(proto, {i.name for i in heavy}), heavy
 
 
 def _put_back(proto: onnx.ModelProto, heavy: list[onnx.TensorProto]) -> None:
     """Turn the inputs that stand for weights into constants again, whose values stay outside."""
-    names = {i.name for i in heavy}
-    inputs = [i for i in proto.graph.input if i.name not in names]
-    del proto.graph.input[:]
-    proto.graph.input.extend(inputs)
+    remove_inputs(proto, {i.name for i in heavy})
     proto.graph.initializer.extend(stub(i.name, i.data_type, i.dims) for i in heavy)

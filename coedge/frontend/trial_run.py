@@ -11,6 +11,7 @@ from onnx import helper
 
 from coedge.core.errors import CaptureError, innermost_message
 from coedge.core.onnx_session import session_options
+from coedge.graph.graph import fresh_name
 from coedge.graph.large_weights import session_of, without_initializers
 
 SEED = 0
@@ -19,7 +20,7 @@ _SHAPE_OF = "coedge.shape:"
 
 
 class Observed(NamedTuple):
-    """What a run has shown.
+    """The shapes, dtypes and outputs of a run.
 
     Attributes:
         shapes, dtypes: of the values that nodes of the outer graph make, by name.
@@ -58,11 +59,9 @@ def observe(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Observed
     Raises:
         CaptureError: the network cannot run on these inputs.
     """
-    import onnxruntime
-
     probe = without_initializers(proto, ())
     graph = probe.graph
-    made = [name for node in graph.node for name in node.output if name]
+    made = {name: None for node in graph.node for name in node.output if name}
     typed = {
         value.name: value.type
         for value in (*graph.value_info, *graph.input, *graph.output)
@@ -70,8 +69,11 @@ def observe(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Observed
     }
     results = [output.name for output in graph.output]
     # The shape of a value is small, so that no value has to be kept until the end of the run.
-    graph.node.extend(helper.make_node("Shape", [name], [_SHAPE_OF + name]) for name in made)
-    graph.output.extend(helper.make_tensor_value_info(_SHAPE_OF + n, onnx.TensorProto.INT64, [None]) for n in made)
+    shape_of = {name: fresh_name(_SHAPE_OF + name, made) for name in made}
+    graph.node.extend(helper.make_node("Shape", [name], [shape]) for name, shape in shape_of.items())
+    graph.output.extend(
+        helper.make_tensor_value_info(shape, onnx.TensorProto.INT64, [None]) for shape in shape_of.values()
+    )
     unknown = [name for name in made if name not in typed and name not in results]
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in unknown)
     # The shapes that a file states may be wrong.
@@ -79,10 +81,8 @@ def observe(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Observed
     for output in graph.output:
         if output.name in results:
             output.type.tensor_type.ClearField("shape")
-    options = session_options(1)
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = session_of(probe, 1, options)
+        session = session_of(probe, 1, session_options(1, "none"))
         values = dict(zip(session.outputs, session.run(None, feeds)))
     except Exception as error:
         shown = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items() if value.ndim == 4)
@@ -92,5 +92,5 @@ def observe(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Observed
         ) from error
     dtypes = {name: str(helper.tensor_dtype_to_np_dtype(t.tensor_type.elem_type)) for name, t in typed.items()}
     dtypes |= {name: str(np.asarray(values[name]).dtype) for name in (*unknown, *results)}
-    shapes = {name: tuple(int(extent) for extent in values[_SHAPE_OF + name]) for name in made}
+    shapes = {name: tuple(int(extent) for extent in values[shape_of[name]]) for name in made}
     return Observed(shapes, {name: dtypes[name] for name in made}, tuple(values[name] for name in results))

@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from coedge.core.errors import CaptureError
-from coedge.graph.graph import Graph, Node, Tensor
+from coedge.graph.graph import Graph, Node, Tensor, captured_names
 from coedge.graph.model import DYNAMIC, Model
 from coedge.graph.quantised import rounded_later
 from coedge.graph.rewrite import ORDERLESS, Draft, expand, group_norm_pattern
@@ -198,12 +198,7 @@ def _output_tensor(name: str, rule: Rule, draft: Draft) -> Tensor:
 
 
 def _node(index: int, proto: onnx.NodeProto) -> Node:
-    captured: list[str] = []
-    for attribute in proto.attribute:
-        for inner in [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs:
-            made = {o for n in inner.node for o in n.output} | {i.name for i in (*inner.input, *inner.initializer)}
-            captured += [i for n in inner.node for i in (*n.input, *_node(0, n).captured) if i and i not in made]
-    return Node(index, proto, tuple(proto.input), tuple(proto.output), tuple(dict.fromkeys(captured)))
+    return Node(index, proto, tuple(proto.input), tuple(proto.output), captured_names(proto))
 
 
 def _value(initializer: TensorProto, weights: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -102,6 +102,35 @@ def _line_nbytes(shape: tuple[int, ...], dtype: str, without: tuple[int | None, 
     """Return the bytes of an array that has one row and one column."""
     counts = [extent for axis, extent in enumerate(shape) if axis not in (without or ())]
     return math.prod(counts) * np.dtype(dtype).itemsize
+
+
+def inner_graphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """Return the graphs inside a node, such as the branches of an If."""
+    return [
+        graph
+        for attribute in node.attribute
+        for graph in ((attribute.g,) if attribute.HasField("g") else attribute.graphs)
+    ]
+
+
+def captured_names(node: onnx.NodeProto) -> tuple[str, ...]:
+    """Return the values that the graphs inside a node read from outside of them, each once."""
+    names: dict[str, None] = {}
+    for graph in inner_graphs(node):
+        made = {value.name for value in (*graph.input, *graph.initializer)}
+        made.update(name for inner in graph.node for name in inner.output)
+        read = (name for inner in graph.node for name in (*inner.input, *captured_names(inner)))
+        names.update(dict.fromkeys(name for name in read if name and name not in made))
+    return tuple(names)
+
+
+def fresh_name(name: str, *taken: Container[str]) -> str:
+    """Return `name`, or with a number behind it if it is taken."""
+    made, count = name, 1
+    while any(made in names for names in taken):
+        count += 1
+        made = f"{name}_{count}"
+    return made
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from coedge.core.onnx_session import Session, session_options
 
@@ -45,11 +45,9 @@ def session_of(proto: onnx.ModelProto, threads: int, options: Any = None, disabl
     options = options or session_options(threads)
     large = {i.name: i for i in proto.graph.initializer if _is_passed_beside(i)}
     if large:
-        light = without_initializers(proto, large)
-        light.graph.initializer.extend(stub(i.name, i.data_type, i.dims) for i in large.values())
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(numpy_helper.to_array(i)) for i in large.values()]
         options.add_external_initializers(list(large), values)
-        proto = light
+        proto = with_stubs(proto, large)
     return Session(proto.SerializeToString(), threads, options, disabled=disabled)
 
 
@@ -75,6 +73,29 @@ def without_initializers(proto: onnx.ModelProto, names: Collection[str]) -> onnx
         else:
             _copy(light, field, value)
     return light
+
+
+def with_stubs(proto: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
+    """Return a copy of the model with stubs in the place of some initialisers."""
+    light = without_initializers(proto, names)
+    large = (i for i in proto.graph.initializer if i.name in names)
+    light.graph.initializer.extend(stub(i.name, i.data_type, i.dims) for i in large)
+    return light
+
+
+def with_inputs(proto: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
+    """Return a copy of the model with inputs in the place of some initialisers."""
+    light = without_initializers(proto, names)
+    large = (i for i in proto.graph.initializer if i.name in names)
+    light.graph.input.extend(helper.make_tensor_value_info(i.name, i.data_type, list(i.dims)) for i in large)
+    return light
+
+
+def remove_inputs(proto: onnx.ModelProto, names: Collection[str]) -> None:
+    """Remove inputs from a model."""
+    kept = [value for value in proto.graph.input if value.name not in names]
+    del proto.graph.input[:]
+    proto.graph.input.extend(kept)
 
 
 def _copy(target: object, field: object, value: object) -> None:

@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 from coedge.core.errors import CaptureError, InputError, reason_of
 from coedge.core.region import Interval, Region
 from coedge.execution.program import Tile
-from coedge.graph.graph import Graph, Tensor
+from coedge.graph.graph import Graph, Tensor, inner_graphs
 from coedge.graph.large_weights import MOST_NBYTES, initializers_nbytes, stub, without_initializers
 from coedge.graph.layers import Cut, Layer, make_cuts, make_layers
 from coedge.graph.receptive_field import BackwardRule, region_rules, row_rules
@@ -270,10 +270,8 @@ def _bare(node: onnx.NodeProto) -> onnx.NodeProto:
     bare.CopyFrom(node)
     bare.ClearField("metadata_props")
     bare.ClearField("doc_string")
-    for attribute in bare.attribute:
-        for inner in (attribute.g, *attribute.graphs):
-            kept = [_bare(one) for one in inner.node]
-            if kept:  # writing to the graph of an attribute would create one
-                del inner.node[:]
-                inner.node.extend(kept)
+    for inner in inner_graphs(bare):
+        kept = [_bare(one) for one in inner.node]
+        del inner.node[:]
+        inner.node.extend(kept)
     return bare

@@ -8,9 +8,11 @@ no such operator is divided between two tiles.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import onnx
+
+from coedge.graph.graph import captured_names
 
 QUANTISE, DEQUANTISE = "QuantizeLinear", "DequantizeLinear"
 
@@ -22,7 +24,7 @@ def tighten(proto: onnx.ModelProto) -> None:
     """
     nodes = list(proto.graph.node)
     constants = {i.name for i in proto.graph.initializer}
-    fixed = {o.name for o in proto.graph.output} | {name for node in nodes for name in _captured(node)}
+    fixed = {o.name for o in proto.graph.output} | {name for node in nodes for name in captured_names(node)}
     steady = [set(node.input[1:]) <= constants for node in nodes]  # the scale is constant
     late = {
         node.output[0]: node
@@ -67,12 +69,3 @@ def rounded_later(nodes: Sequence[onnx.NodeProto]) -> set[str]:
         if node.op_type == QUANTISE or names.intersection(node.output):
             names.update(node.input)
     return names
-
-
-def _captured(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield the names that the inner graphs of a node read."""
-    for attribute in node.attribute:
-        for inner in [attribute.g, *attribute.graphs]:
-            for part in inner.node:
-                yield from part.input
-                yield from _captured(part)

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from coedge.graph.graph import Node, Tensor
+from coedge.graph.graph import Node, Tensor, fresh_name
 from coedge.graph.rules.reduce import COMBINE, PARTIAL, SHARE, reduced_axes, reduces_space
 
 
@@ -43,6 +43,10 @@ class Draft:
             name = f"coedge.constant_{self._count}"
         self.constants[name] = value
         return name
+
+    def value(self, output: str, part: str) -> str:
+        """Return a name for an intermediate value of the nodes that make `output`."""
+        return fresh_name(f"coedge.{output}/{part}", self.shapes, self.constants)
 
     def node(
         self,
@@ -171,7 +175,7 @@ def reduction(
     base = "ReduceSum" if op == "ReduceMean" else op
     kept = tuple(1 if axis in axes else extent for axis, extent in enumerate(shape))
     squeezed = tuple(extent for axis, extent in enumerate(shape) if axis not in axes)
-    partial, share, combined, scaled = (f"coedge.{output}/{part}" for part in ("partial", "share", "sum", "mean"))
+    partial, share, combined, scaled = (draft.value(output, part) for part in ("partial", "share", "sum", "mean"))
     nodes = [
         draft.reduce(base, source, partial, axes, kept, 1, PARTIAL + output),
         draft.squeeze("Unsqueeze", partial, share, [0], (1, *kept), SHARE + output),
@@ -202,7 +206,7 @@ def _normalise(
     dtype = draft.dtypes[source]
     kept = tuple(1 if axis in axes else extent for axis, extent in enumerate(shape))
     name = {
-        part: f"coedge.{output}/{part}"
+        part: draft.value(output, part)
         for part in ("mean", "centred", "square", "variance", "safe", "deviation", "unit", "scaled")
     }
     nodes = reduction("ReduceMean", source, name["mean"], shape, axes, True, draft)
@@ -233,7 +237,7 @@ def _group_norm(
     Scale and bias are per group or per channel.
     """
     n, c, h, w = tensor.shape
-    grouped, normed = f"coedge.{output}/grouped", f"coedge.{output}/normed"
+    grouped, normed = draft.value(output, "grouped"), draft.value(output, "normed")
     wide = (n, groups, c // groups, h, w)
 
     def spread(value: np.ndarray) -> np.ndarray:

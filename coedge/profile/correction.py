@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from coedge.execution.program import Work
 from coedge.profile.profile import DeviceProfile, Profile, scaled
@@ -19,6 +20,9 @@ from coedge.profile.profile import DeviceProfile, Profile, scaled
 # Cost of a factor that is twice the device's common factor, in squared relative errors of a stage.
 RIDGE = 0.1
 LEAST_FACTOR, MOST_FACTOR = 0.2, 5.0
+
+
+Factor = Annotated[float, Field(ge=LEAST_FACTOR, le=MOST_FACTOR)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ class LinkDelay(BaseModel):
 
     sender: str
     receiver: str
-    seconds: float
+    seconds: float = Field(allow_inf_nan=False)
 
 
 class Correction(BaseModel):
@@ -54,7 +58,7 @@ class Correction(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    factors: Mapping[str, tuple[float, ...]] = {}
+    factors: Mapping[str, tuple[Factor, ...]] = {}
     delays: tuple[LinkDelay, ...] = ()
 
     def of(self, profile: Profile) -> Profile:

@@ -14,6 +14,7 @@ import numpy as np
 from coedge import zoo
 from coedge.core.errors import CaptureError, DynamicShape, InputError
 from coedge.core.package_data import PHOTOGRAPH
+from coedge.core.values import relative_difference
 from coedge.frontend.capture import capture
 from coedge.graph.model import Model
 from orchestrator.cli.image_file import read_image
@@ -73,7 +74,7 @@ def load_module(spec: str, size: int = 224) -> Any:
         except ValueError as error:
             raise CaptureError(f"{error}; or give a .onnx / .pt2 file, or package.module:factory") from None
         raise CaptureError(f"there is no model {spec!r}")
-    from coedge.frontend.normalise import with_normalisation
+    from coedge.frontend.input_normalisation import with_normalisation
 
     return with_normalisation(module, MEAN, STD)
 
@@ -171,12 +172,9 @@ def unsplit(model: Model, array: np.ndarray) -> list[np.ndarray]:
 
 
 def difference(got: Any, expected: list[np.ndarray]) -> float:
-    """Return the largest |split - unsplit| / max |unsplit| of all outputs."""
-    largest = 0.0
-    for a, b in zip(_leaves(got), expected, strict=True):
-        scale = float(np.abs(b).max(initial=0)) or 1.0
-        largest = max(largest, float(np.abs(np.asarray(a, np.float64) - b.astype(np.float64)).max(initial=0)) / scale)
-    return largest
+    """Return the largest |split - unsplit| / max |unsplit| of all outputs; see `relative_difference`."""
+    pairs = zip(_leaves(got), expected, strict=True)
+    return max((relative_difference(np.asarray(a), b) for a, b in pairs), default=0.0)
 
 
 def _leaves(value: Any) -> list[Any]:

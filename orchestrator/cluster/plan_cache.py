@@ -113,7 +113,7 @@ class PlanCache:
                 with self._quiet.measuring():
                     self._profiles[model.hash] = ask_ready(group, measure)
                 if self._config.trial_frames:
-                    stored = load_correction(self._config.cache_path, model.hash, group.by_name)
+                    stored = load_correction(self._config.cache_path, model, group.by_name)
                     if stored is not None:
                         self._corrections[model.hash] = stored
                 self._correct(model.hash)
@@ -282,7 +282,7 @@ class PlanCache:
         measured = self._profiles[model.hash].without(self._group.lost)
         correction = self._corrections[model.hash] = learn(measured, model, runs)
         self._correct(model.hash)
-        store_correction(self._config.cache_path, model.hash, self._group.by_name, correction)
+        store_correction(self._config.cache_path, model, self._group.by_name, correction)
 
     def _correct(self, model_hash: str) -> None:
         profile, correction = self._profiles[model_hash], self._corrections.get(model_hash)

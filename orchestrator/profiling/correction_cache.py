@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from coedge.graph.model import Model
 from coedge.profile.correction import Correction
 from orchestrator.control.worker_group import RemoteWorker
 from orchestrator.profiling.cache_file import read_cache, write_cache
@@ -15,16 +16,16 @@ from orchestrator.profiling.cache_file import read_cache, write_cache
 FORMAT = 1
 
 
-def load_correction(folder: Path, model_hash: str, workers: Mapping[str, RemoteWorker]) -> Correction | None:
-    """Return the stored correction; None if there is none."""
-    return read_cache(Correction, _path(folder, model_hash, workers))
+def load_correction(folder: Path, model: Model, workers: Mapping[str, RemoteWorker]) -> Correction | None:
+    """Return the stored correction; None if there is none, or if it was made for other layers."""
+    found = read_cache(Correction, _path(folder, model.hash, workers))
+    fits = found is not None and all(len(factors) == len(model.layers) for factors in found.factors.values())
+    return found if fits else None
 
 
-def store_correction(
-    folder: Path, model_hash: str, workers: Mapping[str, RemoteWorker], correction: Correction
-) -> None:
+def store_correction(folder: Path, model: Model, workers: Mapping[str, RemoteWorker], correction: Correction) -> None:
     """Store a correction under its model and devices."""
-    write_cache(correction, _path(folder, model_hash, workers))
+    write_cache(correction, _path(folder, model.hash, workers))
 
 
 def _path(folder: Path, model_hash: str, workers: Mapping[str, RemoteWorker]) -> Path:

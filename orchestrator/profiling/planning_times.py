@@ -16,9 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import platformdirs
 from pydantic import BaseModel, ConfigDict, Field
 
+from coedge.core.cache_folder import user_cache_folder
 from coedge.core.errors import PlanError
 from coedge.core.progress import progress
 from coedge.graph.model import Model
@@ -97,7 +97,7 @@ def planning_times(
     times = reference_times(model)
     if estimate or times.error is None:
         return times
-    machine = machine_times(model, folder or platformdirs.user_cache_path("coedge", appauthor=False), budget_seconds)
+    machine = machine_times(model, folder or user_cache_folder(), budget_seconds)
     costs = layer_costs(model)
     speeds = [machine.speeds[cost.family] for cost in costs]
     layers = tuple(map(scaled, machine.layers, speeds))

@@ -168,16 +168,23 @@ def test_corrections_add_up_and_never_make_a_latency_negative(model: Model) -> N
     assert both.of(profile.without(["b"])).names == ("a", "c")
 
 
-def test_corrections_are_kept_on_disk_by_model_and_devices(tmp_path: Path) -> None:
+def test_corrections_are_kept_on_disk_by_model_and_devices(model: Model, tmp_path: Path) -> None:
     def worker(fingerprint: str, speed: float | None) -> Any:
         return SimpleNamespace(
             facts=SimpleNamespace(fingerprint=fingerprint), config=SimpleNamespace(speed=speed, link=LinkConfig())
         )
 
-    devices, correction = {"a": worker("x", 0.5)}, Correction(factors={"a": (1.5, 1.0)})
-    assert load_correction(tmp_path, "hash", devices) is None
-    store_correction(tmp_path, "hash", devices, correction)
-    assert load_correction(tmp_path, "hash", devices) == correction
+    count = len(model.layers)
+    devices, correction = {"a": worker("x", 0.5)}, Correction(factors={"a": (1.5,) * count})
+    assert load_correction(tmp_path, model, devices) is None
+    store_correction(tmp_path, model, devices, correction)
+    assert load_correction(tmp_path, model, devices) == correction
     for other in ({"a": worker("y", 0.5)}, {"a": worker("x", 0.25)}, {"b": worker("x", 0.5)}):
-        assert load_correction(tmp_path, "hash", other) is None
-    assert load_correction(tmp_path, "other", devices) is None
+        assert load_correction(tmp_path, model, other) is None
+    assert load_correction(tmp_path, chain(2, layers=5, rows=64), devices) is None
+    store_correction(tmp_path, model, devices, Correction(factors={"a": (1.5,) * (count - 1)}))
+    assert load_correction(tmp_path, model, devices) is None, "it was made for other layers"
+    (path,) = tmp_path.iterdir()
+    for wrong in ("{}}", '{"factors": {"a": [NaN]}}', '{"factors": {"a": [-1.0]}}', '{"delays": [{"seconds": 1}]}'):
+        path.write_text(wrong, encoding="utf-8")
+        assert load_correction(tmp_path, model, devices) is None

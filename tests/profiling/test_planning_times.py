@@ -83,7 +83,7 @@ def test_the_profile_has_the_measured_times_over_the_speed_of_each_device(
     net: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(module.platformdirs, "user_cache_path", lambda *_, **__: tmp_path / "home")
+    monkeypatch.setattr(module, "user_cache_folder", lambda: tmp_path / "home")
     times = planning_times(net, budget_seconds=BUDGET_SECONDS)
     (tmp_path / "bed.yaml").write_text(BED)
     profile = profile_of(load_testbed(tmp_path / "bed.yaml"), net)  # reads the same times
@@ -165,7 +165,7 @@ def test_the_command_line_says_the_error_of_an_estimate(cli, command: str, net: 
 
 @pytest.mark.usefixtures("brief_search")
 def test_the_command_line_measures_by_default(cli, counted: list[str], monkeypatch, tmp_path: Path, net: Model) -> None:
-    monkeypatch.setattr(module.platformdirs, "user_cache_path", lambda *_, **__: tmp_path / "home")
+    monkeypatch.setattr(module, "user_cache_folder", lambda: tmp_path / "home")
     (tmp_path / "bed.yaml").write_text(BED)
     args = ("plan", "net.onnx", "--profile", "bed.yaml", "--scheme", "offload", "--json")
     plans = [cli(*args, "--budget", "0.5s"), cli(*args)]

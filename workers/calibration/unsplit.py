@@ -27,7 +27,7 @@ class UnsplitSession:
 
     def __init__(self, proto: bytes, threads: int, speed: float | None, providers: Sequence[Provider] = ON_CPU) -> None:
         self._session = Session(proto, threads, providers=providers)
-        self._names = list(self._session.inputs)
+        self._names = self._session.inputs
         self._threads, self._speed = threads, speed
 
     def run(self, arrays: Sequence[Array]) -> tuple[float, list[Array]]:

@@ -7,11 +7,11 @@ from typing import Protocol
 
 
 class Tracker(Protocol):
-    """What ZeroMQ returns for an array that it sends without a copy."""
+    """The state of an array that ZeroMQ sends without a copy."""
 
     @property
     def done(self) -> bool:
-        """Whether ZeroMQ needs the array no more."""
+        """Return whether ZeroMQ has sent the array or dropped it."""
 
 
 class Outbox:
