@@ -3,7 +3,8 @@
 initialisers        are no inputs of the graph (files of IR version 3 list them among its inputs), and are read
 local functions     are replaced by their nodes
 standard operators  have the empty domain, whose other name is `ai.onnx`
-names               do not begin with `coedge.`, which marks the names that this package makes
+names               do not begin with `coedge.`, which marks the names that this package makes; those of nodes are
+                    distinct in each graph
 IR version          at least the one that the operator sets need
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from coedge.graph.graph import fresh_name, inner_graphs
+from coedge.graph.graph import fresh_name, inner_graphs, make_names_distinct
 from coedge.graph.large_weights import without_initializers
 
 # The mark of names that this package makes: of nodes, where a region rule reads it, and of constants.
@@ -47,6 +48,8 @@ def normal_form(proto: onnx.ModelProto) -> onnx.ModelProto:
     for one in made.opset_import:
         one.domain = "" if one.domain == STANDARD else one.domain
     _rename(graph)
+    for inner in graphs_of(graph):
+        make_names_distinct(inner.node)
     # Versions below 4 demand initialisers among the inputs.
     made.ir_version = max(made.ir_version, helper.find_min_ir_version_for(made.opset_import, ignore_unknown=True), 4)
     return made

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -131,6 +131,16 @@ def fresh_name(name: str, *taken: Container[str]) -> str:
         count += 1
         made = f"{name}_{count}"
     return made
+
+
+def make_names_distinct(nodes: Iterable[onnx.NodeProto]) -> None:
+    """Rename the nodes of a graph that have the name of an earlier one. ONNX Runtime refuses a name for two nodes."""
+    taken: set[str] = set()
+    for node in nodes:
+        if node.name in taken:
+            node.name = fresh_name(node.name, taken)
+        if node.name:
+            taken.add(node.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 from coedge.core.errors import CaptureError, InputError, reason_of
 from coedge.core.region import Interval, Region
 from coedge.execution.program import Tile
-from coedge.graph.graph import Graph, Tensor, inner_graphs
+from coedge.graph.graph import Graph, Tensor, inner_graphs, make_names_distinct
 from coedge.graph.large_weights import MOST_NBYTES, initializers_nbytes, stub, without_initializers
 from coedge.graph.layers import Cut, Layer, make_cuts, make_layers
 from coedge.graph.receptive_field import BackwardRule, region_rules, row_rules
@@ -247,8 +247,10 @@ def _skeleton(model: Model) -> onnx.ModelProto:
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
         return helper.make_tensor_value_info(name, kind, tensor.shape)
 
+    nodes = [_bare(node.proto) for node in graph.nodes]
+    make_names_distinct(nodes)
     made = helper.make_graph(
-        [_bare(node.proto) for node in graph.nodes],
+        nodes,
         model.name,
         [info(n) for n in graph.inputs],
         [info(n) for n in graph.outputs],

@@ -10,7 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from coedge.execution.program import Tile
-from coedge.graph.graph import Node, Tensor
+from coedge.graph.graph import Node, Tensor, make_names_distinct
 from coedge.graph.large_weights import stub
 from coedge.graph.model import SMALL_NBYTES, Model
 from coedge.graph.rules.rule import Emitter
@@ -39,6 +39,7 @@ def build_tile(
         inputs = [cropped.get(name, name) for name in node.inputs]
         model.rules[part.node].emit(writer, node, inputs, part.adjust)
     graph = model.graph
+    make_names_distinct(writer.nodes)
     proto = helper.make_graph(
         writer.nodes,
         "tile",

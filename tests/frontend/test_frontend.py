@@ -263,6 +263,27 @@ def test_names_of_this_package_in_a_model_do_not_matter() -> None:
     assert not any(node.name.startswith(RESERVED) for node in normal_form(graph(nodes, {}, ["y"])).graph.node)
 
 
+@pytest.mark.parametrize("number", range(4))
+def test_nodes_may_have_the_names_that_a_tile_gives_its_own(number: int) -> None:
+    """PaddlePaddle numbers its nodes in the same way: `Reshape.51`."""
+    nodes = [
+        conv("x", "a", name=f"Slice.{number}"),
+        conv("a", "b", name=f"Pad.{number}"),
+        helper.make_node("Add", ["a", "b"], ["y"], name=f"Reshape.{number}"),  # reads a crop of `a` in a fused stage
+    ]
+    check_as_it_is(graph(nodes, {"x": SHAPE}, ["y"], {"w": W}), image(SHAPE))
+
+
+def test_nodes_of_one_name_get_names_of_their_own() -> None:
+    nodes = [conv("x", "a", name="same"), conv("a", "b", name="same"), conv("b", "y", name="same_2")]
+    named = normal_form(graph(nodes, {"x": SHAPE}, ["y"], {"w": W})).graph.node
+    assert [node.name for node in named] == ["same", "same_2", "same_2_2"]
+    x = image(SHAPE)
+    distinct = [conv("x", "a"), conv("a", "b"), conv("b", "y")]
+    expected = by_onnx_runtime(graph(distinct, {"x": SHAPE}, ["y"], {"w": W}), x)
+    check_equal(capture(graph(nodes, {"x": SHAPE}, ["y"], {"w": W}), x), [x], expected)
+
+
 def test_inputs_and_outputs_may_have_the_names_of_intermediate_values() -> None:
     nodes = [
         conv("coedge.y/share", "coedge.y/partial"),
