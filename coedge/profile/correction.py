@@ -1,4 +1,4 @@
-"""Corrections of a profile by what frames have shown: a factor for each layer on each device, a delay for each link.
+"""Corrections of a profile by what frames have shown: a factor for each layer on each device, a delay of the links.
 
 Layers are measured one by one, with made-up neighbours. In the frames of a plan they may take longer or shorter: caches
 hold other data, other devices use the same memory, the processor has another temperature. The frames of a few plans
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from coedge.execution.program import Work
 from coedge.profile.profile import DeviceProfile, Profile, scaled
@@ -39,55 +39,27 @@ class StageObservation:
     seconds: float
 
 
-class LinkDelay(BaseModel):
-    """Seconds to add to the latency of a link; they may be negative."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    sender: str
-    receiver: str
-    seconds: float = Field(allow_inf_nan=False)
-
-
 class Correction(BaseModel):
     """A correction of a profile.
 
     Attributes:
         factors: of the kernel times, by device, one per layer.
+        delay_seconds: added to the latency of every link; may be negative.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     factors: Mapping[str, tuple[Factor, ...]] = {}
-    delays: tuple[LinkDelay, ...] = ()
+    delay_seconds: FiniteFloat = 0.0
 
     def of(self, profile: Profile) -> Profile:
-        """Return the corrected profile. Devices and links that the correction does not know stay as they are."""
-        delays = {(delay.sender, delay.receiver): delay.seconds for delay in self.delays}
+        """Return the corrected profile. Devices that the correction does not know stay as they are."""
         links = tuple(
-            link.model_copy(
-                update={
-                    "latency_seconds": max(link.latency_seconds + delays.get((link.sender, link.receiver), 0.0), 0.0)
-                }
-            )
+            link.model_copy(update={"latency_seconds": max(link.latency_seconds + self.delay_seconds, 0.0)})
             for link in profile.links
         )
         devices = tuple(self._device(device) for device in profile.devices)
         return profile.model_copy(update={"devices": devices, "links": links})
-
-    def then(self, other: Correction) -> Correction:
-        """Return this correction followed by another one."""
-        factors = dict(self.factors)
-        for name, new in other.factors.items():
-            old = factors.get(name, (1.0,) * len(new))
-            factors[name] = tuple(float(f) for f in np.clip(np.multiply(old, new), LEAST_FACTOR, MOST_FACTOR))
-        delays = {(delay.sender, delay.receiver): delay.seconds for delay in self.delays}
-        for delay in other.delays:
-            delays[delay.sender, delay.receiver] = delays.get((delay.sender, delay.receiver), 0.0) + delay.seconds
-        return Correction(
-            factors=factors,
-            delays=tuple(LinkDelay(sender=a, receiver=b, seconds=seconds) for (a, b), seconds in delays.items()),
-        )
 
     def _device(self, device: DeviceProfile) -> DeviceProfile:
         factors = self.factors.get(device.name, (1.0,) * len(device.layers))

@@ -19,9 +19,9 @@ from coedge.execution.program import Work
 from coedge.graph.model import Model
 from coedge.plan.lowering import lower
 from coedge.plan.plan import Plan
-from coedge.profile.correction import Correction, LinkDelay, StageObservation, kernel_factors
+from coedge.profile.correction import Correction, StageObservation, kernel_factors
 from coedge.profile.profile import DeviceProfile, LayerTime, Link, Profile
-from coedge.simulation.observation import link_delays, observed_stages
+from coedge.simulation.observation import observed_stages
 from coedge.simulation.simulator import simulate
 from coedge.simulation.timeline import Timeline
 from orchestrator.planner.planner import make_plan
@@ -113,7 +113,7 @@ def test_a_profile_that_is_right_stays_as_it_is(model: Model) -> None:
     assert all(agrees(run, truth, model) for run in runs)
 
 
-@pytest.mark.parametrize(("factor", "latency_seconds"), [(2.0, 2e-4), (0.5, 2e-4), (1.0, 3e-3), (1.7, 2e-3)])
+@pytest.mark.parametrize(("factor", "latency_seconds"), [(2.0, 2e-4), (0.5, 2e-4), (1.0, 8e-4), (1.7, 8e-4)])
 def test_predictions_agree_after_learning(model: Model, factor: float, latency_seconds: float) -> None:
     """The profile is wrong about half of the layers, about the links, or about both."""
     believed, truth = profile_of(model), profile_of(model, factor, latency_seconds)
@@ -121,7 +121,7 @@ def test_predictions_agree_after_learning(model: Model, factor: float, latency_s
     corrected = learn(believed, model, runs).of(believed)
     for run in runs:
         assert abs(predicted_seconds(run, corrected, model) / run.latency_seconds - 1) < 0.05
-        assert abs(predicted_seconds(run, believed, model) / run.latency_seconds - 1) > 0.05
+    assert not all(agrees(run, believed, model) for run in runs)
     other = measured_plan(model, make_plan(model, corrected), truth)  # a plan that was not measured
     assert abs(predicted_seconds(other, corrected, model) / other.latency_seconds - 1) < 0.15
 
@@ -131,7 +131,7 @@ def test_a_plan_on_one_device_teaches_without_links(model: Model) -> None:
     (plan,) = plans(model, believed, ["local"])
     run = measured_plan(model, plan, truth)
     correction = learn(believed, model, [run])
-    assert agrees(run, correction.of(believed), model) and correction.delays == ()
+    assert agrees(run, correction.of(believed), model) and correction.delay_seconds == 0.0
 
 
 def test_observed_stages_take_the_median_frame(model: Model) -> None:
@@ -144,28 +144,24 @@ def test_observed_stages_take_the_median_frame(model: Model) -> None:
     assert {one.device for one in usual} == {name for name, program in programs.items() if program.computes}
 
 
-def test_messages_that_waited_for_their_receiver_do_not_count(model: Model) -> None:
-    truth = profile_of(model)
-    (plan,) = plans(model, truth, ["equal"])
-    predicted = simulate(lower(plan, model), truth, model)
-    late = simulate(lower(plan, model), profile_of(model, latency_seconds=5.2e-3), model)
-    found = link_delays(predicted, [measured(late)])
-    assert found and all(abs(delay.seconds - 5e-3) < 1e-3 for delay in found)
-    busy = [span._replace(start_seconds=0.0, stop_seconds=9.0, kind="compute") for span in late.spans[:0]]
-    assert link_delays(predicted, [replace(measured(late), spans=tuple(busy))]) == []
+def test_a_plan_with_few_messages_says_little_about_their_delay(model: Model) -> None:
+    """Its latency may be off for other reasons, and plans with many messages must not be spoilt by that."""
+    believed, truth = profile_of(model), profile_of(model, latency_seconds=8e-4)
+
+    def learnt_part(schemes: Sequence[str]) -> float:
+        runs = [measured_plan(model, plan, truth) for plan in plans(model, believed, schemes)]
+        return learn(believed, model, runs).delay_seconds / 6e-4
+
+    assert 0 < learnt_part(["offload"]) < 0.1
+    assert 0.4 < learnt_part(["modnn"]) < learnt_part(["modnn", "auto", "aofl"]) < 1
 
 
-def test_corrections_add_up_and_never_make_a_latency_negative(model: Model) -> None:
+def test_a_correction_never_makes_a_latency_negative(model: Model) -> None:
     profile = profile_of(model)
-    count = len(model.layers)
-    first = Correction(factors={"a": (2.0,) * count}, delays=(LinkDelay(sender="a", receiver="b", seconds=-1.0),))
-    second = Correction(factors={"a": (1.5,) * count, "b": (0.5,) * count}, delays=first.delays)
-    both = first.then(second)
-    assert both.factors["a"] == (3.0,) * count and both.factors["b"] == (0.5,) * count
-    assert [delay.seconds for delay in both.delays] == [-2.0]
-    assert both.of(profile).link("a", "b").latency_seconds == 0.0
+    correction = Correction(factors={"a": (2.0,) * len(model.layers)}, delay_seconds=-1.0)
+    assert correction.of(profile).link("a", "b").latency_seconds == 0.0
     assert Correction().of(profile).devices == profile.devices
-    assert both.of(profile.without(["b"])).names == ("a", "c")
+    assert correction.of(profile.without(["b"])).names == ("a", "c")
 
 
 def test_corrections_are_kept_on_disk_by_model_and_devices(model: Model, tmp_path: Path) -> None:
