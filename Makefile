@@ -36,9 +36,10 @@ lint: install
 types: install
 	$(BIN)/mypy
 
-# Everything once: every oracle, operator and scheme. Modules stay in one process, which keeps their fixtures.
+# Everything once: every oracle, operator and scheme. Modules stay in one process, which keeps their fixtures. Tests of
+# clusters wait for processes, so three processes keep two cores busy.
 test: lint types
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # The full counts of the random tests, and what is too long for `test`: notebooks, lab, the documentation's site.
 test-deep: install
