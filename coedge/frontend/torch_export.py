@@ -125,7 +125,8 @@ def export_program(program: Any) -> Exported:
     structure = None
     with contextlib.suppress(NotImplementedError, AttributeError, ValueError):
         structure = _pytree.treespec_dumps(program.call_spec.out_spec)
-    return Exported(exported.model_proto, structure, TorchReference(exported.exported_program, exported.model_proto))
+    proto = exported.model_proto  # written anew, with all weights, each time it is read
+    return Exported(proto, structure, TorchReference(exported.exported_program, proto))
 
 
 def _refuse_training(program: Any) -> None:
