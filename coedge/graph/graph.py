@@ -136,9 +136,9 @@ def fresh_name(name: str, *taken: Container[str]) -> str:
 def make_names_distinct(nodes: Iterable[onnx.NodeProto]) -> None:
     """Rename the nodes of a graph that have the name of an earlier one. ONNX Runtime refuses a name for two nodes."""
     taken: set[str] = set()
-    for node in nodes:
+    for position, node in enumerate(nodes):
         if node.name in taken:
-            node.name = fresh_name(node.name, taken)
+            node.name = fresh_name(f"{node.name}_{position}", taken)
         if node.name:
             taken.add(node.name)
 

@@ -1,4 +1,4 @@
-"""A measured timeline beside the predicted one: the time of every stage on every device."""
+"""What measured timelines show of a plan: the time of every stage on every device."""
 
 from __future__ import annotations
 

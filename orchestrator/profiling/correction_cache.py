@@ -13,7 +13,7 @@ from orchestrator.control.worker_group import RemoteWorker
 from orchestrator.profiling.cache_file import read_cache, write_cache
 
 # Part of the file name; raised when the meaning of the content changes.
-FORMAT = 1
+FORMAT = 2
 
 
 def load_correction(folder: Path, model: Model, workers: Mapping[str, RemoteWorker]) -> Correction | None:
