@@ -108,14 +108,31 @@ def brief_search() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def one_ray() -> Iterator[None]:
+    """Start one Ray for a module: `connect` uses the Ray that its process has joined."""
+    from coedge.config.loading import load_config
+    from orchestrator.control import ray_connection
+
+    ray_connection.enter(load_config({}))
+    yield
+    ray_connection.leave()
+
+
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Result]:
-    """Return a function that runs a command in this process and in an empty folder."""
+    """Return a function that runs a command in this process and in an empty folder.
+
+    Commands of one process capture equal networks once.
+    """
+    from pages import capture_once
+
     from orchestrator.cli.app import run_app
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("orchestrator.cli.models.capture", capture_once)
 
     def run(*args: str) -> Result:
         monkeypatch.setattr(sys, "argv", ["coedge", *args])

@@ -79,10 +79,10 @@ _captured: dict[tuple[str, ...], Model] = {}
 
 
 def capture_once(model: Any, *example: Any, **named: Any) -> Model:
-    """Capture a network of the zoo once per name and input shape; files are captured as usual."""
+    """Capture a network once per name, layers and input shape; files are captured as usual."""
     if isinstance(model, str):
         return capture(model, *example)
-    key = (named["name"], *map(str, example[0].shape))
+    key = (named["name"], repr(model), *map(str, example[0].shape))
     if key not in _captured:
         _captured[key] = capture(model, *example, **named)
     return _captured[key]

@@ -296,18 +296,34 @@ def test_the_profile_of_another_size_is_refused(cli, profile: str) -> None:
     fails(cli("plan", MODEL, "--size", "96", "--profile", profile), 1, "the profile is of model", "measure this one")
 
 
+def in_a_process(folder: Path, *args: str) -> str:
+    """Run a command as a user does, and return what it printed."""
+    command = [sys.executable, "-m", "coedge", *args]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.ray
-def test_end_to_end(tmp_path: Path) -> None:
+def test_a_command_in_a_process_of_its_own_prints_json_only(tmp_path: Path) -> None:
+    """The process starts Ray and ends it. What Ray prints does not reach the standard output."""
+    (tmp_path / "two.yaml").write_text(CLUSTER + f"cache_dir: {tmp_path / 'cache'}\n")
+    network = small_network(tmp_path / "small.onnx", flat=True)
+    args = ("run", network, "--size", SIZE, "--scheme", "equal", "--repeat", "2", "--cluster", "two.yaml", "--json")
+    run = json.loads(in_a_process(tmp_path, *args))
+    assert run["scheme"] == "equal" and run["largest_relative_difference"] <= 1e-5
+    assert set(run["compute_seconds"]) == {"big", "small"}
+
+
+@pytest.mark.ray
+def test_end_to_end(cli, one_ray: None, tmp_path: Path) -> None:
     (tmp_path / "two.yaml").write_text(CLUSTER + f"cache_dir: {tmp_path / 'cache'}\n")
     network = small_network(tmp_path / "small.onnx", flat=True)
 
     def coedge(*args: str) -> Any:
-        done = subprocess.run(
-            [sys.executable, "-m", "coedge", *args, "--cluster", "two.yaml", "--json"],
-            cwd=tmp_path, capture_output=True, text=True, timeout=240,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        done = cli(*args, "--cluster", "two.yaml", "--json")
+        assert done.code == 0, done.err
+        return json.loads(done.out)
 
     devices = coedge("devices")
     assert [row["name"] for row in devices] == ["big", "small"]
@@ -334,13 +350,10 @@ def test_end_to_end(tmp_path: Path) -> None:
 @pytest.mark.ray
 def test_run_without_a_plan_uses_the_configuration(tmp_path: Path) -> None:
     (tmp_path / "two.yaml").write_text(CLUSTER + f"cache_dir: {tmp_path / 'cache'}\nscheme: modnn\n")
-    args = ["run", MODEL, "--size", SIZE, "--repeat", "1", "-c", "two.yaml", "--set", "devices.small.speed=0.5"]
-    done = subprocess.run(
-        [sys.executable, "-m", "coedge", *args], cwd=tmp_path, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
-    assert "plan modnn" in done.stdout
-    assert "largest difference from the unsplit output" in done.stdout
+    args = ("run", MODEL, "--size", SIZE, "--repeat", "1", "-c", "two.yaml", "--set", "devices.small.speed=0.5")
+    printed = in_a_process(tmp_path, *args)
+    assert "plan modnn" in printed
+    assert "largest difference from the unsplit output" in printed
 
 
 def test_a_budget_overrides_the_configuration() -> None:

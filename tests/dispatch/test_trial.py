@@ -24,7 +24,7 @@ DEVICES = [{"name": "a", "speed": 0.5}, {"name": "b", "speed": 0.5}]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with coedge.connect({"devices": DEVICES, "trial_frames": 2}) as joined:
+    with coedge.connect({"devices": DEVICES, "trial_frames": 2, "profile_budget_seconds": 0.5}) as joined:
         yield joined
 
 

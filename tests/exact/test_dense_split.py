@@ -224,7 +224,7 @@ def dense_plans(draw: st.DrawFn, model: Model) -> Plan:
 
 
 @given(proto=dense_nets(), data=st.data())
-@examples(250)
+@examples(250, 30)
 def test_split_is_exact(proto: onnx.ModelProto, data: st.DataObject) -> None:
     note(onnx.printer.to_text(proto))
     model = capture(proto)

@@ -697,13 +697,13 @@ def exact_under_random_plans(proto: onnx.ModelProto, data: st.DataObject, count:
 
 @pytest.mark.parametrize("name", BLOCKS)
 @given(data=st.data())
-@examples(60, 15)
+@examples(60, 10)
 def test_every_operator_alone(name: str, data: st.DataObject) -> None:
     exact_under_random_plans(data.draw(nets((name,), longest=1)), data)
 
 
 @given(proto=nets(tuple(name for name in BLOCKS if name != "quantised")), data=st.data())
-@examples(400, 100)
+@examples(400, 60)
 def test_chains(proto: onnx.ModelProto, data: st.DataObject) -> None:
     exact_under_random_plans(proto, data)
 

@@ -171,10 +171,14 @@ def test_a_worker_has_the_same_layers() -> None:
         assert [rule.kind for rule in again.rules] == [rule.kind for rule in captured.rules]
 
 
-def test_the_quantiser_gives_the_same_network_again() -> None:
-    assert coedge.capture(zoo.quantised("resnet18", SIZE, width=0.25, num_classes=10)).hash == model("resnet18").hash
+def test_an_unknown_quantised_network_is_refused_with_the_nearest_one() -> None:
     with pytest.raises(ValueError, match="did you mean 'resnet18'"):
         zoo.quantised("resnet81")
+
+
+@pytest.mark.deep
+def test_the_quantiser_gives_the_same_network_again() -> None:
+    assert coedge.capture(zoo.quantised("resnet18", SIZE, width=0.25, num_classes=10)).hash == model("resnet18").hash
 
 
 # ---------------------------------------------------------------- by hand

@@ -34,12 +34,18 @@ def rack() -> tuple[Model, Profile]:
     return chain(), synthetic_profile(chain(), {"a": 1.0, "b": 0.3, "c": 0.5}, 1e7, 1e-5, watts)
 
 
+@functools.cache
+def pair() -> tuple[Model, Profile]:
+    """Return the rack without one of its slow devices. Plans of two devices are found much sooner."""
+    return chain(), synthetic_profile(chain(), {"a": 1.0, "b": 0.3}, 1e7, 1e-5, {"a": (20.0, 0.1), "b": (1.0, 0.1)})
+
+
 def costs(plans: list[Plan]) -> list[tuple[float, float]]:
     return [(p.predicted.latency_seconds, p.predicted.energy_joules) for p in plans if p.predicted]
 
 
 def test_the_front_reaches_from_least_latency_to_least_energy() -> None:
-    model, profile = rack()
+    model, profile = pair()
     plans = pareto(model, profile, Objective(), 6)
     found = costs(plans)
     assert len(found) > 3

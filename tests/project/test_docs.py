@@ -17,14 +17,13 @@ from typing import Any
 import pytest
 import typer.main
 from command_line import Result
-from pages import LANGUAGES, ROOT, Page, blocks, capture_once, commands, small_network
+from pages import LANGUAGES, ROOT, Page, blocks, commands, small_network
 
 import coedge
 import coedge.core.errors
 import coedge.profile.testbed
 from coedge.config.cluster_config import ClusterConfig
 from coedge.config.key_reference import describe_keys
-from coedge.config.loading import load_config
 from orchestrator.cli.models import photograph
 
 DOCS = ROOT / "docs"
@@ -203,16 +202,6 @@ def test_commands_to_be_typed_by_hand_exist_with_their_options() -> None:
 
 
 @pytest.fixture(scope="module")
-def one_ray() -> Iterator[None]:
-    """Start one Ray for all pages: `connect` uses the Ray that its process has joined."""
-    from orchestrator.control import ray_connection
-
-    ray_connection.enter(load_config({}))
-    yield
-    ray_connection.leave()
-
-
-@pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
@@ -229,12 +218,11 @@ def rules_as_they_were() -> Iterator[None]:
 
 @pytest.fixture
 def small_and_quick(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use small networks, capture each once, and shorten measuring and searching."""
+    """Use small networks, and shorten measuring and searching."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.setenv("COEDGE_SET", "profile_budget_seconds=0.5; trial_frames=0")
     monkeypatch.setattr("orchestrator.profiling.planning_times.BUDGET_SECONDS", 0.5)
     monkeypatch.setattr("coedge.zoo.build", small_network)
-    monkeypatch.setattr("orchestrator.cli.models.capture", capture_once)
     for effort in ("MULTISTART_STEPS", "LOCAL_SEARCH_STEPS"):
         monkeypatch.setattr(f"orchestrator.search.space.{effort}", 500)
 

@@ -141,7 +141,7 @@ def test_the_fingerprint_of_a_device_depends_on_its_providers() -> None:
 
 
 @pytest.mark.ray
-def test_a_cluster_refuses_a_device_without_its_provider() -> None:
+def test_a_cluster_refuses_a_device_without_its_provider(one_ray: None) -> None:
     devices = [{"name": "plain", "speed": 1.0}, {"name": "odd", "speed": 1.0, "providers": [ABSENT]}]
     with pytest.raises(ClusterError) as caught:
         coedge.connect({"devices": devices, "source": "plain"})
@@ -150,7 +150,7 @@ def test_a_cluster_refuses_a_device_without_its_provider() -> None:
 
 
 @pytest.mark.ray
-def test_the_devices_command_lists_providers(cli: Any, tmp_path: Path) -> None:
+def test_the_devices_command_lists_providers(cli: Any, one_ray: None, tmp_path: Path) -> None:
     config = tmp_path / "cluster.yaml"
     devices = [{"name": "a", "speed": 1.0, "providers": [{"name": CPU, "options": {"use_arena": 0}}]}]
     config.write_text(json.dumps({"devices": [*devices, {"name": "b", "speed": 1.0}], "source": "a"}))
