@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from nets import deep_after
 from waiting import MOST_SECONDS
 
 from coedge import CaptureError, capture
@@ -100,7 +101,10 @@ SCRIPT = """
 """
 
 
-@pytest.mark.parametrize(("level", "warned"), [("debug", "default"), ("warning", "always"), ("warning", "error")])
+DEBUG, ERRORS = ("debug", "default"), ("warning", "error")
+
+
+@pytest.mark.parametrize(("level", "warned"), deep_after([DEBUG, ("warning", "always"), ERRORS], [DEBUG, ERRORS]))
 def test_a_capture_says_nothing(level: str, warned: str) -> None:
     """In a process of its own, because the exporter says some things only once."""
     script = textwrap.dedent(SCRIPT)

@@ -119,7 +119,7 @@ def test_if_no_plan_is_feasible_the_nearest_is_returned() -> None:
 def test_a_plan_with_least_latency_and_least_energy_is_the_only_one() -> None:
     model = chain()
     profile = synthetic_profile(model, {"a": 1.0, "b": 0.001}, 1e3)
-    (plan,) = pareto(model, profile, Objective())
+    (plan,) = pareto(model, profile, Objective(), 4)
     assert plan.used_devices == ("a",)
 
 
