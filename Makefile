@@ -37,9 +37,12 @@ types: install
 	$(BIN)/mypy
 
 # Everything once: every oracle, operator and scheme. Modules stay in one process, which keeps their fixtures. Tests of
-# clusters wait for processes, so three processes keep two cores busy.
-test: lint types
-	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# clusters wait for processes, so three processes keep two cores busy. The types are checked beside them: without a
+# cache, mypy needs one core for as long as a tenth of the tests. Either failure fails the target.
+test: lint
+	$(BIN)/mypy & types=$$!; \
+	    $(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder; tests=$$?; \
+	    wait $$types && exit $$tests
 
 # The full counts of the random tests, and what is too long for `test`: notebooks, lab, the documentation's site.
 test-deep: install
