@@ -160,7 +160,10 @@ def test_all_schemes_are_compared_with_auto(cli, net: str, bed: str, goal: str) 
         assert {"first", "last", "regions"} <= set(row["stages"][0])
         assert row["ratio_to_auto"] >= 1 - 1e-9, "auto is never worse"
     assert rows[-1]["ratio_to_auto"] == 1
-    shown = cli("plan", net, "--profile", bed, "--compare", "--goal", goal)
+
+
+def test_a_comparison_is_shown_as_a_table(cli, net: str, bed: str) -> None:
+    shown = cli("plan", net, "--profile", bed, "--compare", "--goal", "latency")
     assert shown.code == 0 and all(f" {scheme} " in shown.out for scheme in (*SCHEMES, "auto"))
     assert "divisible-load bound" in shown.out and "modelled, watts:" in shown.out
 

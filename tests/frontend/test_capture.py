@@ -173,9 +173,9 @@ def test_nan_and_infinite_weights_are_accepted() -> None:
 @pytest.mark.parametrize(
     "finish",
     [
-        lambda y: y,
+        pytest.param(lambda y: y, marks=pytest.mark.deep),  # as in most tests
         lambda y: (y,),
-        lambda y: [y, y + 1],
+        pytest.param(lambda y: [y, y + 1], marks=pytest.mark.deep),  # as inside the nested one
         lambda y: (y, y),
         lambda y: {"b": y, "a": y * 2},
         lambda y: {"levels": [y, (y[:, :, ::2], {"mean": y.mean()})], "x": y > 0},
