@@ -83,12 +83,13 @@ def test_an_exported_program_and_its_file_are_captured(tmp_path: Path) -> None:
     expected = module(X)
     program = torch.export.export(module, (X,))
     torch.export.save(program, tmp_path / "net.pt2")
-    for model in (capture(program), capture(tmp_path / "net.pt2"), capture(str(tmp_path / "net.pt2"), X)):
+    models = capture(program), capture(tmp_path / "net.pt2"), capture(str(tmp_path / "net.pt2"), X)
+    assert models[1].name == "net"
+    for model in models:
         got = run(model, X)
         assert list(got) == ["y", "low"]
         for key, value in got.items():
             torch.testing.assert_close(value, expected[key].detach())
-    assert capture(tmp_path / "net.pt2").name == "net"
 
 
 def test_an_onnx_file_with_and_without_external_data_is_captured(tmp_path: Path) -> None:
