@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from collections.abc import Callable
@@ -79,13 +80,14 @@ _captured: dict[tuple[str, ...], Model] = {}
 
 
 def capture_once(model: Any, *example: Any, **named: Any) -> Model:
-    """Capture a network once per name, layers and input shape; files are captured as usual."""
+    """Capture a network once per layers, weights and input shape, under any name; files are captured as usual."""
     if isinstance(model, str):
         return capture(model, *example)
-    key = (named["name"], repr(model), *map(str, example[0].shape))
+    weights = sum(float(tensor.double().sum()) for tensor in model.state_dict().values())
+    key = (repr(model), str(weights), *map(str, example[0].shape))
     if key not in _captured:
         _captured[key] = capture(model, *example, **named)
-    return _captured[key]
+    return dataclasses.replace(_captured[key], name=named["name"])
 
 
 class Page:
