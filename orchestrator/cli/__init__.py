@@ -1,4 +1,4 @@
-"""The command line: `coedge demo | devices | plan | simulate | pareto | run | bench | lab | version`."""
+"""The command line: `coedge demo | devices | doctor | plan | simulate | pareto | run | bench | lab | version`."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from coedge.core.version import VERSION
 from orchestrator.cli.bench import bench
 from orchestrator.cli.demo import demo
 from orchestrator.cli.devices import devices
+from orchestrator.cli.doctor import doctor
 from orchestrator.cli.lab import lab
 from orchestrator.cli.options import Json
 from orchestrator.cli.pareto import pareto
@@ -31,7 +32,7 @@ app = typer.Typer(
 # Newer versions of Typer contain their own copy of click, so the base class of its errors is found from Typer.
 ClickError: Any = typer.BadParameter.__bases__[0].__bases__[0]
 
-for command in (demo, devices, plan, simulate, pareto, run, bench):
+for command in (demo, devices, doctor, plan, simulate, pareto, run, bench):
     app.command()(command)
 app.add_typer(lab, name="lab")
 

@@ -77,7 +77,7 @@ IMPORT_ORDER = (
     "workers.transport", "workers.emulation", "workers.runtime", "workers.calibration", "workers.actor",
     "orchestrator.control", "orchestrator.profiling", "orchestrator.evaluation", "orchestrator.schemes",
     "orchestrator.search", "orchestrator.planner", "orchestrator.runtime", "orchestrator.cluster",
-    "orchestrator.bench", "orchestrator.lab", "orchestrator.cli",
+    "orchestrator.doctor", "orchestrator.bench", "orchestrator.lab", "orchestrator.cli",
 )  # fmt: skip
 # The public names, which load lazily, and `python -m coedge`. They may import everything.
 FACADE = ("coedge/__init__.py", "coedge/__main__.py")

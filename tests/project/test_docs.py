@@ -30,6 +30,7 @@ DOCS = ROOT / "docs"
 PAGES = [page for page in sorted(DOCS.rglob("*.md")) if blocks(page)]
 # Number of blocks on each page that only a person can run: they need boards, root or an installation.
 BY_HAND_BLOCKS = {
+    "how-to/doctor.md": 1,
     "how-to/energy-meters.md": 1,
     "how-to/lab.md": 2,
     "how-to/plan-without-devices.md": 1,

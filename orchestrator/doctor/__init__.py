@@ -1,0 +1,1 @@
+"""The examination of a cluster and of its machines: facts, what they mean, and what mends it."""
