@@ -76,8 +76,8 @@ IMPORT_ORDER = (
     "coedge.profile", "coedge.plan", "coedge.simulation",
     "workers.transport", "workers.emulation", "workers.runtime", "workers.calibration", "workers.actor",
     "orchestrator.control", "orchestrator.profiling", "orchestrator.evaluation", "orchestrator.schemes",
-    "orchestrator.search", "orchestrator.planner", "orchestrator.runtime", "orchestrator.cluster",
-    "orchestrator.doctor", "orchestrator.bench", "orchestrator.lab", "orchestrator.cli",
+    "orchestrator.search", "orchestrator.planner", "orchestrator.adaptation", "orchestrator.runtime",
+    "orchestrator.cluster", "orchestrator.doctor", "orchestrator.bench", "orchestrator.lab", "orchestrator.cli",
 )  # fmt: skip
 # The public names, which load lazily, and `python -m coedge`. They may import everything.
 FACADE = ("coedge/__init__.py", "coedge/__main__.py")
@@ -159,6 +159,7 @@ def test_the_orchestrator_needs_no_torch() -> None:
 PURE_IMPORT_ORDER = (
     "coedge/core", "coedge/execution", "coedge/graph", "coedge/profile", "coedge/plan", "coedge/simulation",
     "orchestrator/evaluation", "orchestrator/schemes", "orchestrator/search", "orchestrator/planner",
+    "orchestrator/adaptation",
 )  # fmt: skip
 
 
