@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nets import examples
+from virtual import measured
 
 from benchmarks.instances import chain
 from coedge.config.sections import LinkConfig
@@ -23,7 +23,6 @@ from coedge.profile.correction import Correction, StageObservation, kernel_facto
 from coedge.profile.profile import DeviceProfile, LayerTime, Link, Profile
 from coedge.simulation.observation import observed_stages
 from coedge.simulation.simulator import simulate
-from coedge.simulation.timeline import Timeline
 from orchestrator.planner.planner import make_plan
 from orchestrator.profiling.correction_cache import load_correction, store_correction
 from orchestrator.profiling.learning import MeasuredPlan, agrees, learn, predicted_seconds
@@ -56,18 +55,6 @@ def profile_of(model: Model, factor: float = 1.0, latency_seconds: float = 2e-4)
         if a != b
     )
     return Profile(model_name=model.name, model_hash=model.hash, devices=devices, links=links, source="a")
-
-
-def measured(timeline: Timeline) -> Timeline:
-    """Return a predicted timeline as devices would report it: messages are short steps at the ends of their way."""
-    spans = []
-    for span in timeline.spans:
-        if span.kind == "send":
-            span = span._replace(stop_seconds=span.start_seconds)
-        if span.kind == "receive":
-            span = span._replace(start_seconds=span.stop_seconds)
-        spans.append(span)
-    return replace(timeline, spans=tuple(spans), measured=True)
 
 
 def measured_plan(model: Model, plan: Plan, truth: Profile, frames: int = 3) -> MeasuredPlan:
