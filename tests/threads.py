@@ -204,6 +204,9 @@ class _ShuffledTransport:
     def connect(self, peers: Iterable[Endpoint]) -> None:
         """Do nothing: all devices know each other."""
 
+    def disconnect(self, peer_index: int) -> None:
+        """Do nothing: all devices know each other."""
+
     def send(self, peer_index: int, message: Message) -> None:
         self._network.send(self.endpoint.index, peer_index, message)
 

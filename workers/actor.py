@@ -52,6 +52,9 @@ class WorkerActor:
     def connect(self, peers: Iterable[Endpoint], links: Mapping[int, LinkSpec]) -> None:
         self._worker.connect(peers, links)
 
+    def peer_lost(self, peer: str, ended: bool) -> None:
+        self._worker.peer_lost(peer, ended)
+
     def set_link(self, index: int, link: LinkSpec) -> None:
         self._worker.set_link(index, link)
 

@@ -44,6 +44,14 @@ class ClusterConfig(Section):
     encryption: bool = Field(default=True, description="Encrypt what devices send each other.")
     connect_timeout_seconds: float = Field(default=60.0, gt=0, description="Seconds to wait for all devices to join.")
     frame_timeout_seconds: float = Field(default=30.0, gt=0, description="Seconds to wait for the answer to one frame.")
+    detect_seconds: float = Field(
+        default=2.0, ge=0.2, description="Seconds of silence after which a device counts as lost."
+    )
+    recover: bool = Field(
+        default=True,
+        description="Run the frames of a lost device again on the others, and start workers that have ended again. "
+        "False: these frames fail, and these workers stay lost.",
+    )
     profile_budget_seconds: float = Field(
         default=20.0, gt=0, description="Approximate seconds for measuring a model on one kind of machine."
     )

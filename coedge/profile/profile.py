@@ -192,6 +192,10 @@ class Profile(BaseModel):
             return self
         return self.model_copy(update={"devices": devices, "links": links})
 
+    def from_source(self, source: str) -> Profile:
+        """Return the profile with another source; the profile itself if it is the same one."""
+        return self if source == self.source else self.model_copy(update={"source": source})
+
     def check(self, model: Model) -> None:
         """Check that the profile is complete and belongs to a model.
 

@@ -5,33 +5,37 @@ from __future__ import annotations
 import atexit
 import contextlib
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coedge.config.cluster_config import ClusterConfig
 from coedge.config.loading import load_config
-from coedge.core.errors import ClusterError, ConfigError, DeviceLost, InfeasibleError, PlanError
+from coedge.core.errors import ClusterError, ConfigError, DeviceLost, PlanError
 from coedge.core.objective import Objective
 from coedge.core.units import bytes_per_second_of
 from coedge.core.values import as_arrays, wants_tensors
 from coedge.graph.model import Model
-from coedge.plan.frame_assignment import frame_assignment
 from coedge.plan.plan import Plan
 from coedge.profile.profile import Profile
 from coedge.simulation.simulator import credits_of
+from orchestrator.cluster.course import Course
+from orchestrator.cluster.courses import Courses
 from orchestrator.cluster.device_info import DeviceInfo, describe_devices
 from orchestrator.cluster.plan_cache import PlanCache
+from orchestrator.cluster.recovery import Recovery
 from orchestrator.control import ray_connection, ray_control
 from orchestrator.control.clock_refresh import ClockRefresh, clock_readers
+from orchestrator.control.membership import Membership
 from orchestrator.control.plan_shipment import RayShipment
+from orchestrator.control.presence import Presence
 from orchestrator.control.worker_group import RemoteWorker, WorkerGroup, place_workers, set_link
 from orchestrator.planner.mixture import Mixture
 from orchestrator.planner.planner import AUTO, check_scheme
-from orchestrator.profiling.cluster_measurement import measure_cluster
+from orchestrator.profiling.cluster_measurement import measure_cluster, measure_links_of, measure_speed_of
 from orchestrator.runtime.diagnosis import FailureDiagnosis
 from orchestrator.runtime.dispatcher import CLOSED, Dispatcher
 from orchestrator.runtime.job import Job
@@ -39,7 +43,13 @@ from orchestrator.runtime.loader import Loader
 from orchestrator.runtime.quiet_time import QuietTime
 from orchestrator.runtime.stream import in_order
 from workers.emulation.paced_transport import LinkSpec
+from workers.runtime.heartbeat import Heart
 from workers.transport.local_socket import remove_stale_folders
+
+T = TypeVar("T")
+
+# A device that is back tells its state within this time.
+BACK_STATUS_SECONDS = 2.0
 
 
 def connect(
@@ -78,22 +88,27 @@ class Cluster:
         self._quiet = QuietTime()
         self._credits = credits_of(len(group.by_name))
         self._diagnosis = FailureDiagnosis(group)
+        presence = Presence({index: name for name, index in group.index_of.items()}, config.detect_seconds)
         self._dispatcher = Dispatcher(
-            group.transport, group.index_of, group.clocks, credits=self._credits, on_late=self._diagnosis.late
+            group.transport, group.index_of, group.clocks, self._credits, self._diagnosis.late, presence
         )
+        self._heart = Heart(group.transport, presence.hearing, group.index_of.values, lambda: None)
         memory_bytes = {name: worker.memory_bytes for name, worker in group.by_name.items()}
         self._loader = Loader(RayShipment(group), memory_bytes, group.lost, self._dispatcher.in_flight, self._quiet)
         self._plan_cache = PlanCache(config, group, self._quiet, self._run_frame_of_trial)
+        self._recovery = Recovery(group, self._dispatcher, self._loader, self._diagnosis.lost)
+        self._courses = Courses(group, self._plan_cache, self._recovery.improve)
         self._clock_refresh = ClockRefresh(
-            group.clocks, clock_readers(group.actors), lambda name: name not in group.lost
+            group.clocks,
+            clock_readers(group.by_name, lambda name: group.by_name[name].actor),
+            lambda name: name not in group.lost,
         )
-        self._watcher = threading.Thread(target=self._watch, name="coedge-watch", daemon=True)
-        self._watcher.start()
+        self._membership = Membership(config, group, presence, self)
         atexit.register(self.close)
 
     @property
     def source(self) -> str:
-        """The device where inputs start and outputs end."""
+        """The device where inputs start and outputs end: another one while the source of the configuration is lost."""
         return self._group.source
 
     def devices(self) -> list[DeviceInfo]:
@@ -113,7 +128,7 @@ class Cluster:
         if name not in group.by_name:
             raise PlanError(f"there is no device {name!r} in this cluster; devices are {', '.join(group.by_name)}")
         if name in group.lost:
-            raise DeviceLost(f"{name} is lost: {group.lost[name]}. Connect again")
+            raise DeviceLost(f"{name} is lost: {group.lost[name]}. Wait until it is back, or connect again")
         return group.by_name[name]
 
     def set_link(self, name: str, mbps: float, latency_ms: float = 0.0) -> None:
@@ -144,6 +159,7 @@ class Cluster:
         """
         self._check_open()
         self._plan_cache.measure_links()
+        self._courses.renew()
 
     def profile(self, model: Model) -> Profile:
         """Return the profile of the devices that are left on a model. It is measured once and kept on disk.
@@ -211,7 +227,10 @@ class Cluster:
         """
         self._check_open()
         seconds, arrays = self._seconds(timeout), _copies(model, x)
-        return self._submit(model, arrays, wants_tensors(x), plan or self._feasible(model, objective, scheme), seconds)
+        if plan is None:
+            course = self._courses.of(model, objective or self.config.objective, scheme or self.config.scheme)
+            return self._submit(model, arrays, wants_tensors(x), course, seconds)
+        return self._submit_by(model, arrays, wants_tensors(x), plan, seconds, self._courses.given(model, plan))
 
     def stream(
         self,
@@ -256,19 +275,20 @@ class Cluster:
         self._check_open()
         seconds = self._seconds(timeout)
         wanted, scheme = objective or self.config.objective, scheme or self.config.scheme
-        if plan is None and wanted.goal == "throughput" and scheme == AUTO:
-            plan = self._plan_cache.mixture(model, wanted, search=False)
-        elif plan is None:
-            plan = self._feasible(model, wanted, scheme)
-        if isinstance(plan, Mixture):
-            plans, weights, in_flight = list(plan.plans), list(plan.weights), max(plan.in_flight, self._credits)
+        in_flight = self._credits
+        if isinstance(plan, Plan):
+            course = self._courses.given(model, plan)
+        elif isinstance(plan, Mixture):
+            course, in_flight = self._courses.given(model, plan), max(plan.in_flight, in_flight)
+        elif wanted.goal == "throughput" and scheme == AUTO:
+            mixture = self._plan_cache.mixture(model, wanted, search=False)
+            course, in_flight = self._courses.mixed(model, wanted, mixture), max(mixture.in_flight, in_flight)
         else:
-            plans, weights, in_flight = [plan], [1.0], self._credits
-        self._loader.load_together(model, plans)
-        turns = frame_assignment(weights)
+            course = self._courses.of(model, wanted, scheme)
+        self._follow(lambda: self._loader.load_together(model, course.plans()))
 
         def submit(x: Any) -> Job:
-            return self._submit(model, _copies(model, x), wants_tensors(x), plans[next(turns)], seconds)
+            return self._submit(model, _copies(model, x), wants_tensors(x), course, seconds)
 
         yield from in_order(frames, submit, in_flight)
 
@@ -284,9 +304,11 @@ class Cluster:
         with contextlib.ExitStack() as steps:  # last one first; each runs even if another one fails
             steps.callback(remove_stale_folders)  # sockets of local workers that had to be killed
             steps.callback(ray_connection.leave)
-            steps.callback(self._watcher.join, timeout=2.0)
+            steps.callback(self._membership.close)
             steps.callback(ray_control.stop_actors, list(self._group.actors.values()))
             steps.callback(self._dispatcher.close)
+            steps.callback(self._heart.stop)
+            steps.callback(self._recovery.close)
             steps.callback(self._clock_refresh.close)
 
     def __enter__(self) -> Cluster:
@@ -301,42 +323,68 @@ class Cluster:
             raise ConfigError(f"a timeout of {timeout} s leaves no time for the frame; give more than 0")
         return seconds
 
+    def device_lost(self, name: str) -> None:
+        """Run the frames of a device again, or fail them; see `Listener`."""
+        if self.config.recover:
+            self._recovery.lost(name)
+        else:
+            self._dispatcher.fail(self._diagnosis.lost(name), device=name)
+
+    def device_started(self, name: str) -> None:
+        """Measure the links of a device whose worker was started again; see `Listener`."""
+        group = self._group
+        self._loader.forget(name)
+        measure_links_of(group, name)
+        measure_speed_of(group, name, self.config.connect_timeout_seconds)
+        self._plan_cache.update_links()
+
+    def device_back(self, name: str) -> None:
+        """Unload from a device what was unloaded elsewhere while it was away; see `Listener`."""
+        status = self._group.statuses([name], BACK_STATUS_SECONDS).get(name)
+        if status is not None:
+            self._loader.tidy(name, status.epochs)
+
+    def watch_ended(self, reason: str) -> None:
+        """Fail all frames, because deaths would go unnoticed; see `Listener`."""
+        self._dispatcher.end(reason)
+
     def _submit(
-        self, model: Model, arrays: tuple[NDArray[Any], ...], as_tensors: bool, plan: Plan, seconds: float
+        self, model: Model, arrays: tuple[NDArray[Any], ...], as_tensors: bool, course: Course, seconds: float
+    ) -> Job:
+        """Start a frame by the present plan of a course."""
+        return self._follow(lambda: self._submit_by(model, arrays, as_tensors, course.plan(), seconds, course))
+
+    def _follow(self, do: Callable[[], T]) -> T:
+        """Do something by the present plans of a course, and again if devices of these are lost meanwhile."""
+        while True:
+            version = self._group.version
+            try:
+                return do()
+            except DeviceLost as error:
+                self._group.bury_all(error)
+                if not self.config.recover or version == self._group.version:
+                    raise
+
+    def _submit_by(
+        self,
+        model: Model,
+        arrays: tuple[NDArray[Any], ...],
+        as_tensors: bool,
+        plan: Plan,
+        seconds: float,
+        course: Course | None,
     ) -> Job:
         self._check_open()
         with self._loader.using(model, plan) as loaded, self._quiet.submitting():
-            job = self._dispatcher.submit(loaded, arrays, as_tensors, seconds)
+            job = self._dispatcher.submit(loaded, arrays, as_tensors, seconds, course)
         for name in loaded.devices:
             if name in self._group.lost:  # lost since the plan was found loaded
-                self._dispatcher.fail(self._diagnosis.lost(name), device=name)
+                self.device_lost(name)
         return job
 
     def _run_frame_of_trial(self, model: Model, arrays: tuple[NDArray[Any], ...], plan: Plan) -> Job:
-        return self._submit(model, arrays, False, plan, self.config.frame_timeout_seconds)
-
-    def _feasible(self, model: Model, objective: Objective | None, scheme: str | None) -> Plan:
-        """Return a plan that meets the objective, without a new search after a change of links."""
-        wanted, scheme = objective or self.config.objective, scheme or self.config.scheme
-        plan = self._plan_cache.plan(model, wanted, scheme, search=False)
-        if not plan.feasible:
-            raise InfeasibleError(
-                f"no plan of scheme {plan.scheme!r} meets the objective: {plan.reason}. Loosen it, or run the "
-                "nearest plan all the same: cluster.submit(model, x, plan=cluster.plan(model))"
-            )
-        return plan
-
-    def _watch(self) -> None:
-        try:
-            ray_control.watch(self._group.serving, self._closed.is_set, self._died)
-        except BaseException as error:  # deaths would go unnoticed from now on
-            if not self._closed.is_set():
-                self._dispatcher.end(f"the cluster is closed: {error}")
-
-    def _died(self, name: str, reason: str) -> None:
-        if not self._closed.is_set():
-            self._group.lost[name] = reason
-            self._dispatcher.fail(self._diagnosis.lost(name), device=name)
+        # Without a course: a frame that ran by another plan would say nothing about this one.
+        return self._submit_by(model, arrays, False, plan, self.config.frame_timeout_seconds, None)
 
     def _check_open(self) -> None:
         if self._closed.is_set():

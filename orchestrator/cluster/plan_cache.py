@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -19,7 +19,7 @@ from coedge.graph.model import Model
 from coedge.plan.plan import Plan
 from coedge.profile.correction import Correction
 from coedge.profile.profile import Profile
-from orchestrator.control.worker_group import RemoteWorker, WorkerGroup, ask_ready
+from orchestrator.control.worker_group import WorkerGroup, Workers, ask_ready
 from orchestrator.evaluation.evaluator import Evaluator
 from orchestrator.planner.mixture import Mixture
 from orchestrator.planner.planner import AUTO, check_scheme, make_plan, make_stream, named_plans
@@ -98,18 +98,20 @@ class PlanCache:
         """Return the profile of the devices that are left; measure the model at the first call.
 
         Raises:
-            DeviceLost: the source is lost.
+            DeviceLost: all devices are lost.
             ClusterError: a device that is not lost failed or did not answer.
         """
         group = self._group
 
-        def measure(ready: Mapping[str, RemoteWorker]) -> Profile:
-            self._check_source()
+        def measure(ready: Workers) -> Profile:
             return measure_model(model, ready, group.network, group.source, self._config)
 
+        self._check_left()
+        if (known := self._corrected.get(model.hash)) is not None and set(group.ready) <= set(known.names):
+            return known.without(group.lost).from_source(group.source)
         with self._planning:
-            self._check_source()
-            if model.hash not in self._profiles:
+            measured = self._profiles.get(model.hash)
+            if measured is None or not set(group.ready) <= set(measured.names):
                 with self._quiet.measuring():
                     self._profiles[model.hash] = ask_ready(group, measure)
                 if self._config.trial_frames:
@@ -118,13 +120,14 @@ class PlanCache:
                         self._corrections[model.hash] = stored
                 self._correct(model.hash)
             whole = self._corrected[model.hash]
-        self._check_source()
-        return whole.without(group.lost)
+        self._check_left()
+        return whole.without(group.lost).from_source(group.source)
 
-    def plan(self, model: Model, objective: Objective, scheme: str, search: bool = True) -> Plan:
+    def plan(self, model: Model, objective: Objective, scheme: str, search: bool = True, trial: bool = True) -> Plan:
         """Return a plan for the devices that are left.
 
         Args:
+            trial: run the best plans of a search, if the configuration says so. Other frames wait meanwhile.
             search: after a change of links, search the whole plan space again. False: the plan with the cuts and
                 devices from before and boundaries for the new links will do.
         """
@@ -136,7 +139,7 @@ class PlanCache:
             return cached.made if cached is not None and cached.suits(search) else None
 
         def make(lost: frozenset[str]) -> Plan:
-            plan = self._make(model, objective, scheme)
+            plan = self._make(model, objective, scheme, trial)
             self._plans[_PlanKey(model.hash, wanted, scheme, lost)] = _Cached(plan, weakref.ref(model), objective)
             return plan
 
@@ -214,18 +217,19 @@ class PlanCache:
                     if lost == frozenset(self._group.lost):
                         return made
 
-    def _check_source(self) -> None:
-        """Raise DeviceLost if the source is lost."""
-        source, lost = self._group.source, self._group.lost
-        if source in lost:
-            raise DeviceLost(f"{source}, where inputs start, is lost: {lost[source]}. Connect again")
+    def _check_left(self) -> None:
+        """Raise DeviceLost if no device is left."""
+        lost = self._group.lost
+        if self._group.source in lost:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in lost.items())
+            raise DeviceLost(f"all devices are lost ({reasons}). Wait until one is back, or connect again")
 
     def _resolved(
         self, key: _PlanKey, cached: _Cached[T], solver_of: Callable[[T, Model, Profile], _Solver[T]]
     ) -> _Cached[T] | None:
         """Return a plan or a mixture with boundaries for the present links; None if it has to be made anew."""
         model, lost = cached.model(), frozenset(self._group.lost)
-        if model is None or key.scheme != AUTO or key.lost != lost or self._group.source in lost:
+        if model is None or key.scheme != AUTO or key.lost != lost or not self._group.ready:
             return None
         profile = self.profile(model)
         try:
@@ -240,9 +244,10 @@ class PlanCache:
             return None
         return _Cached(made, cached.model, cached.objective, False, solver)
 
-    def _make(self, model: Model, objective: Objective, scheme: str) -> Plan:
+    def _make(self, model: Model, objective: Objective, scheme: str, trial: bool) -> Plan:
         plan = make_plan(model, self.profile(model), objective, scheme)
-        if self._config.trial_frames and scheme == AUTO and plan.feasible and objective.goal != "throughput":
+        trial = trial and self._config.trial_frames > 0
+        if trial and scheme == AUTO and plan.feasible and objective.goal != "throughput":
             return self._tried(model, objective, plan)
         return plan
 

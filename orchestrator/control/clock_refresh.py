@@ -10,7 +10,7 @@ import logging
 import platform
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from orchestrator.control import ray_control
@@ -81,9 +81,13 @@ class ClockRefresh:
             self.refresh()
 
 
-def clock_readers(actors: Mapping[str, Any]) -> dict[str, Callable[[], float]]:
-    """Return, by device name, a function that asks the device for its clock."""
-    return {name: _reader(name, actor) for name, actor in actors.items()}
+def clock_readers(names: Iterable[str], actor_of: Callable[[str], Any]) -> dict[str, Callable[[], float]]:
+    """Return, by device name, a function that asks the present worker of the device for its clock."""
+
+    def reader_of(name: str) -> Callable[[], float]:
+        return lambda: _reader(name, actor_of(name))()
+
+    return {name: reader_of(name) for name in names}
 
 
 def _reader(name: str, actor: Any) -> Callable[[], float]:

@@ -29,15 +29,19 @@ class RayShipment:
         Raises:
             ClusterError: a device failed or did not answer in time; others may be ready all the same.
         """
+        with self._group.patience(programs):
+            self._send(epoch, model, programs)
+
+    def _send(self, epoch: int, model: Model, programs: Mapping[str, Program]) -> None:
         import ray
 
-        actors = self._group.actors
+        actors, lost = self._group.actors, self._group.lost
         questions = {}
         for name, program in programs.items():
             slices = model.weight_slices(program.tiles())
             large = [part for _, part in sorted(slices.items()) if part.name in model.weights]
             questions[name] = actors[name].missing_weights.remote(model.hash, large)
-        missing = ray_control.gather(questions, ASK_SECONDS, "say which weights they have")
+        missing = ray_control.gather(questions, ASK_SECONDS, "say which weights they have", lost=lost)
         # Each weight lies once in Ray's object store, where the devices of one host share it.
         stored: dict[str, Any] = {}
         calls = {}
@@ -48,13 +52,14 @@ class RayShipment:
             skeleton = model.skeleton if graph_missing else None
             keys = [part.key for part in lacking]
             calls[name] = actors[name].load.remote(epoch, programs[name], skeleton, keys, [stored[key] for key in keys])
-        ray_control.gather(calls, LOAD_SECONDS, f"prepare {model.name}")
+        ray_control.gather(calls, LOAD_SECONDS, f"prepare {model.name}", lost=lost)
 
     def withdraw(self, epoch: int, names: Iterable[str]) -> None:
         """Unload an epoch from devices and wait until it is done. Devices that are lost or do not answer are skipped:
         the watcher or a deadline finds them."""
-        there = [name for name in names if name not in self._group.lost]
+        lost = self._group.lost
+        there = [name for name in names if name not in lost]
         with contextlib.suppress(Exception):
             calls = {name: self._group.actors[name].unload.remote(epoch) for name in there}
             if calls:
-                ray_control.gather(calls, ASK_SECONDS, "unload a plan")
+                ray_control.gather(calls, ASK_SECONDS, "unload a plan", lost=lost)

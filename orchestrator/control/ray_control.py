@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -17,9 +18,17 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-WATCH_SECONDS = 0.25
+# Pause between two looks at whether an awaited device was lost.
+LOOK_SECONDS = 0.1
 # Longest time for a value of which Ray says that it is there.
 FETCH_SECONDS = 30.0
+
+
+def is_connected() -> bool:
+    """Return whether this process is connected to Ray."""
+    import ray
+
+    return bool(ray.is_initialized())
 
 
 def own_node() -> str:
@@ -84,6 +93,21 @@ def place_devices(config: ClusterConfig) -> list[tuple[DeviceConfig, dict[str, A
     return placed
 
 
+def node_of(device: DeviceConfig, address: str, timeout_seconds: float) -> dict[str, Any]:
+    """Return the alive Ray node of a device that ran on a node of this address before.
+
+    Raises:
+        ClusterError: there is none now.
+    """
+    wanted = device.node or address
+    for node in alive_nodes(timeout_seconds):
+        if wanted in (node["NodeManagerAddress"], node["NodeManagerHostname"], node["NodeID"]):
+            return node
+    raise ClusterError(
+        f"device {device.name}: its Ray node {wanted} is not there. Run `ray start --address=HEAD:PORT` on it"
+    )
+
+
 def create_actor(spec: Any, node_id: str, timeout_seconds: float) -> Any:
     """Start a worker actor on a node, without waiting for it.
 
@@ -130,16 +154,21 @@ class WorkersDied(DeviceLost):
 
 
 def gather(
-    references: Mapping[str, Any], timeout_seconds: float, what: str, waited_seconds: float = 0.0
+    references: Mapping[str, Any],
+    timeout_seconds: float,
+    what: str,
+    waited_seconds: float = 0.0,
+    lost: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Wait for one reference per device, and return the values by device.
 
     Args:
         what: the action, for the message of an error: "only 1 of 2 devices managed to ...".
         waited_seconds: time that the caller has already waited for these answers, for the message.
+        lost: reason by name of every lost device, read again and again: none of these is waited for.
 
     Raises:
-        WorkersDied: some workers died; the message names all devices without an answer, and the reasons.
+        WorkersDied: some workers died or were lost; the message names all devices without an answer, and the reasons.
         ClusterError: some devices failed or did not answer in time; the message is the same.
     """
     import ray
@@ -147,7 +176,14 @@ def gather(
     if not references:
         return {}
     names = {reference: name for name, reference in references.items()}
-    ready, late = ray.wait(list(names), num_returns=len(names), timeout=timeout_seconds)
+    ends = time.monotonic() + timeout_seconds
+    while True:
+        left = max(0.0, ends - time.monotonic())
+        seconds = left if lost is None else min(left, LOOK_SECONDS)
+        ready, late = ray.wait(list(names), num_returns=len(names), timeout=seconds)
+        gone = {names[reference]: lost[names[reference]] for reference in late if lost and names[reference] in lost}
+        if not late or gone or time.monotonic() >= ends:
+            break
     values: dict[str, Any] = {}
     problems, deaths = {}, {}
     for reference in ready:
@@ -159,7 +195,8 @@ def gather(
             if isinstance(error, ray.exceptions.RayActorError):
                 deaths[name] = problems[name]
     allowed = f"no answer within {round(timeout_seconds + waited_seconds, 1):g} s"
-    problems |= {names[reference]: allowed for reference in late}
+    problems |= {names[reference]: gone.get(names[reference], allowed) for reference in late}
+    deaths |= gone
     if problems:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(problems.items()))
         text = f"only {len(values)} of {len(references)} devices managed to {what}: {reasons}"
@@ -190,8 +227,8 @@ def explain(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def watch(references: Mapping[str, Any], stopped: Callable[[], bool], on_death: Callable[[str, str], None]) -> None:
-    """Call `on_death(device, reason)` for every worker whose `serve` ends; return when `stopped` or none is left.
+def ended(references: Mapping[str, Any], timeout_seconds: float) -> dict[str, str]:
+    """Return the devices whose `serve` has ended, with the reasons. Wait for the first one for some time.
 
     Raises:
         ClusterError: the connection to Ray ended, so that deaths can no longer be noticed.
@@ -199,26 +236,18 @@ def watch(references: Mapping[str, Any], stopped: Callable[[], bool], on_death: 
     import ray
 
     names = {reference: name for name, reference in references.items()}
-    while names and not stopped():
+    try:
+        ready, _ = ray.wait(list(names), num_returns=1, timeout=timeout_seconds)
+    except (Exception, SystemExit) as error:  # Ray ends a thread that calls it after its shutdown
+        raise ClusterError(f"the connection to Ray ended ({error!r}); connect again") from error
+    reasons = {}
+    for reference in ready:
         try:
-            ready, _ = ray.wait(list(names), num_returns=1, timeout=WATCH_SECONDS)
-        except (Exception, SystemExit) as error:  # Ray ends a thread that calls it after its shutdown
-            if stopped():
-                return
-            raise ClusterError(f"the connection to Ray ended ({error!r}); connect again") from error
-        for reference in ready:
-            name = names.pop(reference)
-            if stopped():
-                return
-            try:
-                ray.get(reference, timeout=FETCH_SECONDS)
-                reason = "its worker stopped"
-            except (Exception, SystemExit) as error:
-                reason = explain(error)
-            try:
-                on_death(name, reason)
-            except Exception:  # the other devices are still to be watched
-                log.exception("could not handle the loss of %s (%s)", name, reason)
+            ray.get(reference, timeout=FETCH_SECONDS)
+            reasons[names[reference]] = "its worker stopped"
+        except (Exception, SystemExit) as error:
+            reasons[names[reference]] = explain(error)
+    return reasons
 
 
 def stop_actors(actors: Sequence[Any], timeout_seconds: float = 2.0) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from coedge.config.cluster_config import ClusterConfig
@@ -34,13 +35,17 @@ class RemoteWorker:
 
     Attributes:
         actor: handle of its worker actor.
+        spec: settings that the worker was started with.
         facts: description that the worker gave of itself.
+        address: of its Ray node.
         metered: power by the device's energy meter; None if it has none or was not asked.
     """
 
     config: DeviceConfig
     actor: Any
+    spec: WorkerSpec
     facts: WorkerFacts
+    address: str
     metered: MeteredPower | None = None
 
     @property
@@ -72,26 +77,90 @@ class RemoteWorker:
         return None if self.config.memory_mb is None else self.config.memory_mb * 1e6
 
 
+class Workers(dict[str, RemoteWorker]):
+    """Workers by device name, some of which may be lost while they are asked.
+
+    Args:
+        lost: reason by name of every lost device; it changes meanwhile.
+    """
+
+    def __init__(self, workers: Mapping[str, RemoteWorker], lost: Mapping[str, str]) -> None:
+        super().__init__(workers)
+        self.lost = lost
+
+    def gather(
+        self, references: Mapping[str, Any], timeout_seconds: float, what: str, waited_seconds: float = 0.0
+    ) -> dict[str, Any]:
+        """Wait for the answers of devices; see `ray_control.gather`."""
+        return ray_control.gather(references, timeout_seconds, what, waited_seconds, self.lost)
+
+
 @dataclass
 class WorkerGroup:
     """The workers of one cluster.
 
     Attributes:
+        home: the device where inputs start and outputs end as long as it is not lost.
         transport: the client's end of the data plane.
+        links_emulated: the emulated links by wire index; empty if links are real.
         clocks: clock offset by device name; `clock_refresh` replaces them.
         serving: by device name, the reference of the call that ends only with the worker.
         gflops: measured speed by fingerprint of the machine, without emulation.
-        lost: reason by name of every lost device.
+        lost: reason by name of every device that cannot be used now.
+        dead: the lost devices whose worker process has ended. The others may be heard again.
+        version: number of changes of `lost` so far.
+        closed: a reason by device name once the cluster is being closed; devices that are started are not waited for.
+        busy: by name of devices that load or measure, and may be silent for longer, the number of such actions.
     """
 
     by_name: dict[str, RemoteWorker]
-    source: str
+    home: str
     transport: ZmqTransport
+    links_emulated: dict[int, LinkSpec]
     clocks: dict[str, ClockOffset]
     serving: dict[str, Any]
     network: Network = field(default_factory=lambda: Network(()))
     gflops: dict[str, float] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
+    dead: set[str] = field(default_factory=set)
+    version: int = 0
+    busy: Counter[str] = field(default_factory=Counter)
+    closed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str:
+        """The device where inputs start and outputs end: `home`, or another one while that is lost."""
+        lost = self.lost
+        return next((name for name in (self.home, *self.by_name) if name not in lost), self.home)
+
+    @property
+    def ready(self) -> Workers:
+        """The devices that are not lost."""
+        lost = self.lost
+        return Workers({name: worker for name, worker in self.by_name.items() if name not in lost}, lost)
+
+    def bury(self, name: str, reason: str) -> None:
+        """Enter a device whose worker process has ended."""
+        self.dead.add(name)
+        self.lost[name] = reason
+        self.version += 1
+
+    def bury_all(self, error: BaseException) -> None:
+        """Enter the devices of a `WorkersDied` error that are not known to be lost. Other errors are ignored."""
+        if isinstance(error, ray_control.WorkersDied):
+            for name, reason in error.reasons.items():
+                if name not in self.lost:
+                    self.bury(name, reason)
+
+    @contextlib.contextmanager
+    def patience(self, names: Iterable[str]) -> Iterator[None]:
+        """Allow devices to be silent for longer, while they do something that keeps their threads from running."""
+        names = list(names)
+        self.busy.update(names)
+        try:
+            yield
+        finally:
+            self.busy.subtract(names)
 
     @property
     def links(self) -> tuple[Link, ...]:
@@ -147,26 +216,18 @@ def _place_workers(config: ClusterConfig, actors: dict[str, Any]) -> WorkerGroup
     own_node = ray_control.own_node()
     names = [device.name for device, _ in placed]
     local = [device.name for device, node in placed if node["NodeID"] == own_node]
-    source = config.source or (local or names)[0]
-    if source not in names:
-        raise ClusterError(f"the source {source!r} is not a device; devices are {', '.join(names)}")
+    home = config.source or (local or names)[0]
+    if home not in names:
+        raise ClusterError(f"the source {home!r} is not a device; devices are {', '.join(names)}")
     # If only this machine takes part, nothing has to leave the loopback interface.
     local_only = len(local) == len(names) and len(ray_control.alive_nodes(timeout)) == 1
     specs = {}
     for index, (device, node) in enumerate(placed):
         host = "127.0.0.1" if local_only else node["NodeManagerAddress"]
-        specs[device.name] = _spec(index, device, host, config.encryption)
+        specs[device.name] = _spec(index, device, host, config)
         actors[device.name] = ray_control.create_actor(specs[device.name], node["NodeID"], timeout)
     facts = ray_control.gather({name: actor.facts.remote() for name, actor in actors.items()}, timeout, "start")
-    other = {name: fact.version for name, fact in facts.items() if fact.version != VERSION}
-    if other:
-        raise ClusterError(
-            f"the client runs coedge {VERSION}, but {', '.join(f'{n} runs {v}' for n, v in other.items())}; "
-            "install the same version everywhere"
-        )
-    unfit = [f"device {name}: {fact.provider_problem}" for name, fact in facts.items() if fact.provider_problem]
-    if unfit:
-        raise ClusterError("\n".join(f"{text} of `providers` of this device" for text in unfit))
+    _check_facts(facts)
     host = "127.0.0.1" if local_only else ray_control.own_address()
     transport = ZmqTransport(len(placed), CLIENT, host, encrypted=config.encryption, local=True)
     try:
@@ -182,10 +243,12 @@ def _place_workers(config: ClusterConfig, actors: dict[str, Any]) -> WorkerGroup
         transport.connect(endpoints)
         return WorkerGroup(
             by_name={
-                device.name: RemoteWorker(device, actors[device.name], facts[device.name]) for device, _ in placed
+                name: RemoteWorker(device, actors[name], specs[name], facts[name], node["NodeManagerAddress"])
+                for (device, node), name in zip(placed, names, strict=True)
             },
-            source=source,
+            home=home,
             transport=transport,
+            links_emulated=links,
             clocks=measure_clocks({name: (fact.host, actors[name]) for name, fact in facts.items()}),
             serving={name: actor.serve.remote() for name, actor in actors.items()},
         )
@@ -194,7 +257,51 @@ def _place_workers(config: ClusterConfig, actors: dict[str, Any]) -> WorkerGroup
         raise
 
 
-def ask_ready(group: WorkerGroup, ask: Callable[[Mapping[str, RemoteWorker]], T]) -> T:
+def place_again(group: WorkerGroup, config: ClusterConfig, name: str) -> None:
+    """Start a new worker in the place of one that has ended, and connect it. The device stays lost meanwhile.
+
+    Raises:
+        ClusterError: its Ray node is not there, or the new worker does not answer or does not fit.
+    """
+    if not ray_control.is_connected():  # a call of Ray would start another one
+        raise ClusterError("this process is not connected to Ray any more")
+    old, timeout = group.by_name[name], config.connect_timeout_seconds
+    node = ray_control.node_of(old.config, old.address, timeout)
+    with contextlib.suppress(Exception):  # what is left of the old worker, if its node was unreachable
+        ray_control.stop_actors([old.actor], 0.0)
+    host = old.spec.host if old.spec.host == "127.0.0.1" else node["NodeManagerAddress"]
+    spec = replace(old.spec, host=host)
+    actor = ray_control.create_actor(spec, node["NodeID"], timeout)
+    try:
+        facts = {name: ray_control.gather({name: actor.facts.remote()}, timeout, "start", lost=group.closed)[name]}
+        _check_facts(facts)
+        ready = group.ready
+        endpoints = {other: worker.facts.endpoint for other, worker in ready.items()} | {name: facts[name].endpoint}
+        known = [*endpoints.values(), group.transport.endpoint]
+        calls = {name: actor.connect.remote([e.for_peer(facts[name].endpoint) for e in known], group.links_emulated)}
+        for other, worker in ready.items():
+            calls[other] = worker.actor.connect.remote([endpoints[name].for_peer(worker.facts.endpoint)], {})
+        ray_control.gather(calls, timeout, "connect to each other", lost=group.closed)
+        group.transport.connect([endpoints[name]])
+        group.clocks |= measure_clocks({name: (facts[name].host, actor)})
+        group.by_name[name] = replace(
+            old, actor=actor, spec=spec, facts=facts[name], address=node["NodeManagerAddress"]
+        )
+        group.serving[name] = actor.serve.remote()
+    except BaseException:
+        ray_control.stop_actors([actor], 0.0)
+        raise
+
+
+def tell_lost(group: WorkerGroup, name: str) -> None:
+    """Tell the devices that are left not to wait for one that is lost. Their answers are not waited for."""
+    ended = name in group.dead
+    for worker in group.ready.values():
+        with contextlib.suppress(Exception):
+            worker.actor.peer_lost.remote(name, ended)
+
+
+def ask_ready(group: WorkerGroup, ask: Callable[[Workers], T]) -> T:
     """Return what `ask` returns for the devices that are left.
 
     If some of them are lost meanwhile, `ask` is called again for the others. A loss that `ask` notices before the
@@ -208,15 +315,14 @@ def ask_ready(group: WorkerGroup, ask: Callable[[Mapping[str, RemoteWorker]], T]
         ClusterError: `ask` raised it and no device was lost meanwhile.
     """
     while True:
-        ready = {name: worker for name, worker in group.by_name.items() if name not in group.lost}
+        ready = group.ready
         if not ready:
             raise DeviceLost("all devices of the cluster are lost. Connect again")
         try:
-            return ask(ready)
+            with group.patience(ready):
+                return ask(ready)
         except ClusterError as error:
-            if isinstance(error, ray_control.WorkersDied):
-                for name, reason in error.reasons.items():
-                    group.lost.setdefault(name, reason)
+            group.bury_all(error)
             if not ready.keys() & group.lost.keys():
                 raise
 
@@ -229,19 +335,44 @@ def set_link(group: WorkerGroup, name: str, link: LinkSpec) -> None:
         ClusterError: links are not emulated, or a device does not answer.
     """
     index = group.index_of[name]
+    if group.links_emulated:
+        group.links_emulated[index] = link  # for devices that are started again
 
-    def tell(ready: Mapping[str, RemoteWorker]) -> None:
+    def tell(ready: Workers) -> None:
         if name not in ready:
             raise DeviceLost(f"{name} is lost: {group.lost[name]}. Connect again")
         calls = {other: worker.actor.set_link.remote(index, link) for other, worker in ready.items()}
-        ray_control.gather(calls, SET_LINK_SECONDS, f"set the link of {name}")
+        ready.gather(calls, SET_LINK_SECONDS, f"set the link of {name}")
 
     ask_ready(group, tell)
 
 
-def _spec(index: int, device: DeviceConfig, host: str, encrypted: bool) -> WorkerSpec:
+def _check_facts(facts: Mapping[str, WorkerFacts]) -> None:
+    """Raise ClusterError if a device runs another version, or cannot use its providers."""
+    other = {name: fact.version for name, fact in facts.items() if fact.version != VERSION}
+    if other:
+        raise ClusterError(
+            f"the client runs coedge {VERSION}, but {', '.join(f'{n} runs {v}' for n, v in other.items())}; "
+            "install the same version everywhere"
+        )
+    unfit = [f"device {name}: {fact.provider_problem}" for name, fact in facts.items() if fact.provider_problem]
+    if unfit:
+        raise ClusterError("\n".join(f"{text} of `providers` of this device" for text in unfit))
+
+
+def _spec(index: int, device: DeviceConfig, host: str, config: ClusterConfig) -> WorkerSpec:
     link = None
     if device.link.mbps is not None or device.link.latency_ms:
         rate = None if device.link.mbps is None else bytes_per_second_of(device.link.mbps)
         link = LinkSpec(rate, device.link.latency_ms / 1000)
-    return WorkerSpec(index, device.name, host, encrypted, device.speed, link, device.threads, device.session_providers)
+    return WorkerSpec(
+        index,
+        device.name,
+        host,
+        config.encryption,
+        device.speed,
+        link,
+        device.threads,
+        device.session_providers,
+        config.detect_seconds,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from coedge.core.units import bytes_per_second_of
 from coedge.profile.network import ClientLink, Network
 from coedge.profile.profile import Medium
 from orchestrator.control import ray_control
-from orchestrator.control.worker_group import RemoteWorker, WorkerGroup, ask_ready
+from orchestrator.control.worker_group import RemoteWorker, WorkerGroup, Workers, ask_ready
 from orchestrator.profiling.links import measure_network
 from orchestrator.profiling.probing import ActorProber
 from workers.runtime.spec import MeteredPower
@@ -35,7 +35,7 @@ def measure_cluster(config: ClusterConfig, group: WorkerGroup) -> None:
     """
     client = _measure_client_link(group.transport, group.by_name[group.source].facts.endpoint)
     _check_media(config, group.by_name)
-    group.network = replace(_measure_network(config, group.by_name), client=client)
+    group.network = replace(_measure_network(group.ready, _media(config)), client=client)
     group.by_name = _measure_power(group.by_name)
     group.gflops = _measure_gflops(group.by_name, config.connect_timeout_seconds)
 
@@ -46,17 +46,49 @@ def measure_links(config: ClusterConfig, group: WorkerGroup) -> None:
     Raises:
         ClusterError: two devices cannot reach each other; the message names them.
     """
-    network = ask_ready(group, lambda ready: _measure_network(config, ready))
+    network = ask_ready(group, lambda ready: _measure_network(ready, _media(config)))
     measured = {(link.sender, link.receiver) for link in network.links}
     links = [link for link in group.links if (link.sender, link.receiver) not in measured]
     group.network = replace(network, links=(*network.links, *links), client=group.network.client)
 
 
-def _measure_network(config: ClusterConfig, workers: Mapping[str, RemoteWorker]) -> Network:
-    """Return the measured links, and the media: those of the configuration and those detected on other devices."""
-    given = [Medium(name=m.name, devices=m.devices, bytes_per_second=bytes_per_second_of(m.mbps)) for m in config.media]
+def measure_links_of(group: WorkerGroup, name: str) -> None:
+    """Measure the links of one device, which may count as lost, to those that are left. Media stay as they are.
+
+    Raises:
+        ClusterError: two devices cannot reach each other; the message names them.
+    """
+
+    lost = {other: reason for other, reason in group.lost.items() if other != name}
+    workers = Workers({other: worker for other, worker in group.by_name.items() if other not in lost}, lost)
+    network = _measure_network(workers, group.network.media, only=name)
+    measured = {(link.sender, link.receiver) for link in network.links}
+    links = [link for link in group.links if (link.sender, link.receiver) not in measured]
+    group.network = replace(group.network, links=(*network.links, *links))
+
+
+def measure_speed_of(group: WorkerGroup, name: str, timeout_seconds: float) -> None:
+    """Measure the speed of a device, if no device of its kind was measured.
+
+    Raises:
+        ClusterError: the device does not answer.
+    """
+    worker = group.by_name[name]
+    if worker.facts.fingerprint not in group.gflops:
+        call = worker.actor.measure_gflops.remote(worker.emulated)
+        measured = ray_control.gather({name: call}, timeout_seconds, "measure their speed")
+        group.gflops[worker.facts.fingerprint] = measured[name]
+
+
+def _media(config: ClusterConfig) -> list[Medium]:
+    """Return the media of the configuration."""
+    return [Medium(name=m.name, devices=m.devices, bytes_per_second=bytes_per_second_of(m.mbps)) for m in config.media]
+
+
+def _measure_network(workers: Workers, given: Sequence[Medium], only: str | None = None) -> Network:
+    """Return the measured links, and the media: those that are given and those detected on other devices."""
     addresses = {name: worker.facts.endpoint.address.rpartition(":")[0] for name, worker in workers.items()}
-    return measure_network(addresses, ActorProber(workers), given)
+    return measure_network(addresses, ActorProber(workers), given, only)
 
 
 def _check_media(config: ClusterConfig, devices: Iterable[str]) -> None:

@@ -45,24 +45,27 @@ class Prober(Protocol):
         """
 
 
-def measure_network(addresses: Mapping[str, str], prober: Prober, given: Sequence[Medium] = ()) -> Network:
+def measure_network(
+    addresses: Mapping[str, str], prober: Prober, given: Sequence[Medium] = (), only: str | None = None
+) -> Network:
     """Measure the links between devices, and detect the media that they share.
 
     Args:
         addresses: address of the network interface, by device name.
         given: media that are known. Their devices are left out of the detection.
+        only: measure the links of this device alone, and detect no media.
 
     Raises:
         ClusterError: two devices cannot reach each other; the message names them.
     """
     names = list(addresses)
-    known = {name for medium in given for name in medium.devices}
+    known = set(names) if only else {name for medium in given for name in medium.devices}
     loaded: dict[Pair, float] = {}
     alone: dict[Pair, float] = {}
     latency: dict[Pair, Latency] = {}
     nbytes: dict[Pair, int] = {}
     contentions: list[Contention] = []
-    pairs = list(itertools.combinations(names, 2))
+    pairs = [pair for pair in itertools.combinations(names, 2) if only is None or only in pair]
     with progress("measuring links", len(pairs)) as advance:
         for there in pairs:
             back = there[::-1]
@@ -93,6 +96,7 @@ def measure_network(addresses: Mapping[str, str], prober: Prober, given: Sequenc
                 bytes_per_second=(loaded | alone if shared & {sender, receiver} else loaded)[sender, receiver],
             )
             for sender, receiver in itertools.permutations(names, 2)
+            if (sender, receiver) in loaded
         ),
         media,
     )  # fmt: skip

@@ -6,7 +6,7 @@ import contextlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from coedge.config.cluster_config import ClusterConfig
@@ -14,8 +14,7 @@ from coedge.core.progress import progress
 from coedge.graph.model import Model
 from coedge.profile.network import ClientLink, Network
 from coedge.profile.profile import DeviceProfile, Profile, scaled
-from orchestrator.control.ray_control import gather
-from orchestrator.control.worker_group import RemoteWorker
+from orchestrator.control.worker_group import RemoteWorker, Workers
 from orchestrator.profiling.codec_ratios import codec_ratios
 from orchestrator.profiling.layer_cache import LayerTimes, load_times, store_times
 from workers.calibration.calibration_run import StepTimings
@@ -29,9 +28,7 @@ PROGRESS_STEPS, PROGRESS_SECONDS = 100, 0.5
 MOST_AT_ONCE, AT_ONCE_NBYTES = 4, 400_000_000
 
 
-def measure_model(
-    model: Model, workers: Mapping[str, RemoteWorker], network: Network, source: str, config: ClusterConfig
-) -> Profile:
+def measure_model(model: Model, workers: Workers, network: Network, source: str, config: ClusterConfig) -> Profile:
     """Return the profile of a cluster on a model. Devices of one kind are measured once; times are kept on disk.
 
     Raises:
@@ -47,7 +44,7 @@ def measure_model(
             times[kind.key] = found
         else:
             missing.append(kind)
-    for measured in _measure_kinds(model, missing, config.profile_budget_seconds):
+    for measured in _measure_kinds(model, missing, workers, config.profile_budget_seconds):
         times[measured.fingerprint] = measured
         store_times(config.cache_path, measured)
     by_worker = {worker.name: times[kind.key] for kind in kinds for worker in kind.workers}
@@ -122,7 +119,9 @@ def _kinds(model: Model, workers: Iterable[RemoteWorker]) -> list[_DeviceKind]:
     return kinds
 
 
-def _measure_kinds(model: Model, missing: Sequence[_DeviceKind], budget_seconds: float) -> Iterator[LayerTimes]:
+def _measure_kinds(
+    model: Model, missing: Sequence[_DeviceKind], workers: Workers, budget_seconds: float
+) -> Iterator[LayerTimes]:
     """Measure hosts at the same time, and the kinds of one host in turn, so that they do not disturb each other."""
     by_host: dict[str, list[_DeviceKind]] = {}
     for kind in missing:
@@ -130,10 +129,10 @@ def _measure_kinds(model: Model, missing: Sequence[_DeviceKind], budget_seconds:
     with progress(f"measuring {model.name}", PROGRESS_STEPS * sum(len(kind.measuring) for kind in missing)) as advance:
         while any(by_host.values()):
             turn = [kinds.pop(0) for kinds in by_host.values() if kinds]
-            measured = _measure(model, turn, budget_seconds, advance)
+            measured = _measure(model, turn, workers, budget_seconds, advance)
             firsts = [kind.measuring[0] for kind in turn]
             codec_calls = {first.name: first.actor.measure_codecs.remote(CODEC_SECONDS) for first in firsts}
-            speeds = gather(codec_calls, MEASURE_SECONDS, "measure their codecs")
+            speeds = workers.gather(codec_calls, MEASURE_SECONDS, "measure their codecs")
             for kind in turn:
                 frames = [frame for worker in kind.measuring for frame in measured[worker.name]]
                 times = model_times(model, frames)
@@ -142,7 +141,7 @@ def _measure_kinds(model: Model, missing: Sequence[_DeviceKind], budget_seconds:
 
 
 def _measure(
-    model: Model, kinds: Sequence[_DeviceKind], budget_seconds: float, advance: Callable[[], None]
+    model: Model, kinds: Sequence[_DeviceKind], workers: Workers, budget_seconds: float, advance: Callable[[], None]
 ) -> dict[str, list[StepTimings]]:
     """Measure the devices of all kinds at the same time, with `PROGRESS_STEPS` calls of `advance` for each."""
     import ray
@@ -156,12 +155,12 @@ def _measure(
         )
         for name, worker in measuring.items()
     }
-    gather(ready, MEASURE_SECONDS, what)
+    workers.gather(ready, MEASURE_SECONDS, what)
     calls = {name: worker.actor.measure_sweeps.remote(MOST_SWEEPS) for name, worker in measuring.items()}
     start = time.monotonic()
     deadline = start + budget_seconds + MEASURE_SECONDS
     shown, pending = 0, list(calls.values())
-    while pending and time.monotonic() < deadline:
+    while pending and time.monotonic() < deadline and not workers.lost.keys() & calls.keys():
         _, pending = ray.wait(pending, num_returns=len(pending), timeout=PROGRESS_SECONDS)
         asked = [worker.actor.progress.remote() for worker in measuring.values()]
         answers, _ = ray.wait(asked, num_returns=len(asked), timeout=PROGRESS_SECONDS)
@@ -171,4 +170,4 @@ def _measure(
                 advance()
             shown = max(shown, int(done))
     now = time.monotonic()
-    return gather(calls, max(deadline - now, 1.0), what, waited_seconds=now - start)
+    return workers.gather(calls, max(deadline - now, 1.0), what, waited_seconds=now - start)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from orchestrator.control.ray_control import gather
-from orchestrator.control.worker_group import RemoteWorker
+from orchestrator.control.worker_group import Workers
 from orchestrator.profiling.contention import Pair
 from orchestrator.profiling.links import Latency
 from workers.runtime.spec import ProbeTimes
@@ -19,7 +18,7 @@ PROBE_SECONDS = 20.0
 class ActorProber:
     """A `Prober` that asks the worker of each sender over Ray."""
 
-    def __init__(self, workers: Mapping[str, RemoteWorker]) -> None:
+    def __init__(self, workers: Workers) -> None:
         self._workers = workers
 
     def latencies(self, pairs: Sequence[Pair]) -> dict[Pair, Latency]:
@@ -44,5 +43,5 @@ class ActorProber:
             sender: self._workers[sender].actor.probe.remote(receiver, nbytes, count, PROBE_SECONDS)
             for sender, receiver in pairs
         }
-        times = gather(calls, PROBE_SECONDS + 1, f"reach {', '.join(receiver for _, receiver in pairs)}")
+        times = self._workers.gather(calls, PROBE_SECONDS + 1, f"reach {', '.join(receiver for _, receiver in pairs)}")
         return {pair: times[pair[0]] for pair in pairs}

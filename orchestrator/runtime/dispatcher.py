@@ -1,10 +1,12 @@
 """The client's end of the data plane: sends inputs, takes answers, keeps deadlines and credits.
 
     submit -> queue of the plan (while all credits are out) -> source device ... sink device -> answer
+                  ^                                                  |
+                  `---------- resume <- detach (a device is lost) <--'
 
-A frame is answered once or fails with a reason. At most `credits` frames of each plan are under way at a time, so
-that a slow plan does not delay the others. The dispatcher keeps the frames under way and the jobs that a caller
-still holds, nothing else.
+A frame is answered once or fails with a reason. Its input is kept until then, so that it can be sent again. At most
+`credits` frames of each plan are under way at a time, so that a slow plan does not delay the others. The dispatcher
+keeps the unfinished frames and the jobs that a caller still holds, nothing else.
 
 One thread receives and checks deadlines. If it cannot go on, every frame fails with the reason and later ones are
 refused with it: a caller never waits for a thread that has ended.
@@ -27,6 +29,7 @@ from numpy.typing import NDArray
 
 from coedge.core.errors import ClusterError, CoEdgeError, FrameTimeout, step_failed
 from orchestrator.control.clock_offset import SAME_CLOCK, ClockOffset
+from orchestrator.control.presence import Presence
 from orchestrator.runtime.job import DeviceReport, Job
 from orchestrator.runtime.loaded_plan import LoadedPlan, describe_step
 from workers.transport.message import MalformedMessage, Message, MessageKind, array_to_text
@@ -41,11 +44,12 @@ CLOSED = "the cluster was closed; connect again"
 
 
 @dataclass(slots=True)
-class _ActiveFrame:
-    """A frame that waits for credit or is under way.
+class ActiveFrame:
+    """A frame that waits for credit, is under way, or waits for another plan.
 
     Attributes:
-        deadline: on the client's monotonic clock; set when the frame is sent.
+        course: what the caller of `submit` gave, to find another plan by.
+        deadline: on the client's monotonic clock; set when the frame is first sent.
         diagnosing: whether `on_late` was called.
         failure: the answer of `on_late`.
     """
@@ -54,6 +58,7 @@ class _ActiveFrame:
     loaded: LoadedPlan
     arrays: tuple[NDArray[Any], ...]
     timeout_seconds: float
+    course: Any = None
     deadline: float = 0.0
     diagnosing: bool = False
     failure: CoEdgeError | None = None
@@ -73,6 +78,7 @@ class Dispatcher:
         credits: frames of one plan that may be under way at a time.
         on_late: called, on a thread of its own, shortly before a frame's deadline passes, with the deadline
             and the seconds that the frame was given; returns the error that the frame fails with.
+        presence: told of every message.
     """
 
     def __init__(
@@ -82,14 +88,16 @@ class Dispatcher:
         clocks: Mapping[str, ClockOffset],
         credits: int,
         on_late: Callable[[Job, LoadedPlan, float, float], CoEdgeError],
+        presence: Presence | None = None,
     ) -> None:
         self._transport, self._index_of, self._clocks = transport, dict(index_of), clocks
         self._name_of = {index: name for name, index in index_of.items()}
-        self._credits, self._on_late = credits, on_late
+        self._credits, self._on_late, self._presence = credits, on_late, presence
         self._lock = threading.RLock()
-        self._active: dict[tuple[int, int], _ActiveFrame] = {}
+        self._active: dict[tuple[int, int], ActiveFrame] = {}
         self._under_way: Counter[int] = Counter()  # by epoch
-        self._queues: dict[int, deque[_ActiveFrame]] = {}  # by epoch; no empty queues
+        self._queues: dict[int, deque[ActiveFrame]] = {}  # by epoch; no empty queues
+        self._detached: dict[int, ActiveFrame] = {}  # by number: frames that wait for another plan
         # Reports may come after the answer; they are dropped when the caller has let go of the job.
         self._traced: weakref.WeakValueDictionary[tuple[int, int], Job] = weakref.WeakValueDictionary()
         self._frames = 0
@@ -104,7 +112,12 @@ class Dispatcher:
         return self._end_reason
 
     def submit(
-        self, loaded: LoadedPlan, arrays: tuple[NDArray[Any], ...], as_tensors: bool, timeout_seconds: float
+        self,
+        loaded: LoadedPlan,
+        arrays: tuple[NDArray[Any], ...],
+        as_tensors: bool,
+        timeout_seconds: float,
+        course: Any = None,
     ) -> Job:
         """Send a frame, or queue it while its plan has no credit. After `end` the job fails at once."""
         with self._lock:
@@ -114,7 +127,8 @@ class Dispatcher:
             if self._end_reason is not None:
                 job.fail(ClusterError(self._end_reason))
                 return job
-            self._queues.setdefault(loaded.epoch, deque()).append(_ActiveFrame(job, loaded, arrays, timeout_seconds))
+            frame = ActiveFrame(job, loaded, arrays, timeout_seconds, course)
+            self._queues.setdefault(loaded.epoch, deque()).append(frame)
             self._dispatch(loaded.epoch)
         return job
 
@@ -123,11 +137,45 @@ class Dispatcher:
         with self._lock:
             return self._under_way[epoch] > 0 or epoch in self._queues
 
+    def detach(self, device: str) -> list[ActiveFrame]:
+        """Take the unfinished frames whose plans use a device from all devices; return them, oldest first.
+
+        Each of them is then to be resumed or dropped.
+        """
+        with self._lock:
+            queued = [frame for queue in self._queues.values() for frame in queue if device in frame.loaded.devices]
+            sent = [frame for frame in self._active.values() if device in frame.loaded.devices]
+            for epoch in {frame.loaded.epoch for frame in queued}:
+                del self._queues[epoch]
+            for frame in sent:
+                self._recall(frame)
+            frames = sorted((f for f in (*queued, *sent) if not f.job.done()), key=lambda frame: frame.job.frame)
+            self._detached.update({frame.job.frame: frame for frame in frames})
+        return frames
+
+    def resume(self, frame: ActiveFrame, loaded: LoadedPlan) -> None:
+        """Send a detached frame by another plan, before later frames of that plan. One that has ended is left out."""
+        with self._lock:
+            if self._detached.pop(frame.job.frame, None) is None or frame.job.done():
+                return
+            frame.loaded, frame.diagnosing, frame.failure = loaded, False, None
+            frame.job.move(loaded)
+            later = self._queues.get(loaded.epoch, ())
+            self._queues[loaded.epoch] = deque(sorted((frame, *later), key=lambda queued: queued.job.frame))
+            self._dispatch(loaded.epoch)
+
+    def drop(self, frame: ActiveFrame, error: CoEdgeError) -> None:
+        """Fail a detached frame."""
+        with self._lock:
+            self._detached.pop(frame.job.frame, None)
+        frame.job.fail(error)
+
     def fail(self, reason: Callable[[Job, LoadedPlan], CoEdgeError], device: str | None = None) -> None:
         """Fail all frames, or those whose plans use `device`."""
         with self._lock:
             queued = [frame for queue in self._queues.values() for frame in queue]
-            frames = [*queued, *self._active.values()]  # queued ones first, so that none of them is sent meanwhile
+            # Queued ones first, so that none of them is sent meanwhile.
+            frames = [*queued, *self._active.values(), *self._detached.values()]
         for frame in frames:
             if device is None or device in frame.loaded.devices:
                 try:
@@ -135,7 +183,7 @@ class Dispatcher:
                 except Exception as problem:
                     log.warning("no description of why frame %d failed", frame.job.frame, exc_info=True)
                     error = ClusterError(f"frame {frame.job.frame} failed, and so did finding out why: {problem!r}")
-                frame.job.fail(error)
+                self.drop(frame, error)
                 self._forget(frame)
 
     def end(self, reason: str) -> None:
@@ -165,9 +213,10 @@ class Dispatcher:
         if queue is not None and not queue:
             del self._queues[epoch]
 
-    def _send(self, frame: _ActiveFrame) -> None:
+    def _send(self, frame: ActiveFrame) -> None:
         key = frame.key
-        frame.deadline = time.monotonic() + frame.timeout_seconds
+        frame.deadline = frame.deadline or time.monotonic() + frame.timeout_seconds
+        frame.job.attempts += 1
         self._active[key], self._traced[key] = frame, frame.job
         self._under_way[key[0]] += 1
         message = Message(
@@ -180,7 +229,6 @@ class Dispatcher:
             known = isinstance(error, CoEdgeError)
             frame.job.fail(error if known else ClusterError(f"frame {key[1]} could not be sent to {source}: {error!r}"))
             self._release(key)
-        frame.arrays = ()  # the transport has them
 
     def _release(self, key: tuple[int, int]) -> bool:
         """Take the credit of a frame back; return False if it was not under way. Holds the lock."""
@@ -195,6 +243,7 @@ class Dispatcher:
         with self._lock:
             epoch = job.loaded.epoch
             frame = self._active.get((epoch, job.frame))
+            self._detached.pop(job.frame, None)
             queue = self._queues.get(epoch, deque())
             queued = next((other for other in queue if other.job is job), None)
             if queued is not None:
@@ -203,15 +252,19 @@ class Dispatcher:
         if frame is not None:
             self._forget(frame)
 
-    def _forget(self, frame: _ActiveFrame) -> None:
+    def _forget(self, frame: ActiveFrame) -> None:
         """Tell the devices to forget a frame, and give its credit to the next one."""
         with self._lock:
-            if self._release(frame.key):
-                message = Message(MessageKind.CANCEL, self._transport.endpoint.index, *frame.key)
-                for name in frame.loaded.devices:
-                    with contextlib.suppress(Exception):  # the device is gone, and the frame with it
-                        self._transport.send(self._index_of[name], message)
+            self._recall(frame)
             self._dispatch(frame.loaded.epoch)
+
+    def _recall(self, frame: ActiveFrame) -> None:
+        """Tell the devices to forget a frame that is under way. Holds the lock."""
+        if self._release(frame.key):
+            message = Message(MessageKind.CANCEL, self._transport.endpoint.index, *frame.key)
+            for name in frame.loaded.devices:
+                with contextlib.suppress(Exception):  # the device is gone, and the frame with it
+                    self._transport.send(self._index_of[name], message)
 
     def _run(self) -> None:
         try:
@@ -219,6 +272,8 @@ class Dispatcher:
                 message = self._transport.receive(POLL_SECONDS)
                 if message is not None:
                     self._take(message)
+                elif self._presence is not None:
+                    self._presence.emptied()
                 self._check_deadlines()
         except BaseException as error:  # whatever ends this thread, callers that wait must learn of it
             if not self._closing.is_set():
@@ -232,6 +287,8 @@ class Dispatcher:
             log.warning("ignored a message of device %d that makes no sense", message.sender, exc_info=True)
 
     def _handle(self, message: Message) -> None:
+        if self._presence is not None:
+            self._presence.came(message)
         key = (message.epoch, message.frame)
         device = self._name_of.get(message.sender)
         if device is None:
@@ -263,7 +320,7 @@ class Dispatcher:
     def _trace(self, key: tuple[int, int], device: str, message: Message) -> None:
         with self._lock:
             job = self._traced.get(key)
-        if job is None or device not in job.loaded.devices:
+        if job is None or job.loaded.epoch != key[0] or device not in job.loaded.devices:
             return
         steps, times, nbytes = message.arrays
         count = len(job.loaded.programs[device].steps)
@@ -271,13 +328,16 @@ class Dispatcher:
         if not fits or steps.dtype.kind != "i" or not np.isin(steps, np.arange(count)).all():
             raise MalformedMessage(f"a report of frame {message.frame} does not fit the program of {count} steps")
         clock = self._clocks.get(device, SAME_CLOCK).at(time.monotonic())
-        job.report(device, DeviceReport(steps, times, nbytes, clock.seconds, clock.uncertainty_seconds))
+        job.report(key[0], device, DeviceReport(steps, times, nbytes, clock.seconds, clock.uncertainty_seconds))
 
     def _check_deadlines(self) -> None:
         """Start the diagnosis of frames that are about to be late, and fail those that are late."""
         now = time.monotonic()
         with self._lock:
             frames = list(self._active.values())
+            late = [frame for frame in self._detached.values() if frame.deadline and now > frame.deadline]
+        for frame in late:
+            self.drop(frame, _late(frame, "a device was lost, and the others have not begun it"))
         for frame in frames:
             if not frame.diagnosing and now > frame.deadline - min(1.0, frame.timeout_seconds / 4):
                 frame.diagnosing = True
@@ -287,14 +347,14 @@ class Dispatcher:
                 frame.job.fail(frame.failure or _late(frame, "no diagnosis in time"))
                 self._forget(frame)
 
-    def _diagnose(self, frame: _ActiveFrame) -> None:
+    def _diagnose(self, frame: ActiveFrame) -> None:
         try:
             frame.failure = self._on_late(frame.job, frame.loaded, frame.deadline, frame.timeout_seconds)
         except BaseException as problem:  # Ray ends a thread that calls it after its shutdown
             frame.failure = _late(frame, repr(problem))
 
 
-def _late(frame: _ActiveFrame, problem: str) -> FrameTimeout:
+def _late(frame: ActiveFrame, problem: str) -> FrameTimeout:
     return FrameTimeout(
         f"frame {frame.job.frame} was not answered within {frame.timeout_seconds:g} s (cause unknown: {problem}). "
         "Raise the timeout (frame_timeout_seconds), or connect again"

@@ -51,6 +51,7 @@ class Job:
     Attributes:
         frame: number of the frame, ascending within a cluster.
         loaded: the plan that the frame runs by, as loaded on the devices.
+        attempts: how often the frame was sent. It is sent again, by another plan, when a device is lost.
         asked_seconds, answered_seconds: monotonic clock of the client; `answered_seconds` is None while the frame is
             under way.
         on_cancel: called once when the job is cancelled.
@@ -58,6 +59,7 @@ class Job:
 
     def __init__(self, frame: int, loaded: LoadedPlan, as_tensors: bool) -> None:
         self.frame, self.loaded = frame, loaded
+        self.attempts = 0
         self.asked_seconds = time.monotonic()
         self.answered_seconds: float | None = None
         self.on_cancel: Callable[[Job], None] = lambda job: None
@@ -157,9 +159,17 @@ class Job:
             self._traced.set()
             return True
 
-    def report(self, device: str, report: DeviceReport) -> None:
-        """Store the report of a device."""
+    def move(self, loaded: LoadedPlan) -> None:
+        """Let the frame run by another plan from now on."""
         with self._lock:
+            self.loaded = loaded
+            self._reports.clear()
+
+    def report(self, epoch: int, device: str, report: DeviceReport) -> None:
+        """Store the report of a device. One of a plan that the frame no longer runs by is dropped."""
+        with self._lock:
+            if epoch != self.loaded.epoch:
+                return
             self._reports[device] = report
             if self._reports.keys() >= set(self.loaded.devices):
                 self._traced.set()

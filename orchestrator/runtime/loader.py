@@ -106,6 +106,20 @@ class Loader:
             for loaded in held:
                 self._release(loaded)
 
+    def forget(self, device: str) -> None:
+        """Forget the plans of a device whose worker was started again and has nothing loaded."""
+        with self._lock:
+            keys = [key for key, loaded in self.loaded.items() if device in loaded.devices]
+            forgotten = [self.loaded.pop(key) for key in keys]
+        self._unload(forgotten)
+
+    def tidy(self, device: str, epochs: Iterable[int]) -> None:
+        """Unload the epochs of a device that was lost while they were unloaded from the others."""
+        with self._lock:
+            known = {loaded.epoch for loaded in (*self.loaded.values(), *self._pending.values())}
+        for epoch in set(epochs) - known:
+            self._shipment.withdraw(epoch, [device])
+
     def _obtain(self, model: Model, plan: Plan, at_once: bool = False, kept: int = KEPT_PLANS) -> LoadedPlan:
         """Return the plan loaded and counted as used; load it, or wait for the thread that does."""
         key = _key(model, plan)
@@ -203,7 +217,7 @@ class Loader:
         for name in loaded.devices:
             if name in self._lost:
                 raise DeviceLost(
-                    f"{name} is part of the plan, but it is lost: {self._lost[name]}. Connect again, or plan without it"
+                    f"{name} is part of the plan, but it is lost: {self._lost[name]}. Plan without it until it is back"
                 )
 
     def _check_memory(self, model: Model, programs: Mapping[str, Program]) -> None:

@@ -72,6 +72,7 @@ def config(cache_dir: str) -> dict[str, Any]:
         "cache_dir": cache_dir,
         "profile_budget_seconds": 1.0,
         "trial_frames": 0,
+        "recover": False,
     }
 
 

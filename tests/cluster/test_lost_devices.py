@@ -9,7 +9,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,8 +23,7 @@ from coedge.graph.model import Model
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.control import ray_control, worker_group
 from orchestrator.control.ray_control import WorkersDied
-from orchestrator.control.worker_group import ask_ready
-from orchestrator.profiling import model_measurement
+from orchestrator.control.worker_group import WorkerGroup, Workers, ask_ready
 
 SHAPE = (1, 3, 32, 24)
 SOON_SECONDS = 10.0
@@ -48,6 +46,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "cache_dir": str(tmp_path_factory.mktemp("cache")),
         "profile_budget_seconds": 0.5,
         "trial_frames": 0,
+        "recover": False,
     }
     with coedge.connect(config) as joined:
         yield joined
@@ -81,15 +80,15 @@ def test_a_new_model_is_measured_and_planned_on_the_devices_that_are_left(cluste
 def test_a_device_that_dies_while_a_model_is_measured_is_left_out(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gather, killed = ray_control.gather, []
+    gather, killed = Workers.gather, []
 
-    def killing(calls: Mapping[str, Any], *args: Any, **more: Any) -> dict[str, Any]:
+    def killing(workers: Workers, calls: Mapping[str, Any], *args: Any, **more: Any) -> dict[str, Any]:
         if not killed:
             killed.append("b")
             kill(cluster, "b")
-        return gather(calls, *args, **more)
+        return gather(workers, calls, *args, **more)
 
-    monkeypatch.setattr(model_measurement, "gather", killing)
+    monkeypatch.setattr(Workers, "gather", killing)
     model = network(6)
     check_frame(cluster, model)
     assert killed and cluster.profile(model).names == ("a", "d", "e", "f")
@@ -132,7 +131,7 @@ def test_the_source_alone_and_the_loss_of_the_source(cluster: Cluster, monkeypat
     monkeypatch.setattr("orchestrator.cluster.plan_cache.measure_model", lambda *given: measured.append(given))
     for ask in (cluster.submit, lambda m, _: cluster.plan(m), lambda m, _: cluster.mixture(m)):
         start = time.monotonic()
-        with pytest.raises(DeviceLost, match="a, where inputs start, is lost"):
+        with pytest.raises(DeviceLost, match=r"all devices are lost .*a: its worker process died"):
             ask(network(10), image(SHAPE))
         assert time.monotonic() - start < SOON_SECONDS and not measured
 
@@ -174,8 +173,10 @@ def test_an_error_names_the_time_only_of_devices_that_did_not_answer(monkeypatch
     assert ray_control.gather({}, 1.0, "do nothing") == {}
 
 
-def group_of(names: str, lost: Mapping[str, str] | None = None) -> Any:
-    return SimpleNamespace(by_name=dict.fromkeys(names), lost=dict(lost or {}))
+def group_of(names: str, lost: Mapping[str, str] | None = None) -> WorkerGroup:
+    nothing: Any = None
+    by_name = dict.fromkeys(names, nothing)
+    return WorkerGroup(by_name, names[0], nothing, {}, {}, {}, lost=dict(lost or {}))
 
 
 def answering(*outcomes: BaseException | None) -> tuple[list[list[str]], Callable[[Mapping[str, Any]], int]]:

@@ -43,6 +43,9 @@ class ScriptedTransport:
     def connect(self, peers: Iterable[Endpoint]) -> None:
         """The one peer is known."""
 
+    def disconnect(self, peer_index: int) -> None:
+        """Peers stay."""
+
     def send(self, peer_index: int, message: Message) -> None:
         if self.send_error is not None:
             raise self.send_error

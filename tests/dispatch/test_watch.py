@@ -1,15 +1,16 @@
-"""The watcher of workers: deaths are told, errors of the callback do not stop it, and the end of Ray is told."""
+"""Deaths of workers: each is told with its reason, and the end of Ray is told."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import ray
 
 from coedge.core.errors import ClusterError
 from orchestrator.control import ray_control
+
+SECONDS = 0.25
 
 
 class Serving:
@@ -22,7 +23,7 @@ class Serving:
         patch.setattr(ray, "get", self._get)
 
     def _wait(self, references: list[str], num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
-        assert num_returns == 1 and timeout == ray_control.WATCH_SECONDS
+        assert num_returns == 1 and timeout == SECONDS
         if not self.script:
             raise RuntimeError("Ray has been shut down")
         name, outcome = self.script.pop(0)
@@ -39,34 +40,16 @@ class Serving:
 
 def test_every_worker_that_ends_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     Serving(monkeypatch, [("b", ValueError("no memory")), ("nothing", None), ("a", None)])
-    deaths: list[tuple[str, str]] = []
-    ray_control.watch({"a": "a", "b": "b"}, lambda: False, lambda *death: deaths.append(death))
-    assert deaths == [("b", "no memory"), ("a", "its worker stopped")]
+    references = {"a": "a", "b": "b"}
+    assert ray_control.ended(references, SECONDS) == {"b": "no memory"}
+    assert ray_control.ended(references, SECONDS) == {}
+    assert ray_control.ended(references, SECONDS) == {"a": "its worker stopped"}
 
 
-def test_a_callback_that_raises_does_not_stop_the_watcher(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    Serving(monkeypatch, [("a", None), ("b", None)])
-    told: list[str] = []
-
-    def on_death(name: str, reason: str) -> None:
-        told.append(name)
-        raise KeyError("not in the group")
-
-    ray_control.watch({"a": "a", "b": "b"}, lambda: False, on_death)
-    assert told == ["a", "b"]
-    assert "could not handle the loss of a" in caplog.text
-
-
-def test_the_end_of_ray_is_an_error_unless_the_cluster_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_ray_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     Serving(monkeypatch, [])
-    deaths: list[Any] = []
     with pytest.raises(ClusterError, match=r"the connection to Ray ended .*shut down.*connect again"):
-        ray_control.watch({"a": "a"}, lambda: False, lambda *death: deaths.append(death))
-    stops = iter([False, True])
-    ray_control.watch({"a": "a"}, lambda: next(stops), lambda *death: deaths.append(death))
-    assert deaths == []
+        ray_control.ended({"a": "a"}, SECONDS)
 
 
 def died_in_its_constructor(cause: Exception) -> BaseException:

@@ -28,6 +28,7 @@ from coedge.profile.network import Network
 from coedge.profile.profile import Profile
 from coedge.simulation.simulator import simulate
 from orchestrator.cluster.plan_cache import PlanCache
+from orchestrator.control.worker_group import WorkerGroup
 from orchestrator.planner.planner import AUTO, named_plans
 from orchestrator.planner.planner import make_plan as make_plan_by
 from orchestrator.planner.replan import BoundarySolver, resolve_boundaries
@@ -141,13 +142,11 @@ def rows_net() -> Model:
 # ---------------------------------------------------------------- what a cluster does after a change of links
 
 
-class Group:
-    """The part of a worker group that plans depend on."""
-
-    def __init__(self, profile: Profile) -> None:
-        self.network, self.source = Network(profile.links), profile.source
-        self.lost: dict[str, str] = {}
-        self.by_name = dict.fromkeys(profile.names)
+def group_of(profile: Profile) -> WorkerGroup:
+    """Return a group of devices without workers."""
+    nothing: Any = None
+    by_name = dict.fromkeys(profile.names, nothing)
+    return WorkerGroup(by_name, profile.source, nothing, {}, {}, {}, Network(profile.links, profile.media))
 
 
 class Cached:
@@ -155,7 +154,7 @@ class Cached:
 
     def __init__(self, model: Model, profile: Profile, patch: pytest.MonkeyPatch) -> None:
         self.model, self.base, self.searches = model, profile, 0
-        self.group: Any = Group(profile)
+        self.group = group_of(profile)
         patch.setattr(
             module, "measure_model", lambda *_: profile.model_copy(update={"links": self.group.network.links})
         )

@@ -784,6 +784,9 @@ class VirtualWire:
     def connect(self, peers: Iterable[Endpoint]) -> None:
         pass
 
+    def disconnect(self, peer_index: int) -> None:
+        pass
+
     def send(self, peer_index: int, message: Message) -> None:
         self.sent.append((peer_index, message))
 

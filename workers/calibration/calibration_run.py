@@ -227,6 +227,9 @@ class _MadeUpPeers:
     def connect(self, peers: Iterable[Endpoint]) -> None:
         pass
 
+    def disconnect(self, peer_index: int) -> None:
+        """Made-up peers stay."""
+
     def send(self, peer_index: int, message: Message) -> None:
         if message.kind in (MessageKind.TRACE, MessageKind.ERROR):
             self._reports.put(message)

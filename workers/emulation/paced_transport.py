@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 
 from coedge.core.errors import ClusterError
 from coedge.execution.link_clock import LinkClock
-from workers.transport.message import Message
+from workers.transport.message import Message, MessageKind
 from workers.transport.transport import (
     MAX_TIMEOUT_SECONDS,
     MAX_UNDELIVERED,
@@ -66,6 +66,7 @@ class PacedTransport:
     neither direction. An array that was sent must not be written to before its receiver is known to have it.
 
     A message from another host counts as arrived when `receive` finds it, which is later while a kernel runs.
+    Heartbeats are not delayed.
 
     At most `MAX_UNDELIVERED` messages and `MAX_UNDELIVERED_NBYTES` of one peer wait here. Further ones are dropped.
 
@@ -115,6 +116,9 @@ class PacedTransport:
         own = self.endpoint.clock
         self._same_clock.update({peer.index: own is not None and peer.clock == own for peer in peers})
         self._inner.connect(peers)
+
+    def disconnect(self, peer_index: int) -> None:
+        self._inner.disconnect(peer_index)
 
     def set_link(self, index: int, link: LinkSpec) -> None:
         """Change the link of this device or of a peer, for messages that are sent from now on."""
@@ -203,7 +207,7 @@ class PacedTransport:
             return
         self._waiting[message.sender] += 1
         self._waiting_nbytes[message.sender] += message.nbytes
-        if message.sender not in self._links:
+        if message.sender not in self._links or message.kind is MessageKind.HEARTBEAT:
             heapq.heappush(self._through, (self._clock(), next(self._order), message))
             return
         stamped = message.due and self._same_clock.get(message.sender, True)

@@ -12,6 +12,7 @@ from coedge.core.errors import ClusterError
 from coedge.execution.program import CLIENT
 from workers.emulation.paced_transport import LinkSpec, PacedTransport
 from workers.emulation.processor import EmulatedProcessor
+from workers.runtime.heartbeat import Hearing, Heart
 from workers.transport.message import Message, MessageKind
 from workers.transport.transport import Endpoint, Transport
 
@@ -23,28 +24,50 @@ class Messenger:
         index: of the device.
         transport: closed by this object.
         processor: its time advances while the device works and jumps while the device waits.
+        detect_seconds: time without a message after which a peer counts as silent. None: peers are not watched.
     """
 
-    def __init__(self, index: int, transport: Transport, processor: EmulatedProcessor) -> None:
+    def __init__(
+        self, index: int, transport: Transport, processor: EmulatedProcessor, detect_seconds: float | None = None
+    ) -> None:
         self._index, self._transport, self._processor = index, transport, processor
+        self._unpaced = transport
         self._index_of: dict[str, int] = {}
+        self._watches = detect_seconds is not None
+        self._hearing = Hearing(detect_seconds or 0.0)
+        self._heart: Heart | None = None
 
     @property
     def endpoint(self) -> Endpoint:
         return self._transport.endpoint
 
     def connect(self, peers: Iterable[Endpoint], links: Mapping[int, LinkSpec]) -> None:
-        """Add peers. If this device or a peer has an emulated link, messages are delayed accordingly.
+        """Add peers, or replace the addresses of peers that were started again.
 
-        Links count in the first call only.
+        If this device or a peer has an emulated link, messages are delayed accordingly. Links count in the first call
+        only.
         """
         peers = list(peers)
-        self._index_of = {peer.name: peer.index for peer in peers}
-        if any(link.bytes_per_second or link.latency_seconds for link in links.values()):
+        first, self._index_of = not self._index_of, {**self._index_of, **{peer.name: peer.index for peer in peers}}
+        if first and any(link.bytes_per_second or link.latency_seconds for link in links.values()):
             own = links.get(self._index, LinkSpec())
             others = {index: link for index, link in links.items() if index != self._index}
             self._transport = PacedTransport(self._transport, own, others, ready=self._processor.now)
         self._transport.connect(peers)
+        self._hearing.expect(peer.index for peer in peers if peer.index != self._index)
+
+    def beat(self) -> None:
+        """Send heartbeats to all peers from now on, until `close`, if peers are watched."""
+        if self._watches:
+            self._heart = Heart(self._unpaced, self._hearing, self._peers, lambda: self._index_of.get(CLIENT))
+
+    def disconnect(self, peer: str) -> None:
+        """Forget a peer whose process has ended, and the messages that wait for it."""
+        index = self._index_of.get(peer)
+        if index is not None:
+            self._index_of = {name: other for name, other in self._index_of.items() if name != peer}
+            self._hearing.forget(index)
+            self._transport.disconnect(index)
 
     def set_link(self, index: int, link: LinkSpec) -> None:
         """Change the emulated link of this device or of a peer.
@@ -66,6 +89,9 @@ class Messenger:
 
     def is_from_client(self, message: Message) -> bool:
         return message.sender == self._index_of.get(CLIENT)
+
+    def _peers(self) -> list[int]:
+        return [index for index in self._index_of.values() if index != self._index]
 
     def send(
         self,
@@ -99,12 +125,20 @@ class Messenger:
         message = None
         try:
             message = self._transport.receive(timeout_seconds)
+            if message is None:
+                self._hearing.emptied()
+            else:
+                self._hearing.heard(message.sender)
         finally:
-            self._processor.reach(0.0 if message is None else message.due or time.monotonic())
+            # A heartbeat is nothing that the device waited for.
+            waited = message is not None and message.kind is not MessageKind.HEARTBEAT
+            self._processor.reach((message.due or time.monotonic()) if message is not None and waited else 0.0)
         return message
 
     def wake(self) -> None:
         self._transport.wake()
 
     def close(self) -> None:
+        if self._heart is not None:
+            self._heart.stop()
         self._transport.close()

@@ -27,6 +27,7 @@ class EchoProber:
         self._messenger, self._processor = messenger, processor
         self._peer: int | None = None  # the peer that is being probed
         self._awaited: range = range(0)  # the channels of its probes
+        self._lost: str | None = None  # the peer that was lost last
         # By channel: (arrival of the probe, time held, arrival of the echo).
         self._echoes: dict[int, tuple[float, float, float]] = {}
 
@@ -39,10 +40,11 @@ class EchoProber:
             receive: waits for so many seconds for the next message and handles it.
 
         Raises:
-            ClusterError: the peer is not known or does not take messages.
+            ClusterError: the peer is not known, does not take messages or was lost meanwhile.
             TimeoutError: an echo did not come in time.
         """
         payload = (np.zeros(nbytes, np.uint8),) if nbytes else ()
+        self._lost = None
         self._peer = self._messenger.index_of(peer)
         self._awaited = range(self._awaited.stop, self._awaited.stop + count)
         self._echoes.clear()
@@ -55,12 +57,18 @@ class EchoProber:
                 left = timeout_seconds - (time.monotonic() - started)
                 if left <= 0:
                     raise TimeoutError(f"{peer} did not echo {count} x {nbytes} bytes within {timeout_seconds:.0f} s")
+                if self._lost == peer:
+                    raise ClusterError(f"{peer} was lost while the link to it was measured")
                 receive(left)
         finally:
             self._peer = None
         echoes = [self._echoes[channel] for channel in self._awaited]
         _, held, back = echoes[-1]
         return ProbeTimes((sent - start) / count, back - sent - held, tuple(came for came, _, _ in echoes))
+
+    def give_up(self, peer: str) -> None:
+        """Stop waiting for the echoes of a peer that is lost. For any thread, which then wakes the loop."""
+        self._lost = peer
 
     def answer(self, probe: Message) -> None:
         """Echo a probe to its sender. A sender without a known address gets no echo."""

@@ -20,6 +20,7 @@ class WorkerSpec:
         link: emulated network interface. None: not emulated.
         threads: per kernel. None: 1 if emulated, else all physical cores.
         providers: of the sessions, best first.
+        detect_seconds: time without a message after which a peer counts as silent. None: peers are not watched.
     """
 
     index: int
@@ -30,6 +31,7 @@ class WorkerSpec:
     link: LinkSpec | None = None
     threads: int | None = None
     providers: tuple[Provider, ...] = ON_CPU
+    detect_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,11 @@ class WorkLoop:
         probe = functools.partial(self._prober.probe, peer, nbytes, count, timeout_seconds, self._receive)
         return self.call(probe, timeout_seconds + 1)
 
+    def give_up(self, peer: str) -> None:
+        """End a measurement of the link to a peer that is lost."""
+        self._prober.give_up(peer)
+        self._messenger.wake()
+
     def stop(self) -> None:
         """Make `run` return after the step that runs now."""
         self._stopping = True

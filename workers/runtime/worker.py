@@ -58,7 +58,7 @@ class Worker:
             spec.index, spec.name, spec.host, encrypted=spec.encrypted, spin_seconds=spin_seconds, local=True
         )
         processor = processor or EmulatedProcessor(spec.speed, self.threads)
-        self._messenger = Messenger(spec.index, transport, processor)
+        self._messenger = Messenger(spec.index, transport, processor, spec.detect_seconds)
         self._store = ModelStore(spec.name, self.threads, spec.providers)
         self._loop = WorkLoop(spec.name, self._messenger, processor, self._store)
         self._serving, self._ended = threading.Event(), threading.Event()
@@ -76,8 +76,18 @@ class Worker:
         )
 
     def connect(self, peers: Iterable[Endpoint], links: Mapping[int, LinkSpec]) -> None:
-        """Add peers; see `Messenger.connect`. Call it once before `serve`."""
+        """Add peers; see `Messenger.connect`. Call it before `serve`, and later for peers that were started again."""
         self._messenger.connect(peers, links)
+
+    def peer_lost(self, peer: str, ended: bool) -> None:
+        """Stop waiting for a peer.
+
+        Args:
+            ended: its process has ended. False: it may be heard again.
+        """
+        self._loop.give_up(peer)
+        if ended:
+            self._messenger.disconnect(peer)
 
     def set_link(self, index: int, link: LinkSpec) -> None:
         """Change the emulated link of this device or of a peer.
@@ -120,6 +130,7 @@ class Worker:
         self._serving.set()
         if self._emulated:
             sharpen_timers()
+        self._messenger.beat()
         try:
             self._loop.run()
         finally:

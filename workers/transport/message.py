@@ -54,6 +54,7 @@ class MessageKind(IntEnum):
     CANCEL = 5
     PROBE = 6  # asks for an ECHO
     ECHO = 7
+    HEARTBEAT = 8  # the sender is alive; to the client, with the indices of the peers that it does not hear
 
 
 _KINDS = {int(kind): kind for kind in MessageKind}

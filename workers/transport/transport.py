@@ -104,6 +104,9 @@ class Transport(Protocol):
     def connect(self, peers: Iterable[Endpoint]) -> None:
         """Add these peers, or replace the addresses of known ones. Other known peers stay."""
 
+    def disconnect(self, peer_index: int) -> None:
+        """Forget a peer and the messages that wait for it. A peer that is not known is ignored."""
+
     def send(self, peer_index: int, message: Message) -> None:
         """Hand over the message without waiting. Its arrays must not change until they have been sent.
 
@@ -182,6 +185,9 @@ class InMemoryTransport:
 
     def connect(self, peers: Iterable[Endpoint]) -> None:
         self._peers.update({peer.index: peer for peer in peers})
+
+    def disconnect(self, peer_index: int) -> None:
+        self._peers.pop(peer_index, None)
 
     def send(self, peer_index: int, message: Message) -> None:
         """Copy the arrays and send them. A message to a closed transport is lost, as on a network."""

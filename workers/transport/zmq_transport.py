@@ -169,11 +169,17 @@ class ZmqTransport:
                 if self._peers.get(peer.index) != peer:
                     self._peers[peer.index] = peer
                     self._drop_socket(peer.index)
-            if self._authenticator:
-                self._authenticator.allowed = frozenset(p.public_key for p in self._peers.values() if p.public_key)
+            self._admit_peers()
             for peer in peers:
                 if peer.index not in self._sockets and peer.index != self.endpoint.index:
                     self._open_socket(peer)
+
+    def disconnect(self, peer_index: int) -> None:
+        """Forget a peer and the messages that wait for it. Its messages are refused from now on."""
+        with self._lock:
+            if not self._closed and self._peers.pop(peer_index, None) is not None:
+                self._drop_socket(peer_index)
+                self._admit_peers()
 
     def send(self, peer_index: int, message: Message) -> None:
         """Queue the message for a peer without waiting. A peer that is away gets it when it is back.
@@ -348,6 +354,11 @@ class ZmqTransport:
         self._sockets[peer.index] = socket
         self._outboxes[peer.index] = Outbox(MAX_UNDELIVERED_NBYTES)
         return socket
+
+    def _admit_peers(self) -> None:
+        """Let the keys of the known peers connect, and no others. Holds the lock."""
+        if self._authenticator:
+            self._authenticator.allowed = frozenset(p.public_key for p in self._peers.values() if p.public_key)
 
     def _drop_socket(self, peer_index: int) -> None:
         socket = self._sockets.pop(peer_index, None)

@@ -1,0 +1,124 @@
+"""The plans that the frames of one request run by: they change at a frame boundary, when devices come or go."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from coedge.graph.model import Model
+from coedge.plan.frame_assignment import frame_assignment
+from coedge.plan.plan import Plan
+from orchestrator.control.worker_group import WorkerGroup
+from orchestrator.planner.repair import without_devices
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Plans, and the part of the frames that each gets."""
+
+    plans: Sequence[Plan]
+    weights: Sequence[float] = (1.0,)
+
+
+class Course:
+    """The present plans of one request.
+
+    When devices are lost that the plans use, the others take over their shares at once, and better plans are made and
+    loaded in the background. When devices come back, the plans stay until better ones are loaded.
+
+    Args:
+        choose: makes the plans for the devices that are there now, with True for the first time; None: the plans are
+            given and not made anew.
+        given: the first plans; None: the first call of `plan` makes them.
+        improve: asks for a call of `adopt` from another thread.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        group: WorkerGroup,
+        choose: Callable[[bool], Choice] | None,
+        given: Choice | None,
+        improve: Callable[[Course], None],
+    ) -> None:
+        self.model = model
+        self.choose = choose
+        self._group, self._improve, self._given = group, improve, given
+        self._lock = threading.Lock()
+        self._choice: Choice | None = None
+        self._version = -1  # of the membership that the choice was made for
+
+    def plan(self) -> Plan:
+        """Return the plan of the next frame.
+
+        Raises:
+            CoEdgeError: the first plans cannot be made.
+        """
+        with self._lock:
+            self._bring_up_to_date()
+            return self._plans[next(self._turns)]
+
+    def plans(self) -> list[Plan]:
+        """Return the present plans. Raises the errors of `plan`."""
+        with self._lock:
+            self._bring_up_to_date()
+            return list(self._plans)
+
+    def adopt(self, choice: Choice, version: int) -> None:
+        """Let later frames run by plans that are loaded. Plans for a membership of before are dropped."""
+        with self._lock:
+            if version == self._group.version:
+                self._start(choice)
+                self._version = version
+
+    def renew(self) -> None:
+        """Make the plans anew when the next frame comes, as after a measurement of the links."""
+        with self._lock:
+            if self.choose is not None:
+                self._choice = None
+
+    def _bring_up_to_date(self) -> None:
+        """Make the first plans, or follow a change of the membership. Holds the lock."""
+        version = self._group.version
+        if self._choice is None:
+            self._begin()
+        if self._version != version:
+            self._follow()
+            self._version = version
+
+    def _begin(self) -> None:
+        version = self._group.version
+        if self._given is not None:
+            self._start(self._given)
+        else:
+            assert self.choose is not None
+            self._start(self.choose(True))
+        lost = self._group.lost.keys()
+        # Plans that use a lost device are followed up at once.
+        self._version = -1 if any(lost & _devices(plan) for plan in self._plans) else version
+
+    def _start(self, choice: Choice) -> None:
+        self._choice, self._plans = choice, list(choice.plans)
+        self._turns = frame_assignment(list(choice.weights))
+
+    def _follow(self) -> None:
+        """Follow a change of the membership."""
+        assert self._choice is not None
+        lost, source = frozenset(self._group.lost), self._group.source
+        if self.choose is None:
+            assert self._given is not None
+            self._start(_repaired(self._given, lost, source))
+        else:
+            self._start(_repaired(self._choice, lost, source))
+            self._improve(self)
+
+
+def _devices(plan: Plan) -> set[str]:
+    return {*plan.used_devices, plan.source, plan.sink}
+
+
+def _repaired(choice: Choice, lost: frozenset[str], source: str) -> Choice:
+    """Return the plans without lost devices, and those that use none as they are."""
+    plans = [without_devices(plan, lost, source) if lost & _devices(plan) else plan for plan in choice.plans]
+    return Choice(plans, choice.weights)

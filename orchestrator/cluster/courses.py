@@ -1,0 +1,87 @@
+"""The courses of a cluster: one for each request of frames."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+from coedge.core.errors import InfeasibleError
+from coedge.core.objective import Objective
+from coedge.graph.model import Model
+from coedge.plan.plan import Plan
+from orchestrator.cluster.course import Choice, Course
+from orchestrator.cluster.plan_cache import PlanCache
+from orchestrator.control.worker_group import WorkerGroup
+from orchestrator.planner.mixture import Mixture
+from orchestrator.planner.planner import check_scheme
+
+# Courses that are kept. Further ones are made anew, from plans that are kept as well.
+KEPT_COURSES = 16
+
+
+class Courses:
+    """Makes courses, and keeps those of objectives and schemes.
+
+    Args:
+        improve: makes and loads better plans for a course in the background.
+    """
+
+    def __init__(self, group: WorkerGroup, plan_cache: PlanCache, improve: Callable[[Course], None]) -> None:
+        self._group, self._plan_cache, self._improve = group, plan_cache, improve
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[str, str, str], Course] = OrderedDict()
+
+    def of(self, model: Model, objective: Objective, scheme: str) -> Course:
+        """Return the course of all frames with this objective and scheme.
+
+        Its first plans are made with trials and must meet the objective. Later ones are made while frames run, which
+        trials would hold up, and are the nearest ones if nothing meets the objective any more.
+
+        Raises:
+            PlanError: there is no such scheme.
+        """
+        Model.check(model)
+        check_scheme(scheme)
+        key = (model.hash, objective.model_dump_json(), scheme)
+
+        def choose(first: bool) -> Choice:
+            plan = self._plan_cache.plan(model, objective, scheme, search=not first, trial=first)
+            if first and not plan.feasible:
+                raise InfeasibleError(
+                    f"no plan of scheme {plan.scheme!r} meets the objective: {plan.reason}. Loosen it, or run the "
+                    "nearest plan all the same: cluster.submit(model, x, plan=cluster.plan(model))"
+                )
+            return Choice([plan])
+
+        with self._lock:
+            course = self._kept.get(key)
+            if course is None or course.model is not model:
+                course = self._kept[key] = Course(model, self._group, choose, None, self._improve)
+            self._kept.move_to_end(key)
+            while len(self._kept) > KEPT_COURSES:
+                self._kept.popitem(last=False)
+        return course
+
+    def mixed(self, model: Model, objective: Objective, mixture: Mixture) -> Course:
+        """Return a course of mixtures that begins with this one."""
+
+        def choose(first: bool) -> Choice:
+            return _choice_of(self._plan_cache.mixture(model, objective))
+
+        return Course(model, self._group, choose, _choice_of(mixture), self._improve)
+
+    def given(self, model: Model, plan: Plan | Mixture) -> Course:
+        """Return a course of plans that the caller gave. They are repaired, and not made anew."""
+        choice = _choice_of(plan) if isinstance(plan, Mixture) else Choice([plan])
+        return Course(model, self._group, None, choice, self._improve)
+
+    def renew(self) -> None:
+        """Make all kept plans anew when they are next needed, as after a measurement of the links."""
+        with self._lock:
+            for course in self._kept.values():
+                course.renew()
+
+
+def _choice_of(mixture: Mixture) -> Choice:
+    return Choice(mixture.plans, mixture.weights)

@@ -1,0 +1,173 @@
+"""The devices of a cluster come and go: who is lost, why, and who is back.
+
+    its process ends          Ray reports it at once         a new worker starts on its node, is measured and taken in
+    nothing is heard of it    after `detect_seconds`         it is taken in again when it is heard
+    a link carries nothing    after `detect_seconds`, as     the device is taken in again when the link carries messages
+                              the receiving device tells
+
+A thread looks for all of these. Another thread starts workers again, because that takes seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from coedge.config.cluster_config import ClusterConfig
+from orchestrator.control import ray_control
+from orchestrator.control.presence import Presence
+from orchestrator.control.worker_group import WorkerGroup, place_again, tell_lost
+
+log = logging.getLogger(__name__)
+
+WATCH_SECONDS = 0.1
+# A thread that calls Ray is waited for so long. (Ray's calls would start another Ray after its shutdown.)
+CLOSE_SECONDS = 5.0
+# A device that was silent is used again once it has been heard for this part of `detect_seconds`.
+BACK_PART = 0.5
+# Pauses between attempts to start a worker again.
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
+
+
+class Listener(Protocol):
+    """What happens when the membership changes. Called on threads of the membership; may take a moment."""
+
+    def device_lost(self, name: str) -> None:
+        """A device was entered into `group.lost`."""
+
+    def device_started(self, name: str) -> None:
+        """A new worker of a device is connected. The device counts as lost until this returns."""
+
+    def device_back(self, name: str) -> None:
+        """A device was taken out of `group.lost`."""
+
+    def watch_ended(self, reason: str) -> None:
+        """Deaths will go unnoticed from now on."""
+
+
+class Membership:
+    """The watcher of the devices of a group, until `close`.
+
+    Args:
+        config: `recover` says whether workers that have ended are started again.
+        listener: told of every change.
+    """
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        group: WorkerGroup,
+        presence: Presence,
+        listener: Listener,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config, self._group, self._presence, self._listener = config, group, presence, listener
+        self._clock = clock
+        self._told: set[str] = set()  # lost devices that the listener knows of
+        self._heard_since: dict[str, float] = {}  # lost devices that can be reached again
+        self._closing = threading.Event()
+        self._buried = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="coedge-watch", daemon=True)
+        self._starter = threading.Thread(target=self._start_again, name="coedge-rejoin", daemon=True)
+        self._watcher.start()
+        if config.recover:
+            self._starter.start()
+
+    def close(self) -> None:
+        """End the threads. One that waits for Ray is not waited for long."""
+        self._closing.set()
+        self._buried.set()
+        self._group.closed.update(dict.fromkeys(self._group.by_name, "the cluster was closed"))
+        for thread in (self._watcher, self._starter):
+            if thread.is_alive() and thread is not threading.current_thread():
+                thread.join(CLOSE_SECONDS)
+
+    def _watch(self) -> None:
+        try:
+            while not self._closing.is_set():
+                serving = {name: reference for name, reference in self._group.serving.items() if reference is not None}
+                if serving:
+                    for name, reason in ray_control.ended(serving, WATCH_SECONDS).items():
+                        if self._group.serving[name] is serving[name]:  # not a new worker's
+                            self._group.serving[name] = None
+                            self._group.bury(name, reason)
+                else:
+                    self._closing.wait(WATCH_SECONDS)
+                if not self._closing.is_set():
+                    self._look()
+        except BaseException as error:
+            if not self._closing.is_set():
+                self._listener.watch_ended(f"the cluster is closed: {error}")
+
+    def _look(self) -> None:
+        """Compare who can be reached with who is lost, and tell the changes."""
+        group, now = self._group, self._clock()
+        living = [name for name in group.by_name if name not in group.dead]
+        patient = {name for name, count in group.busy.items() if count > 0}
+        unreachable = self._presence.unreachable(living, group.home, patient)
+        for name, reason in unreachable.items():
+            self._heard_since.pop(name, None)
+            if name not in group.lost:
+                group.lost[name] = reason
+                group.version += 1
+        for name in list(group.lost):
+            if name not in self._told:
+                self._told.add(name)
+                self._tell_lost(name)
+            elif name not in group.dead and name not in unreachable:
+                heard_since = self._heard_since.setdefault(name, now)
+                if now - heard_since >= BACK_PART * self._config.detect_seconds:
+                    self._take_in(name)
+        if group.dead:
+            self._buried.set()
+
+    def _tell_lost(self, name: str) -> None:
+        try:
+            tell_lost(self._group, name)
+            self._listener.device_lost(name)
+        except Exception:  # the other devices are still to be watched
+            log.exception("could not handle the loss of %s (%s)", name, self._group.lost.get(name))
+
+    def _take_in(self, name: str) -> None:
+        self._heard_since.pop(name, None)
+        self._told.discard(name)
+        self._group.lost.pop(name, None)
+        self._group.version += 1
+        try:
+            self._listener.device_back(name)
+        except Exception:
+            log.exception("could not handle the return of %s", name)
+
+    def _start_again(self) -> None:
+        """Start workers of dead devices again, one at a time, at ever longer intervals."""
+        group = self._group
+        pauses: dict[str, tuple[float, float]] = {}  # (time of the next attempt, pause after it)
+        reasons: dict[str, str] = {}  # of the losses, without those of failed attempts
+        while not self._closing.is_set():
+            self._buried.wait()
+            self._buried.clear()
+            for name in [name for name in group.by_name if name in group.dead and name in self._told]:
+                due, pause = pauses.get(name, (self._clock() + FIRST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS))
+                if self._closing.is_set() or self._clock() < due:
+                    pauses.setdefault(name, (due, pause))
+                    continue
+                pauses[name] = (self._clock() + 2 * pause, min(2 * pause, LONGEST_PAUSE_SECONDS))
+                try:
+                    place_again(group, self._config, name)
+                    self._presence.expect(name)
+                    self._listener.device_started(name)
+                except (Exception, SystemExit) as error:
+                    log.debug("%s could not be started again", name, exc_info=True)
+                    reasons.setdefault(name, group.lost[name])
+                    group.lost[name] = f"{reasons[name]}. It could not be started again: {_first_line(error)}"
+                else:
+                    reasons.pop(name, None)
+                    group.dead.discard(name)  # the watcher takes it in when it is heard
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
