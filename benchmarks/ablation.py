@@ -10,7 +10,8 @@ Every phase is switched off in turn, and the search plans the cases that the pha
 The cost of a plan is the objective's cost as predicted. The loss of a phase is the cost without it over the cost with
 it. Planning time is CPU time of the search alone; the plans of the named schemes are made once per case.
 
-`python -m benchmarks.ablation [--json] [--quick] [--instances 60] [--save FILE] [--phase NAME ...]`, about two hours.
+`python -m benchmarks.ablation [--json] [--quick] [--instances 60] [--first 0] [--save FILE] [--phase NAME ...]`, about
+two hours. Parts of the group small, each with other instances, are put together from the samples that a run keeps.
 """
 
 from __future__ import annotations
@@ -37,9 +38,19 @@ from orchestrator.cli.models import load_model
 from orchestrator.evaluation.cost_table import CostTable
 from orchestrator.planner.planner import STARTING_PLANS, named_plans
 from orchestrator.schemes.scheme import rank
-from orchestrator.search import auto, layout, linear_programme, link_order, local_search, multistart, space
+from orchestrator.search import (
+    auto,
+    forced_inclusion,
+    layout,
+    linear_programme,
+    link_order,
+    local_search,
+    multistart,
+    space,
+)
 from orchestrator.search.auto import search
 from orchestrator.search.flow import Flow
+from orchestrator.search.transfer_options import TransferOptions, option_sets
 
 BEDS = Path(__file__).resolve().parent.parent / "configs" / "testbeds"
 MODELS = ("mobilenet_v2", "googlenet", "resnet50", "unet", "squeezenet", "resnet18")
@@ -85,7 +96,8 @@ def main() -> None:
     options = _arguments()
     report = Report("ablation")
     networks = [ENERGY_MODEL] if options.quick else options.network or MODELS
-    cases = list(_cases(options.group or GROUPS, networks, 3 if options.quick else options.instances))
+    numbers = range(options.first, options.first + (3 if options.quick else options.instances))
+    cases = list(_cases(options.group or GROUPS, networks, numbers))
     groups = {case.group for case in cases}
     chosen = {
         name: phase
@@ -107,7 +119,7 @@ def main() -> None:
 
 
 def _arguments() -> Any:
-    made = parser(__doc__, instances=60)
+    made = parser(__doc__, instances=60, first=0)
     made.add_argument("--network", action="append", choices=MODELS, help="only these networks in the group zoo")
     made.add_argument("--group", action="append", choices=GROUPS, help="only these groups of cases")
     made.add_argument("--save", type=Path, help="write the table as Markdown to this file")
@@ -115,7 +127,7 @@ def _arguments() -> Any:
     return made.parse_args()
 
 
-def _cases(groups: Sequence[str], networks: Sequence[str], instances: int) -> Iterator[Case]:
+def _cases(groups: Sequence[str], networks: Sequence[str], numbers: Sequence[int]) -> Iterator[Case]:
     used = {"zoo": networks, "energy": [ENERGY_MODEL], "deadline": [DEADLINE_MODEL]}
     for name in dict.fromkeys(name for group, names in used.items() if group in groups for name in names):
         model = load_model(name, 224)
@@ -125,7 +137,7 @@ def _cases(groups: Sequence[str], networks: Sequence[str], instances: int) -> It
                 for case in _on_test_bed(name, path.stem, model, profile_of(load_testbed(path), model))
                 if case.group in groups and name in used[case.group]
             )
-    for number in range(instances if "small" in groups else 0):
+    for number in numbers if "small" in groups else ():
         instance = Instance.of(number)
         model, profile, least = instance.model, instance.profile, 0.0
         if instance.kind[1]:
@@ -225,9 +237,9 @@ def _replaced(*changes: tuple[Any, str, Any]) -> Switch:
     return switch
 
 
-def _without_kind(kind: Any) -> Switch:
+def _without_kinds(*kinds: Any) -> Switch:
     return _replaced(
-        *((owner, name, tuple(k for k in getattr(owner, name) if k is not kind))
+        *((owner, name, tuple(kind for kind in getattr(owner, name) if kind not in kinds))
           for owner, name in ((local_search, "KINDS"), (local_search, "NEAR"), (multistart, "NEAR")))
     )  # fmt: skip
 
@@ -247,6 +259,10 @@ def _start_itself(evaluator: Any, start: Any, *_: Any, **__: Any) -> Any:
 
 def _nothing(*_: Any, **__: Any) -> tuple[()]:
     return ()
+
+
+def _plain_option_sets(table: CostTable, objective: Objective) -> list[TransferOptions]:
+    return [options for options in option_sets(table, objective) if not options.halo_first]
 
 
 def _order_without_links(flow: Flow, table: CostTable) -> link_order.Order:
@@ -274,8 +290,8 @@ PHASES: dict[str, Phase] = {
     "multistart: layouts of the best plans": Phase(_replaced((multistart, "_around", _nothing)), SMALL),
     "multistart: other cuts, same shares": Phase(_replaced((multistart, "_recut", _nothing)), SMALL),
     "strips in every order": Phase(_space_with(lambda made: replace(made, unordered=())), SMALL),
-    "local search: rows of several stages": Phase(_without_kind(local_search._bands), SMALL),
-    "local search: grids": Phase(_without_kind(local_search._grids)),
+    "local search: rows of several stages": Phase(_without_kinds(local_search._bands), SMALL),
+    "local search: grids": Phase(_without_kinds(local_search._grids)),
     "local search: parts of stages": Phase(_replaced((local_search, "_windows", _nothing))),
     "forced inclusion": Phase(_replaced((auto, "_include_unused", lambda *_: None))),
     "used devices alone": Phase(_replaced((auto, "_search_used", lambda *_: None))),
@@ -298,14 +314,18 @@ PHASES: dict[str, Phase] = {
             (auto, "improve_transfer_options", _start_itself), (multistart, "improve_transfer_options", _start_itself)
         )
     ),
-    "local search: cuts": Phase(_without_kind(local_search._cuts)),
-    "local search: devices": Phase(_without_kind(local_search._devices)),
-    "local search: rows": Phase(_without_kind(local_search._rows)),
+    "local search: cuts": Phase(_without_kinds(local_search._cuts)),
+    "local search: devices": Phase(_without_kinds(local_search._devices)),
+    "local search: rows": Phase(_without_kinds(local_search._rows, local_search._bands)),
     "halo first": Phase(
-        _space_with(lambda made: replace(made, option_sets=tuple(o for o in made.option_sets if not o.halo_first)))
+        _replaced(
+            (space, "option_sets", _plain_option_sets),
+            (forced_inclusion, "option_sets", _plain_option_sets),
+            (multistart, "BEAM_SEARCHES", tuple(kind for kind in multistart.BEAM_SEARCHES if not kind[1])),
+        )
     ),
     "named schemes' plans": Phase(
-        _replaced((sys.modules[__name__], "search", lambda m, p, o, known=(): auto.search(m, p, o))), LARGE
+        _replaced((sys.modules[__name__], "search", lambda m, p, o, known=(): auto.search(m, p, o)))
     ),
     "local search": Phase(
         _replaced((auto, "local_search", _start_itself), (multistart, "local_search", _start_itself))
