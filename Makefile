@@ -10,10 +10,11 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 install: $(VENV)/.installed
 
-# The package is built with the setuptools of the lock, not with the newest one in an isolated environment.
+# The package is built with the setuptools of the lock, not with the newest one in an isolated environment. `--upgrade`
+# replaces the older one that comes with a new environment.
 $(VENV)/.installed: pyproject.toml $(LOCK)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install $(LOCK:%=--constraint %) setuptools
+	$(PIP) install $(LOCK:%=--constraint %) --upgrade setuptools
 	$(PIP) install $(LOCK:%=--constraint %) --no-build-isolation --editable ".[full,dev]"
 	touch $@
 
