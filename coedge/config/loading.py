@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from coedge.config.cluster_config import ClusterConfig
 from coedge.config.refusal import refusal
@@ -73,7 +73,7 @@ def load_section(
         except ConfigError as error:
             problems.append(str(error))
     try:
-        value = kind.model_validate(plain_copy(settings.value, tuple), strict=True)
+        value = TypeAdapter(kind).validate_python(plain_copy(settings.value, tuple), strict=True)
     except ValidationError as error:
         problems += [refusal(details, settings, kind) for details in error.errors()]
     if problems:

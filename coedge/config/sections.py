@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from coedge.config.yaml_source import KeyPath
+from coedge.core.errors import CoEdgeError, ConfigError
 from coedge.core.provider import KNOWN, Provider, with_fallback
+from coedge.core.record import Record
 
 # "@" marks names that are not devices; "/" and blanks would break addresses and logs.
 NAME_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 
 
-class Section(BaseModel):
+class Section(Record):
     """A part of a configuration file. Unknown keys and values of another type are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    refused_as: ClassVar[type[CoEdgeError]] = ConfigError
 
 
 class LinkConfig(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from coedge.core.errors import PlanError, reason_of
 
@@ -41,7 +41,7 @@ def load_json(kind: type[Value], path: str | Path, what: str) -> Value:
     except (OSError, ValueError, TypeError) as error:
         raise PlanError(f"cannot read the {what} {path!s:.200}: {reason_of(error)}") from error
     try:
-        return kind.model_validate_json(text)
+        return TypeAdapter(kind).validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"

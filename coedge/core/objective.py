@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from coedge.core.record import Record
 
 
-class Objective(BaseModel):
+class Objective(Record):
     """The cost that a plan minimises, and the limits that it must meet.
 
     Attributes:
@@ -18,8 +20,6 @@ class Objective(BaseModel):
         keep_local: number of layers, from the first on, that stay on the source. The raw input stays there too.
         lossy: whether rows may travel as float16. The output is then no longer exact.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     goal: Literal["latency", "energy", "throughput"] = "latency"
     deadline_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)

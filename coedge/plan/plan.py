@@ -9,17 +9,18 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from coedge.core.errors import PlanError
 from coedge.core.json_file import load_json, save_json
+from coedge.core.record import Record
 from coedge.core.region import UNIT, UnitRect, check_cover
 from coedge.graph.layers import Layer
 from coedge.graph.model import Model
 from coedge.plan.codec import check_codecs
 
 
-class Prediction(BaseModel):
+class Prediction(Record):
     """The predicted cost of a plan, for one frame at a time.
 
     Attributes:
@@ -27,15 +28,13 @@ class Prediction(BaseModel):
         bound_seconds: the divisible-load bound: the latency if the work could be divided arbitrarily.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     latency_seconds: float
     energy_joules: float
     throughput_fps: float
     bound_seconds: float | None = None
 
 
-class Stage(BaseModel):
+class Stage(Record):
     """Layers `first` to `last` (inclusive), and the share of their results that each device produces.
 
     Devices do not communicate inside a stage. Each recomputes the overlap that its share needs. Of each tensor that
@@ -48,16 +47,14 @@ class Stage(BaseModel):
             named (see `coedge.plan.codec`). The answer is sent unpacked.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     first: int = Field(ge=0)
     last: int = Field(ge=0)
     regions: dict[str, UnitRect]
     halo_first: bool = False
-    codecs: dict[str, str] = {}
+    codecs: dict[str, str] = Field(default={})
 
 
-class Plan(BaseModel):
+class Plan(Record):
     """A list of stages. Transfers are not planned; they follow from the regions (see `coedge.plan.lowering`).
 
     Attributes:
@@ -66,8 +63,6 @@ class Plan(BaseModel):
         feasible: whether the prediction meets the objective's constraints.
         reason: why the plan is infeasible, or why the scheme chose it.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     scheme: str
     model_name: str

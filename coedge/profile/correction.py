@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import Field, FiniteFloat
 
+from coedge.core.record import Record
 from coedge.execution.program import Work
 from coedge.profile.profile import DeviceProfile, Profile, scaled
 
@@ -39,15 +40,13 @@ class StageObservation:
     seconds: float
 
 
-class Correction(BaseModel):
+class Correction(Record):
     """A correction of a profile.
 
     Attributes:
         factors: of the kernel times, by device, one per layer.
         delay_seconds: added to the latency of every link; may be negative.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     factors: Mapping[str, tuple[Factor, ...]] = {}
     delay_seconds: FiniteFloat = 0.0

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from coedge.core.record import Record
 
 
-class EstimateError(BaseModel):
+class EstimateError(Record):
     """Relative errors of the estimated time of a whole network on one device.
 
     Attributes:
         median: half of the networks are at most this far off.
         p95: 19 of 20 networks are at most this far off.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     median: float = Field(gt=0)
     p95: float = Field(gt=0)

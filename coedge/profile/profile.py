@@ -7,20 +7,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from coedge.config.sections import PowerConfig
 from coedge.core.errors import PlanError
 from coedge.core.json_file import load_json, save_json
+from coedge.core.record import Record
 from coedge.execution.program import Work
 from coedge.graph.model import Model
 from coedge.profile.estimate_error import EstimateError
 
 
-class LayerTime(BaseModel):
+class LayerTime(Record):
     """The time of `rows` rows of a layer: `fixed_seconds + seconds_per_row * rows`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     fixed_seconds: float = Field(ge=0)
     seconds_per_row: float = Field(ge=0)
@@ -29,15 +28,13 @@ class LayerTime(BaseModel):
         return self.fixed_seconds + self.seconds_per_row * rows if rows > 0 else 0.0
 
 
-class CodecSpeed(BaseModel):
+class CodecSpeed(Record):
     """The speed at which a device packs and unpacks rows with a codec.
 
     Attributes:
         encode_bytes_per_second, decode_bytes_per_second: raw bytes per second.
         encode_seconds, decode_seconds: fixed time per array.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     encode_bytes_per_second: float = Field(gt=0)
     decode_bytes_per_second: float = Field(gt=0)
@@ -54,7 +51,7 @@ class CodecSpeed(BaseModel):
         )
 
 
-class DeviceProfile(BaseModel):
+class DeviceProfile(Record):
     """The measurements of one device for one model.
 
     Attributes:
@@ -67,15 +64,13 @@ class DeviceProfile(BaseModel):
         send_seconds, receive_seconds: how long a message occupies the device, besides packing and unpacking.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: str
     layers: tuple[LayerTime, ...]
     fused: tuple[LayerTime, ...] = ()
     power: PowerConfig = PowerConfig()
     power_source: str = "configured"
     memory_bytes: float | None = None
-    codecs: dict[str, CodecSpeed] = {}
+    codecs: dict[str, CodecSpeed] = Field(default={})
     send_seconds: float = Field(default=0.0, ge=0)
     receive_seconds: float = Field(default=0.0, ge=0)
 
@@ -92,7 +87,7 @@ class DeviceProfile(BaseModel):
         return seconds if last is None else seconds + self.layer_time(last.layer).seconds(last.rows)
 
 
-class Link(BaseModel):
+class Link(Record):
     """The link from one device to another.
 
     Attributes:
@@ -100,29 +95,25 @@ class Link(BaseModel):
         latency_seconds: time of an empty message, from the end of sending until its receiver begins with it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     sender: str
     receiver: str
     bytes_per_second: float = Field(gt=0)
     latency_seconds: float = Field(ge=0)
 
 
-class Medium(BaseModel):
+class Medium(Record):
     """A capacity that transfers share, such as a Wi-Fi channel. It carries one transfer at a time.
 
     Attributes:
         devices: the devices on the medium. A transfer uses it if its sender or its receiver is one of them.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: str
     devices: tuple[str, ...]
     bytes_per_second: float = Field(gt=0)
 
 
-class Profile(BaseModel):
+class Profile(Record):
     """The measurements of a cluster for one model.
 
     Attributes:
@@ -134,8 +125,6 @@ class Profile(BaseModel):
         estimate_error: error of layer times that were estimated. None: they were measured.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     model_name: str
     model_hash: str
     devices: tuple[DeviceProfile, ...] = Field(min_length=1)
@@ -143,7 +132,7 @@ class Profile(BaseModel):
     media: tuple[Medium, ...] = ()
     source: str
     joules: Literal["dynamic", "total"] = "dynamic"
-    codec_ratios: dict[str, dict[str, float]] = {}
+    codec_ratios: dict[str, dict[str, float]] = Field(default={})
     client_seconds: float = Field(default=0.0, ge=0)
     estimate_error: EstimateError | None = None
 

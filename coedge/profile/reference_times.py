@@ -16,11 +16,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from coedge.core.errors import PlanError
 from coedge.core.json_file import load_json
 from coedge.core.package_data import REFERENCE_TIMES
+from coedge.core.record import Record
 from coedge.graph.model import Model
 from coedge.profile.border_saving import BorderSaving, fit_border_saving
 from coedge.profile.cost_model import CostModel, fit_cost_model
@@ -45,7 +46,7 @@ class Affine(NamedTuple):
         return LayerTime(fixed_seconds=self.fixed_seconds, seconds_per_row=self.seconds_per_row)
 
 
-class ReferenceLayer(BaseModel):
+class ReferenceLayer(Record):
     """A measured layer.
 
     Attributes:
@@ -54,15 +55,13 @@ class ReferenceLayer(BaseModel):
         codec_ratios: packed bytes over raw bytes, by codec, of each tensor that leaves the layer, in order.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     cost: LayerCost
     layer: Affine
     fused: Affine
     codec_ratios: tuple[dict[str, float], ...] = ()
 
 
-class ReferenceModel(BaseModel):
+class ReferenceModel(Record):
     """A measured network of the zoo.
 
     Attributes:
@@ -73,15 +72,13 @@ class ReferenceModel(BaseModel):
         input_codec_ratios: packed bytes over raw bytes of the input, by codec.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: str
     input_shape: tuple[int, ...]
     input_dtype: str
     machine: dict[str, str]
     layers: tuple[ReferenceLayer, ...]
-    codecs: dict[str, CodecSpeed] = {}
-    input_codec_ratios: dict[str, float] = {}
+    codecs: dict[str, CodecSpeed] = Field(default={})
+    input_codec_ratios: dict[str, float] = Field(default={})
 
     @property
     def seconds(self) -> float:
