@@ -1,7 +1,7 @@
 """Base class of the pydantic models that users make: wrong fields are errors of this project.
 
-Objective(goal="fast")       InputError: Objective: goal must be 'latency', 'energy' or 'throughput'; given 'fast'
-TypeAdapter(Objective)       pydantic's own error, for loaders that know the place of each value in a file
+    Objective(goal="fast")       InputError: Objective: goal must be 'latency', 'energy' or 'throughput'; given 'fast'
+    TypeAdapter(Objective)       pydantic's own error, for loaders that know the place of each value in a file
 """
 
 from __future__ import annotations

@@ -15,12 +15,13 @@ from typing import Any
 from coedge.config.cluster_config import ClusterConfig
 from coedge.core.errors import ClusterError
 from orchestrator.control.deadline import Overrun, within
+from orchestrator.control.local_ray import JOIN_THREAD, LocalRay
 from orchestrator.control.ray_address import check_ray_address
 
 log = logging.getLogger(__name__)
 
-# Names of the threads that join a running Ray and leave it.
-JOIN_THREAD, LEAVE_THREAD = "coedge-join", "coedge-leave"
+# Name of the thread that leaves a Ray.
+LEAVE_THREAD = "coedge-leave"
 # Ray ends its own processes within some seconds.
 LEAVE_SECONDS = 30.0
 
@@ -32,11 +33,13 @@ class _RayConnection:
     Attributes:
         clusters: number of open clusters that use it.
         ours: whether this module made it. A connection that the caller made is left open.
+        started: the Ray that this module started. None: it joined a running one.
     """
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     clusters: int = 0
     ours: bool = False
+    started: LocalRay | None = None
 
 
 _session = _RayConnection()
@@ -46,8 +49,8 @@ def enter(config: ClusterConfig) -> None:
     """Connect this process to Ray, if it is not connected. Each call is matched by one call of `leave`.
 
     Raises:
-        ClusterError: there is no Ray at the address, it did not answer within `connect_timeout_seconds`, or this
-            process is connected to another one.
+        ClusterError: there is no Ray at the address, it did not answer or start within `connect_timeout_seconds`, or
+            this process is connected to another one.
     """
     import ray
 
@@ -60,7 +63,7 @@ def enter(config: ClusterConfig) -> None:
         if ray.is_initialized():
             _check_same(config.ray.address, ray.get_runtime_context().gcs_address)
         else:
-            _start_or_join(config)
+            _session.started = _start_or_join(config)
             _session.ours = True
         _session.clusters += 1
 
@@ -79,6 +82,10 @@ def leave() -> None:
                 # Ray would try again, without an end, when the process ends.
                 atexit.unregister(ray.shutdown)
                 log.warning("the Ray head did not answer within %g s when its cluster was left", LEAVE_SECONDS)
+            finally:
+                if _session.started is not None:
+                    _session.started.release()
+                    _session.started = None
 
 
 def _check_same(wanted: str | None, joined: str) -> None:
@@ -99,7 +106,7 @@ def _check_same(wanted: str | None, joined: str) -> None:
         )
 
 
-def _start_or_join(config: ClusterConfig) -> None:
+def _start_or_join(config: ClusterConfig) -> LocalRay | None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
@@ -111,9 +118,10 @@ def _start_or_join(config: ClusterConfig) -> None:
         "logging_level": logging.ERROR,
     }
     if address is None:
-        # Without a deadline of ours: Ray has its own for each process that it starts, and ends those that it started.
-        ray.init(address="local", include_dashboard=False, **common)
-        return
+        started = LocalRay()
+        started.start(config.connect_timeout_seconds, common)
+        _end_by_sigterm()
+        return started
 
     def join() -> None:
         found = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
@@ -136,6 +144,7 @@ def _start_or_join(config: ClusterConfig) -> None:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ClusterError(f"cannot join Ray at {address}: {first}. {next_step}") from error
     _end_by_sigterm()
+    return None
 
 
 def _end_by_sigterm() -> None:

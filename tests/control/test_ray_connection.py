@@ -22,6 +22,7 @@ import coedge
 from coedge import ClusterError
 from orchestrator.control import ray_control
 from orchestrator.control.deadline import Overrun, within
+from orchestrator.control.local_ray import HOLD_THREAD, JOIN_THREAD
 from orchestrator.control.ray_address import check_ray_address
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -199,6 +200,83 @@ def test_a_ray_head_that_stops_is_given_up_by_questions_by_close_and_by_connect(
     question, connect = found["errors"]
     assert "did not list its nodes within 2 s" in question and "still joins or leaves" in connect
     assert found["state"] == "ready"
+
+
+def test_a_start_that_hangs_is_given_up_and_what_it_started_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other children of the process stay."""
+    go, undone = threading.Event(), list[bool]()
+    sleep = [sys.executable, "-c", "import time; time.sleep(100)"]
+    other = subprocess.Popen(sleep)
+    started: list[subprocess.Popen[bytes]] = []
+
+    def hang(**_: Any) -> None:
+        started.append(subprocess.Popen([*sleep, str(Path(ray.__file__).parent / "core")]))
+        go.wait()
+
+    monkeypatch.setattr(ray, "init", hang)
+    monkeypatch.setattr(ray, "shutdown", lambda: undone.append(True))
+    start = time.monotonic()
+    try:
+        with pytest.raises(ClusterError, match=r"did not start on this machine within 1 s.*connect_timeout_seconds"):
+            coedge.connect({"connect_timeout_seconds": 1})
+        assert time.monotonic() - start < 1 + GRACE_SECONDS
+        assert started[0].poll() is not None and other.poll() is None
+        with pytest.raises(ClusterError, match="still joins or leaves"):
+            coedge.connect({"connect_timeout_seconds": 1})
+    finally:
+        go.set()
+        other.kill()
+        other.wait()
+    until(lambda: undone == [True], "the Ray that starts too late is left")
+    until(lambda: not any(t.name in (JOIN_THREAD, HOLD_THREAD) for t in threading.enumerate()), "the threads end")
+
+
+def test_a_start_that_fails_is_an_error_of_this_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "init", lambda **_: raising(OSError("no space left"))())
+    with pytest.raises(ClusterError, match="cannot start Ray on this machine: OSError: no space left"):
+        coedge.connect({})
+
+
+@pytest.mark.ray
+def test_a_ray_whose_head_hangs_is_given_up_and_the_next_one_outlives_the_thread_that_connects(tmp_path: Path) -> None:
+    script = """
+        import json, sys, threading, time
+        import psutil
+        import coedge
+
+        def suspend():
+            while True:
+                for one in psutil.Process().children():
+                    if one.name() == "gcs_server":
+                        return one.suspend()
+                time.sleep(0.005)
+
+        threading.Thread(target=suspend, daemon=True).start()
+        settings = {"devices": [{"name": "a", "speed": 0.5}], "cache_dir": sys.argv[1]}
+        start = time.monotonic()
+        try:
+            coedge.connect(settings | {"connect_timeout_seconds": 4})
+        except coedge.ClusterError as error:
+            message, seconds = str(error), time.monotonic() - start
+        left = [one.name() for one in psutil.Process().children(recursive=True)]
+        deadline = time.monotonic() + 60
+        while any(t.name == "coedge-join" for t in threading.enumerate()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        clusters = []
+        thread = threading.Thread(target=lambda: clusters.append(coedge.connect(settings)))
+        thread.start()
+        thread.join()
+        time.sleep(1)  # the kernel would have killed Ray by now
+        with clusters[0] as cluster:
+            state = cluster.devices()[0].state
+        after = [one.name() for one in psutil.Process().children(recursive=True)]
+        print(json.dumps({"message": message, "seconds": seconds, "left": left, "state": state, "after": after}))
+    """
+    found, _ = run_script(script, str(tmp_path))
+    assert "Ray did not start on this machine within 4 s" in found["message"]
+    assert found["seconds"] < 2 * 4 + 2 * GRACE_SECONDS
+    assert found["state"] == "ready"
+    assert found["left"] == found["after"] == []
 
 
 def test_every_question_to_the_ray_head_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
