@@ -55,13 +55,13 @@ class LocalRay:
             if isinstance(error, Overrun):
                 raise ClusterError(
                     f"Ray did not start on this machine within {seconds:g} s; what was started is ended. If the "
-                    "machine is busy, raise connect_timeout_seconds; else look at the newest logs of Ray "
-                    "(/tmp/ray/session_latest/logs), and at the memory and disk that are free"
+                    "machine is busy, raise connect_timeout_seconds; else look at the logs of Ray, "
+                    "session_latest/logs in its temporary folder, and at the memory and disk that are free"
                 ) from None
             if isinstance(error, Exception):
                 raise ClusterError(
-                    f"cannot start Ray on this machine: {innermost_message(error)}. Look at the newest logs of Ray "
-                    "(/tmp/ray/session_latest/logs)"
+                    f"cannot start Ray on this machine: {innermost_message(error)}. Look at the logs of Ray, "
+                    "session_latest/logs in its temporary folder"
                 ) from error
             raise
 
