@@ -2,17 +2,20 @@
 
 in the file                      taken as
 EXIF orientation                 turned, as viewers show it
+colour profile (ICC)             converted to sRGB; one that cannot be used is passed over with a warning
 transparent pixels               laid over white, as on a page
 palette                          its colours
 16 bit grey                      0..65535 becomes 0..255
 32 bit integers                  as 16 bit; other values than 0..65535 are refused
 floats                           0..1, or 0..255 if a value is above 1; other values are refused
-CMYK                             R = (255 - C) (255 - K) / 255, likewise G and B, without colour profile
+CMYK                             R = (255 - C) (255 - K) / 255, likewise G and B, if there is no colour profile
 colour, for a grey model         luma of ITU-R 601: 0.299 R + 0.587 G + 0.114 B
 """
 
 from __future__ import annotations
 
+import io
+import logging
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +28,11 @@ from coedge.core.errors import InputError
 if TYPE_CHECKING:
     from PIL import Image
 
+log = logging.getLogger(__name__)
+
 BACKGROUND = (255, 255, 255, 255)
+# Descriptions of profiles that are sRGB itself.
+SRGB_NAMES = frozenset(("sRGB IEC61966-2.1", "sRGB built-in", "sRGB"))
 WHITE_16_BIT, WHITE_8_BIT = 65535.0, 255.0
 
 
@@ -46,7 +53,9 @@ def read_image(path: str | Path, rows: int, cols: int, channels: int) -> NDArray
     try:
         with Image.open(path) as opened:
             opened.load()
-            image = _flat(_upright(opened)).convert("L" if channels == 1 else "RGB").resize((cols, rows))
+            image = (
+                _flat(_in_srgb(_upright(opened), path)).convert("L" if channels == 1 else "RGB").resize((cols, rows))
+            )
     except FileNotFoundError:
         raise InputError(f"there is no image {path}") from None
     except InputError as error:
@@ -63,6 +72,26 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
     except (SyntaxError, struct.error, ValueError, TypeError, KeyError, EOFError):
+        return image
+
+
+def _in_srgb(image: Image.Image, path: str | Path) -> Image.Image:
+    """Return the image in the colours of sRGB, if it has a colour profile. A profile that cannot be used is ignored."""
+    from PIL import ImageCms
+
+    embedded = image.info.get("icc_profile")
+    if not embedded or image.mode not in ("P", "RGB", "RGBA", "CMYK"):
+        return image
+    if image.mode != "CMYK":  # a transparent colour is not found any more once it is converted
+        image = image.convert("RGBA" if image.mode == "RGBA" or "transparency" in image.info else "RGB")
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(embedded))
+        if ImageCms.getProfileDescription(profile).strip() in SRGB_NAMES:
+            return image
+        mode = "RGBA" if image.mode == "RGBA" else "RGB"
+        return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode=mode) or image
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
+        log.warning("%s: its colour profile is ignored: %s", path, error)
         return image
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from coedge.core.errors import InputError
@@ -191,3 +191,42 @@ def test_plain_photographs_are_as_pillow_converts_them(tmp_path: Path) -> None:
     text = PngInfo()
     text.add_text("note", "no pixels")
     assert read(saved(tmp_path / "text.png", row("L", 3), pnginfo=text)) == [[3, 3, 3]]
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def linear_light() -> bytes:
+    """Return the profile of sRGB with another name and with values in proportion to light."""
+    renamed = SRGB.replace("sRGB".encode("utf-16-be"), "line".encode("utf-16-be"))
+    curve = renamed.index(b"para") + len(b"para") + 4
+    assert struct.unpack_from(">H", renamed, curve) == (3,)
+    power_1 = struct.pack(">5i", *(round(term * 65536) for term in (1, 1, 0, 1, 0)))
+    return renamed[: curve + 4] + power_1 + renamed[curve + 4 + len(power_1) :]
+
+
+def test_colours_of_a_profile_become_those_of_srgb(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The standard: sRGB of linear light v is 1.055 v^(1 / 2.4) - 0.055."""
+    light = np.array([[10, 55, 128], [255, 255, 255]])
+    expected = np.rint(255 * (1.055 * (light / 255) ** (1 / 2.4) - 0.055))
+    picture = row("RGB", *map(tuple, light.tolist()))
+    found = read(saved(tmp_path / "linear.png", picture, icc_profile=linear_light()))
+    assert np.abs(np.array(found) - expected).max() <= 1
+    palette = saved(
+        tmp_path / "palette.png", picture.convert("P", palette=Image.Palette.ADAPTIVE), icc_profile=linear_light()
+    )
+    assert np.abs(np.array(read(palette)) - expected).max() <= 1
+    clear = saved(tmp_path / "clear.png", picture, icc_profile=linear_light(), transparency=(10, 55, 128))
+    assert read(clear) == [[255] * 3] * 2
+    assert caplog.messages == []
+
+
+def test_a_profile_of_srgb_changes_nothing_and_a_broken_one_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    colours = [(200, 30, 60), (1, 2, 3)]
+    picture = row("RGB", *colours)
+    assert read(saved(tmp_path / "srgb.png", picture, icc_profile=SRGB)) == [list(colour) for colour in colours]
+    assert caplog.messages == []
+    assert read(saved(tmp_path / "broken.png", picture, icc_profile=b"no profile")) == [list(c) for c in colours]
+    assert len(caplog.messages) == 1 and "broken.png: its colour profile is ignored" in caplog.messages[0]
