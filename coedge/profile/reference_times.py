@@ -30,8 +30,8 @@ from coedge.profile.layer_work import LayerCost, layer_costs
 from coedge.profile.profile import CodecSpeed, LayerTime
 
 # Of nine networks that neither the estimate nor its design knew, as measured and converted to the reference machine. It
-# contains the error of the conversion. Reference networks that are left out of the fit are estimated better: see
-# `docs/explanation/cost-model.md`.
+# contains the error of the conversion, and an earlier fit of what stage borders cost. Reference networks that are left
+# out of the fit are estimated better: see `docs/explanation/cost-model.md`.
 ESTIMATE_ERROR = EstimateError(median=0.20, p95=0.45)
 
 
@@ -267,7 +267,7 @@ def _saving(references: Mapping[str, ReferenceModel]) -> BorderSaving:
     networks = []
     for known in references.values():
         costs = [layer.cost for layer in known.layers]
-        apart = sum(layer.layer.time.seconds(layer.cost.rows) for layer in known.layers)
+        apart = [layer.layer.time.seconds(layer.cost.rows) for layer in known.layers]
         networks.append((costs, apart, known.seconds))
     return fit_border_saving(networks)
 
