@@ -19,5 +19,5 @@ def test_the_link_of_a_device_reaches_its_worker_in_bytes_and_seconds() -> None:
     config = load_config(
         {"devices": [{"name": "a", "speed": 1.0, "link": {"mbps": 8, "latency_ms": 5}}], "source": "a"}
     )
-    link = _spec(0, config.devices[0], "", False).link
+    link = _spec(0, config.devices[0], "", config).link
     assert link is not None and (link.bytes_per_second, link.latency_seconds) == (1e6, 0.005)
