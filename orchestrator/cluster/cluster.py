@@ -90,7 +90,7 @@ class Cluster:
         self._diagnosis = FailureDiagnosis(group)
         presence = Presence({index: name for name, index in group.index_of.items()}, config.detect_seconds)
         self._dispatcher = Dispatcher(
-            group.transport, group.index_of, group.clocks, self._credits, self._diagnosis.late, presence
+            group.transport, group.index_of, group.clocks, self._credits, self._diagnosis.late, presence, group.lost
         )
         self._heart = Heart(group.transport, presence.hearing, group.index_of.values, lambda: None)
         memory_bytes = {name: worker.memory_bytes for name, worker in group.by_name.items()}

@@ -126,8 +126,9 @@ class Membership:
 
     def _tell_lost(self, name: str) -> None:
         try:
-            tell_lost(self._group, name)
+            # Frames leave the devices first: these fail steps that send to a peer which they were told to forget.
             self._listener.device_lost(name)
+            tell_lost(self._group, name)
         except Exception:  # the other devices are still to be watched
             log.exception("could not handle the loss of %s (%s)", name, self._group.lost.get(name))
 

@@ -20,7 +20,7 @@ import threading
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,8 @@ class Dispatcher:
         on_late: called, on a thread of its own, shortly before a frame's deadline passes, with the deadline
             and the seconds that the frame was given; returns the error that the frame fails with.
         presence: told of every message.
+        lost: the lost devices, read at every use. Errors of frames that use one are ignored: such frames are detached
+            or failed when the loss is handled.
     """
 
     def __init__(
@@ -89,10 +91,12 @@ class Dispatcher:
         credits: int,
         on_late: Callable[[Job, LoadedPlan, float, float], CoEdgeError],
         presence: Presence | None = None,
+        lost: Container[str] = (),
     ) -> None:
         self._transport, self._index_of, self._clocks = transport, dict(index_of), clocks
         self._name_of = {index: name for name, index in index_of.items()}
-        self._credits, self._on_late, self._presence = credits, on_late, presence
+        self._credits, self._on_late = credits, on_late
+        self._presence, self._lost = presence, lost
         self._lock = threading.RLock()
         self._active: dict[tuple[int, int], ActiveFrame] = {}
         self._under_way: Counter[int] = Counter()  # by epoch
@@ -305,7 +309,7 @@ class Dispatcher:
             with self._lock:
                 self._release(key)
                 self._dispatch(message.epoch)
-        elif message.kind is MessageKind.ERROR:
+        elif message.kind is MessageKind.ERROR and not any(name in self._lost for name in frame.loaded.devices):
             text = array_to_text(message.arrays[0]) if message.arrays else "unknown error"
             step = self._describe(frame.loaded, device, message.channel)
             frame.job.fail(step_failed(device, step, text, message.frame))

@@ -247,6 +247,89 @@ def test_closing_fails_frames_and_refuses_later_ones(client: Client) -> None:
     assert client.transport.closed
 
 
+TWO = make_plan(model(), [(1, {"b": UNIT})], "a")
+
+
+def by_two(epoch: int) -> LoadedPlan:
+    """Return a plan with the source a that computes on b."""
+    return LoadedPlan(epoch, model(), TWO, lower(TWO, model()))
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Dispatcher, ScriptedTransport]]:
+    transport = ScriptedTransport()
+    dispatcher = Dispatcher(transport, {"a": 0, "b": 2}, {}, 2, late)
+    yield dispatcher, transport
+    dispatcher.close()
+
+
+def sent(transport: ScriptedTransport, kind: MessageKind) -> list[tuple[int, int, int]]:
+    """Return (peer, epoch, frame) of the messages of a kind."""
+    return [(peer, m.epoch, m.frame) for peer, m in transport.sent if m.kind is kind]
+
+
+def test_frames_of_a_lost_device_are_sent_again_by_another_plan(pair: tuple[Dispatcher, ScriptedTransport]) -> None:
+    dispatcher, transport = pair
+    jobs = [dispatcher.submit(by_two(1), (i * X,), False, LONG, course="c") for i in range(4)]
+    other = dispatcher.submit(loaded(5), (X,), False, LONG)
+    frames = dispatcher.detach("b")
+    assert [frame.job for frame in frames] == jobs and {frame.course for frame in frames} == {"c"}
+    cancelled = [(peer, 1, job.frame) for job in jobs[:2] for peer in (0, 2)]  # the others were not sent yet
+    assert sorted(sent(transport, MessageKind.CANCEL)) == sorted(cancelled)
+    assert not dispatcher.in_flight(1) and dispatcher.in_flight(5) and dispatcher.detach("b") == []
+    transport.incoming.put(Message(MessageKind.ANSWER, 0, 1, jobs[0].frame, 0, (9 * X,)))  # of the old plan: too late
+    for frame in reversed(frames):
+        dispatcher.resume(frame, loaded(2))
+    assert [job.attempts for job in jobs] == [1, 1, 1, 1]  # the last two have the credits, the first two wait
+    for job in (*jobs[2:], *jobs[:2]):
+        assert job.loaded.epoch == 2
+        until(lambda: (0, 2, job.frame) in sent(transport, MessageKind.DATA), "it is sent again")  # noqa: B023
+        transport.incoming.put(Message(MessageKind.ANSWER, 0, 2, job.frame, 0, (job.frame * X,)))
+        job.wait(MOST_SECONDS)
+        np.testing.assert_array_equal(job.result(0.0), job.frame * X)
+    again = [m.arrays[0][0, 0, 0, 0] for _, m in transport.sent if m.kind is MessageKind.DATA and m.epoch == 2]
+    assert sorted(again) == [0, 1, 2, 3], "the inputs are those of the frames"
+    assert not other.done()
+
+
+def test_a_detached_frame_fails_at_its_deadline_or_with_a_reason_or_is_cancelled(
+    pair: tuple[Dispatcher, ScriptedTransport],
+) -> None:
+    dispatcher, transport = pair
+    late_job = dispatcher.submit(by_two(1), (X,), False, 0.1)
+    dropped = dispatcher.submit(by_two(1), (X,), False, LONG)
+    queued = dispatcher.submit(by_two(1), (X,), False, 0.1)  # its time begins when it is sent
+    cancelled = dispatcher.submit(by_two(1), (X,), False, LONG)
+    frames = {frame.job: frame for frame in dispatcher.detach("b")}
+    dispatcher.drop(frames[dropped], ClusterError("nothing is left"))
+    ends_with(dropped, ClusterError, "nothing is left")
+    cancelled.cancel()
+    ends_with(late_job, FrameTimeout, "a device was lost, and the others have not begun it")
+    before = len(transport.sent)
+    for job in (late_job, dropped, cancelled):
+        dispatcher.resume(frames[job], loaded(2))
+    assert len(transport.sent) == before and not queued.done()
+    dispatcher.close()
+    ends_with(queued, ClusterError, CLOSED)
+
+
+def test_an_error_of_a_frame_with_a_lost_device_is_left_to_the_recovery() -> None:
+    transport, lost = ScriptedTransport(), {"b": "its worker process died"}
+    dispatcher = Dispatcher(transport, {"a": 0, "b": 2}, {}, 2, late, lost=lost)
+    try:
+        job = dispatcher.submit(by_two(1), (X,), False, LONG)
+        text = np.frombuffer(b"a does not know b", np.uint8)
+        transport.incoming.put(Message(MessageKind.ERROR, 0, 1, job.frame, 0, (text,)))
+        transport.incoming.put(None)
+        until(transport.incoming.empty, "the error has come")
+        assert not job.done()
+        lost.clear()
+        transport.incoming.put(Message(MessageKind.ERROR, 0, 1, job.frame, 0, (text,)))
+        ends_with(job, StepFailed, "a does not know b")
+    finally:
+        dispatcher.close()
+
+
 def test_reports_carry_the_clock_offset_as_known_when_they_arrive(client: Client) -> None:
     client.clocks["a"] = ClockOffset(5.0, 0.001, 0.0, drift=1e-9)
     job = client.submit()
