@@ -54,7 +54,7 @@ def _problem(connection: socket.socket, deadline: float, seconds: float) -> str 
     """Return how an answer differs from that of a Ray head; None if it does not."""
     answer = b""
     try:
-        connection = _with_tls(connection)
+        connection = with_tls(connection)
         connection.sendall(PREFACE + EMPTY_SETTINGS)
         while len(answer) < HEADER_NBYTES and (left := deadline - time.monotonic()) > 0:
             connection.settimeout(left)
@@ -77,8 +77,8 @@ def _after(answer: bytes) -> str:
     return f" after {answer!r}" if answer else ""
 
 
-def _with_tls(connection: socket.socket) -> socket.socket:
-    """Return the connection with TLS where Ray's environment variables ask for it. Ray itself checks certificates."""
+def with_tls(connection: socket.socket) -> socket.socket:
+    """Return the connection, with TLS where Ray's environment variables ask for it. Ray itself checks certificates."""
     if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
         return connection
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

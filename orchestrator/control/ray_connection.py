@@ -16,7 +16,9 @@ from coedge.config.cluster_config import ClusterConfig
 from coedge.core.errors import ClusterError
 from orchestrator.control.deadline import Overrun, within
 from orchestrator.control.local_ray import JOIN_THREAD, LocalRay
+from orchestrator.control.private_token import KeptEnvironment
 from orchestrator.control.ray_address import check_ray_address
+from orchestrator.control.ray_token import check_node_tokens, check_token
 
 log = logging.getLogger(__name__)
 
@@ -34,23 +36,28 @@ class _RayConnection:
         clusters: number of open clusters that use it.
         ours: whether this module made it. A connection that the caller made is left open.
         started: the Ray that this module started. None: it joined a running one.
+        environment: as it was before this module made the connection.
     """
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     clusters: int = 0
     ours: bool = False
     started: LocalRay | None = None
+    environment: KeptEnvironment | None = None
 
 
 _session = _RayConnection()
 
 
-def enter(config: ClusterConfig) -> None:
+def enter(config: ClusterConfig, check_nodes: bool = True) -> None:
     """Connect this process to Ray, if it is not connected. Each call is matched by one call of `leave`.
 
+    Args:
+        check_nodes: whether nodes of devices that want another token are an error.
+
     Raises:
-        ClusterError: there is no Ray at the address, it did not answer or start within `connect_timeout_seconds`, or
-            this process is connected to another one.
+        ClusterError: there is no Ray at the address, it did not answer or start within `connect_timeout_seconds`, it or
+            a node wants another token, or this process is connected to another one.
     """
     import ray
 
@@ -63,8 +70,17 @@ def enter(config: ClusterConfig) -> None:
         if ray.is_initialized():
             _check_same(config.ray.address, ray.get_runtime_context().gcs_address)
         else:
-            _session.started = _start_or_join(config)
-            _session.ours = True
+            environment = KeptEnvironment()
+            try:
+                if config.ray.address is None:
+                    environment.make_token()
+                _session.started = _start_or_join(config, check_nodes)
+            except BaseException:
+                environment.restore()
+                raise
+            if config.ray.address is None:
+                environment.publish(ray.get_runtime_context().gcs_address)
+            _session.ours, _session.environment = True, environment
         _session.clusters += 1
 
 
@@ -86,6 +102,9 @@ def leave() -> None:
                 if _session.started is not None:
                     _session.started.release()
                     _session.started = None
+                if _session.environment is not None:
+                    _session.environment.restore()
+                    _session.environment = None
 
 
 def _check_same(wanted: str | None, joined: str) -> None:
@@ -106,7 +125,7 @@ def _check_same(wanted: str | None, joined: str) -> None:
         )
 
 
-def _start_or_join(config: ClusterConfig) -> LocalRay | None:
+def _start_or_join(config: ClusterConfig, check_nodes: bool) -> LocalRay | None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
@@ -124,10 +143,16 @@ def _start_or_join(config: ClusterConfig) -> LocalRay | None:
         return started
 
     def join() -> None:
-        found = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+        found = _found_by_ray() if address == "auto" else address
         if ":" in found and "://" not in found:
             check_ray_address(found, config.connect_timeout_seconds / 2)  # the rest is for Ray itself
+            check_token(found, address == "auto" and not os.environ.get("RAY_ADDRESS"))
         ray.init(address=address, **common)
+        try:
+            check_node_tokens(_used_nodes(config, ray.nodes()) if check_nodes else ())
+        except ClusterError:
+            ray.shutdown()
+            raise
 
     next_step = "Start one with `ray start --head`, or leave out ray.address to start a local cluster"
     try:
@@ -138,13 +163,32 @@ def _start_or_join(config: ClusterConfig) -> LocalRay | None:
             f"Ray at {address} did not let this process join within {config.connect_timeout_seconds:g} s. If it is "
             f"busy or far away, raise connect_timeout_seconds; else: {next_step[0].lower()}{next_step[1:]}"
         ) from None
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
         if isinstance(error, ClusterError):
             raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ClusterError(f"cannot join Ray at {address}: {first}. {next_step}") from error
     _end_by_sigterm()
     return None
+
+
+def _found_by_ray() -> str:
+    """Return the address that "auto" stands for; empty: Ray finds none, and says so when it is asked to join."""
+    if named := os.environ.get("RAY_ADDRESS"):
+        return named
+    try:
+        from ray._private.services import canonicalize_bootstrap_address
+
+        return canonicalize_bootstrap_address("auto") or ""
+    except Exception:  # private code of Ray, which may be another one in another version
+        return ""
+
+
+def _used_nodes(config: ClusterConfig, nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the nodes that are named as nodes of devices. Without devices every node is one."""
+    wanted = {device.node for device in config.devices if device.node is not None}
+    names = ("NodeManagerAddress", "NodeManagerHostname", "NodeID")
+    return [n for n in nodes if n["Alive"] and (not config.devices or wanted & {n[name] for name in names})]
 
 
 def _end_by_sigterm() -> None:

@@ -14,6 +14,7 @@ from coedge.config.cluster_config import ClusterConfig
 from coedge.core.errors import CoEdgeError
 from orchestrator.control import ray_connection
 from orchestrator.control.deadline import Overrun, within
+from orchestrator.control.ray_token import refusal, refusing_nodes
 from orchestrator.doctor import node_labels
 from orchestrator.doctor.answers import Answers, TimeLeft, ask_nodes, reason_of_failure
 from orchestrator.doctor.examiner import Examiner
@@ -42,6 +43,8 @@ class ClusterExamination:
         self._joined = False
         self._nodes: dict[str, dict[str, Any]] = {}
         self._actors: dict[str, Any] = {}
+        # Reasons why no actor was started, by label: the node wants another token, or something else.
+        self._refused: dict[str, str] = {}
         self._unasked: dict[str, str] = {}
         self._own = ""
 
@@ -52,7 +55,7 @@ class ClusterExamination:
         seconds = self._time_left.at_most(JOIN_SECONDS)
         config = self._config.model_copy(update={"connect_timeout_seconds": max(seconds, 0.1)})
         try:
-            ray_connection.enter(config)
+            ray_connection.enter(config, check_nodes=False)
             self._joined = True
             nodes = within(self._time_left.at_most(LIST_SECONDS), ray.nodes, "coedge-doctor-nodes")
         except (CoEdgeError, Overrun) as error:
@@ -89,6 +92,8 @@ class ClusterExamination:
         nodes = []
         for label, node in self._nodes.items():
             own = _of(answers, label)
+            if label in self._refused:
+                own.problems["token"] = self._refused[label]
             if label in self._unasked:
                 own.problems["nodes"] = self._unasked[label]
             found = node_facts(NodeFacts(label, node["NodeManagerAddress"]), own)
@@ -173,7 +178,11 @@ class ClusterExamination:
         ray.cloudpickle.register_pickle_by_value(orchestrator.doctor)
         try:
             kind = ray.remote(Examiner)
+            refusing = {node["NodeID"] for node in refusing_nodes(self._nodes.values())}
             for label, node in self._nodes.items():
+                if node["NodeID"] in refusing:
+                    self._refused[label] = refusal([node])
+                    continue
                 strategy = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
                 actor = kind.options(num_cpus=0, max_concurrency=THREADS, max_restarts=0, scheduling_strategy=strategy)
                 try:

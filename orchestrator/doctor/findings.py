@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from orchestrator.doctor.facts import DoctorFacts
-from orchestrator.doctor.finding import Finding
+from orchestrator.doctor.finding import Finding, commands_in
 from orchestrator.doctor.node_findings import node_findings
 from orchestrator.doctor.way_findings import way_findings
 
@@ -51,7 +51,7 @@ def _cluster(facts: DoctorFacts) -> Iterator[Finding]:
 def _mend_join(problem: str, address: str) -> str:
     """Return the command for a head that answers, but does not let this process join."""
     if "token" in problem.lower():
-        return "export RAY_AUTH_MODE=token; ray get-auth-token   (on the head; give the same token to this machine)"
+        return commands_in(problem) or "export RAY_AUTH_MODE=token; export RAY_AUTH_TOKEN=..."
     if "version mismatch" in problem.lower():
         return "pip install ray==VERSION, with the Python and Ray versions of the head"
     return f"ray start --address={address}   (on this machine: the client is a node, too)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from orchestrator.doctor.facts import Folder, Interface, Memory, NodeFacts, Speed
-from orchestrator.doctor.finding import Finding, Level
+from orchestrator.doctor.finding import Finding, Level, commands_in
 from orchestrator.doctor.processor_findings import processor_findings
 
 MB, GB = 1e6, 1e9
@@ -64,6 +64,10 @@ def node_findings(node: NodeFacts, expected: Mapping[str, str | None], address: 
 
 
 def _silent(make: _Make, node: NodeFacts, address: str) -> Finding:
+    if "token" in node.problems:
+        return make(
+            "token", "red", node.problems["token"], f"{commands_in(node.problems['token'])}   (on {node.label})"
+        )
     reason = next(iter(node.problems.values()))
     if not node.unreachable:
         return make("nodes", "red", f"it answers no question: {reason}", _restart(node, address))

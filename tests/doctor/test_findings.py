@@ -52,6 +52,10 @@ HEALTHY = DoctorFacts(
     (LAPTOP, PI), VERSIONS, "192.168.1.10:6379", "boards.yaml",
     known=("192.168.1.10 (laptop)", "192.168.1.21 (pi)"), ways=GOOD_WAYS,
 )  # fmt: skip
+TOKEN_REFUSAL = (
+    "the Ray of 192.168.1.21 (pi) wants a token, which the head does not have. Run there: "
+    "`ray stop; export RAY_AUTH_MODE=disabled; ray start --address=HEAD:PORT`"
+)
 SILENT = NodeFacts("pi", PI.address, problems={"versions": "no answer within 8 s"}, ray_port=41234)
 
 
@@ -112,8 +116,17 @@ CASES: dict[str, tuple[DoctorFacts, str, str, str, str, str]] = {
         "join", "", "red", "no node", "ray start --address=10.0.0.1:6379",
     ),
     "wrong token": (
-        DoctorFacts((LAPTOP,), VERSIONS, "10.0.0.1:6379", join_problem="the head does not accept the token"),
-        "join", "", "red", "token", "export RAY_AUTH_MODE=token; ray get-auth-token",
+        DoctorFacts(
+            (LAPTOP,), VERSIONS, "10.0.0.1:6379",
+            join_problem="the head wants another token. Run `export RAY_AUTH_MODE=token` and "
+            "`export RAY_AUTH_TOKEN=...`; `ray get-auth-token` shows the token on the head's machine",
+        ),
+        "join", "", "red", "another token",
+        "export RAY_AUTH_MODE=token; export RAY_AUTH_TOKEN=...   (`ray get-auth-token` shows the token on the head)",
+    ),
+    "board with a token": (
+        replace(HEALTHY, nodes=(LAPTOP, replace(SILENT, problems={"token": TOKEN_REFUSAL}))), "token", "pi", "red",
+        "wants a token", "ray stop; export RAY_AUTH_MODE=disabled; ray start --address=HEAD:PORT   (on pi)",
     ),
     "another Ray at the head": (
         DoctorFacts((LAPTOP,), VERSIONS, "10.0.0.1:6379", join_problem="RuntimeError: Version mismatch: Ray 2.40.0"),
