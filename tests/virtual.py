@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import replace
 
 from hypothesis import strategies as st
 from nets import DEVICES, Net, make_plan, plans
@@ -97,18 +96,6 @@ def layer_split(model: Model, at: int, sink: str = "b") -> Plan:
 
 def run(plan: Plan, profile: Profile, model: Model, frames: int = 1, in_flight: int = 1) -> Timeline:
     return simulate(lower(plan, model), profile, model, frames, in_flight)
-
-
-def measured(timeline: Timeline) -> Timeline:
-    """Return a predicted timeline as devices would report it: messages are short steps at the ends of their way."""
-    spans = []
-    for span in timeline.spans:
-        if span.kind == "send":
-            span = span._replace(stop_seconds=span.start_seconds)
-        if span.kind == "receive":
-            span = span._replace(start_seconds=span.stop_seconds)
-        spans.append(span)
-    return replace(timeline, spans=tuple(spans), measured=True)
 
 
 @st.composite

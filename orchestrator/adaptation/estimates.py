@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,9 @@ from coedge.profile.slowdown import Slowdown
 from coedge.simulation.timeline import Timeline
 from orchestrator.adaptation.change_detector import ChangeDetector
 from orchestrator.adaptation.ratios import ratios
+
+# A link that has shown nothing for so many frames is expected to be as its neighbours are.
+LATELY_FRAMES = 20
 
 EventKind = Literal["device", "link"]
 
@@ -43,7 +47,10 @@ class ChangeEvent:
 class Estimates:
     """Estimates of every device and link that has been observed, relative to one profile.
 
-    Before the first observation, each is expected to be as the profile says.
+    Before the first observation, each is expected to be as the profile says. A new plan may leave a link without
+    messages, so nothing shows when it recovers. Links often change together, since they share an interface or the air:
+    an unused link is expected to be like the used links of its two devices. So the profile may change without an event,
+    LATELY_FRAMES after a plan has left a link.
     """
 
     def __init__(self, base: Profile, dwell: int = 10, hysteresis: float = 0.15) -> None:
@@ -59,6 +66,8 @@ class Estimates:
         ChangeDetector(dwell, hysteresis)
         self._base, self._dwell, self._hysteresis = base, dwell, hysteresis
         self._detectors: dict[tuple[str, ...], ChangeDetector] = {}
+        self._frames = 0
+        self._seen_at: dict[tuple[str, ...], int] = {}  # number of the frame that last showed something
 
     def observe(self, measured: Timeline, predicted: Timeline) -> list[ChangeEvent]:
         """Take a frame. Return the changes that it makes certain.
@@ -68,6 +77,7 @@ class Estimates:
             predicted: of the plan that the frame ran, by the profile that the estimates are relative to, not by an
                 estimated one.
         """
+        self._frames += 1
         seen = ratios(measured, predicted, self._base)
         events = [self.observe_ratio((name,), ratio) for name, ratio in seen.devices.items()]
         events += [self.observe_ratio(link, ratio) for link, ratio in seen.links.items()]
@@ -86,6 +96,7 @@ class Estimates:
         """
         if names not in self._detectors:
             self._detectors[names] = ChangeDetector(self._dwell, self._hysteresis, level=1.0)
+        self._seen_at[names] = self._frames
         change = self._detectors[names].update(ratio)
         if change is None:
             return None
@@ -95,19 +106,34 @@ class Estimates:
     def factor(self, *names: str) -> float:
         """Return the seconds of a device or a link (sender, receiver) over those of the profile.
 
-        It is 1 for what was not observed, and for what differs from the profile by less than the hysteresis.
+        It is 1 for what was not observed, and for what differs from the profile by less than the hysteresis. A link
+        that was not observed lately has the median factor of the links with a device in common that were.
         """
+        near = [] if len(names) == 1 or self._seen_lately(names) else self._neighbours(names)
+        return statistics.median(map(self._own_factor, near)) if near else self._own_factor(names)
+
+    def profile(self) -> Profile:
+        """Return the profile as devices and links are now."""
+        devices = {device.name: self.factor(device.name) for device in self._base.devices}
+        links = {(a, b): self.factor(a, b) for a, b in ((link.sender, link.receiver) for link in self._base.links)}
+        return Slowdown(devices, links).of(self._base)
+
+    def _own_factor(self, names: tuple[str, ...]) -> float:
         detector = self._detectors.get(names)
         if detector is None or abs(math.log(detector.reported_level)) < math.log1p(self._hysteresis):
             return 1.0
         return detector.reported_level
 
-    def profile(self) -> Profile:
-        """Return the profile as devices and links are now."""
-        factors = {names: self.factor(*names) for names in self._detectors}
-        devices = {names[0]: factor for names, factor in factors.items() if len(names) == 1}
-        links = {(names[0], names[1]): factor for names, factor in factors.items() if len(names) == 2}
-        return Slowdown(devices, links).of(self._base)
+    def _neighbours(self, link: tuple[str, ...]) -> list[tuple[str, ...]]:
+        """Return the links of the profile that were observed lately and have a device in common with a link."""
+        return [
+            other
+            for other in ((one.sender, one.receiver) for one in self._base.links)
+            if set(other) & set(link) and self._seen_lately(other)
+        ]
+
+    def _seen_lately(self, names: tuple[str, ...]) -> bool:
+        return self._frames - self._seen_at.get(names, -LATELY_FRAMES) < LATELY_FRAMES
 
     def _level(self, names: tuple[str, ...]) -> float:
         detector = self._detectors.get(names)

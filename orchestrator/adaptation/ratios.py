@@ -95,7 +95,7 @@ class _Passage:
         resources: names of its up-link, its down-link and its media.
         handed, passed: when its sender handed it over, and when its last byte had passed, without latency.
         exact: whether `passed` is known; otherwise it is an upper bound.
-        begins, ends: when its bytes should have passed, with predicted rates, without latency.
+        ends: when its last byte should have passed, with predicted rates, without latency.
     """
 
     link: Pair
@@ -104,7 +104,6 @@ class _Passage:
     handed: float
     passed: float
     exact: bool
-    begins: float = 0.0
     ends: float = 0.0
 
 
@@ -124,11 +123,19 @@ class _Group:
 
     @property
     def measured_seconds(self) -> float:
-        return _covered((passage.handed, passage.passed) for passage in self.passages)
+        return sum(_covered((one.handed, one.passed) for one in sharing) for sharing in self._sharing())
 
     @property
     def predicted_seconds(self) -> float:
-        return _covered((passage.begins, passage.ends) for passage in self.passages)
+        return sum(_covered((one.handed, one.ends) for one in sharing) for sharing in self._sharing())
+
+    def _sharing(self) -> list[list[_Passage]]:
+        """Return the messages on each resource that several messages share; a message alone counts once."""
+        on: dict[str, list[_Passage]] = defaultdict(list)
+        for passage in self.passages:
+            for name in passage.resources:
+                on[name].append(passage)
+        return [sharing for sharing in on.values() if len(sharing) > 1] or [self.passages]
 
 
 def _link_ratios(measured: Timeline, profile: Profile) -> tuple[dict[Pair, float], dict[Pair, float]]:
@@ -199,11 +206,11 @@ def _predict(passages: Iterable[_Passage], profile: Profile) -> None:
         media = profile.media_between(sender, receiver)
         seconds = max([wire, *(passage.nbytes / medium.bytes_per_second for medium in media)])
         up, down = f"from {sender}", f"to {receiver}"
-        passage.begins = max([passage.handed, free[up], *(free[f"medium {medium.name}"] for medium in media)])
-        free[up] = passage.begins + seconds
+        begins = max([passage.handed, free[up], *(free[f"medium {medium.name}"] for medium in media)])
+        free[up] = begins + seconds
         for medium in media:
-            free[f"medium {medium.name}"] = passage.begins + passage.nbytes / medium.bytes_per_second
-        passage.ends = free[down] = max(passage.begins + seconds - wire, free[down]) + wire
+            free[f"medium {medium.name}"] = begins + passage.nbytes / medium.bytes_per_second
+        passage.ends = free[down] = max(begins + seconds - wire, free[down]) + wire
 
 
 def _groups(passages: Sequence[_Passage]) -> list[_Group]:

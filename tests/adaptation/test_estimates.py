@@ -12,9 +12,10 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from nets import DEVICES, examples
-from virtual import cases, chain, cluster, halos, layer_split, measured, run
+from virtual import cases, chain, cluster, halos, layer_split, run
 
 import coedge
+from benchmarks.adaptation import as_measured
 from coedge.plan.plan import Plan
 from coedge.profile.profile import CodecSpeed, Medium, Profile
 from coedge.profile.slowdown import Slowdown, slower
@@ -53,7 +54,7 @@ def linked(seconds: float = 1.0, latency: float = 0.0, media: tuple[Medium, ...]
 def test_a_profile_that_is_right_shows_ratios_of_1(case: tuple[Plan, Profile]) -> None:
     plan, profile = case
     predicted = run(plan, profile, halos())
-    seen = ratios(measured(predicted), predicted, profile)
+    seen = ratios(as_measured(predicted), predicted, profile)
     assert list(seen.devices.values()) == pytest.approx([1.0] * len(seen.devices))
     assert list(seen.links.values()) == pytest.approx([1.0] * len(seen.links), rel=0.05)
     assert all(bound > 0.95 for bound in seen.link_bounds.values())
@@ -64,7 +65,7 @@ def test_a_profile_that_is_right_shows_ratios_of_1(case: tuple[Plan, Profile]) -
 def test_factors_of_devices_are_found(case: tuple[Plan, Profile], factors: list[float]) -> None:
     plan, profile = case
     truth = Slowdown(dict(zip(DEVICES, factors)), {}).of(profile)
-    seen = ratios(measured(run(plan, truth, halos())), run(plan, profile, halos()), profile)
+    seen = ratios(as_measured(run(plan, truth, halos())), run(plan, profile, halos()), profile)
     expected = dict(zip(DEVICES, factors))
     assert dict(seen.devices) == pytest.approx({name: expected[name] for name in seen.devices})
 
@@ -74,7 +75,7 @@ def test_factors_of_devices_are_found(case: tuple[Plan, Profile], factors: list[
 def test_links_that_all_change_show_the_factor(case: tuple[Plan, Profile], factor: float) -> None:
     plan, profile = case
     truth = Slowdown({}, dict.fromkeys(PAIRS, factor)).of(profile)
-    seen = ratios(measured(run(plan, truth, halos())), run(plan, profile, halos()), profile)
+    seen = ratios(as_measured(run(plan, truth, halos())), run(plan, profile, halos()), profile)
     assert list(seen.links.values()) == pytest.approx([factor] * len(seen.links), rel=0.2)
     assert all(bound > 0.8 * factor for bound in seen.link_bounds.values())
 
@@ -84,7 +85,7 @@ def test_a_link_shows_its_factor_alone() -> None:
     profile = cluster(model, seconds_per_row={"a": 0.01, "b": 0.01}, rate=1e4)
     plan = layer_split(model, 1)
     seen = ratios(
-        measured(run(plan, Slowdown({}, {("a", "b"): 3.0}).of(profile), model)), run(plan, profile, model), profile
+        as_measured(run(plan, Slowdown({}, {("a", "b"): 3.0}).of(profile), model)), run(plan, profile, model), profile
     )
     assert dict(seen.links) == pytest.approx({("a", "b"): 3.0})
 
@@ -93,7 +94,7 @@ def test_frames_of_any_number_and_count_are_compared() -> None:
     model = halos()
     profile = cluster(model, ("a", "b"), rate=1e4)
     plan = coedge.even_plan(model, ["a", "b"], stage_layers=1)
-    many = measured(run(plan, Slowdown({"a": 2.0}, {}).of(profile), model, frames=3))
+    many = as_measured(run(plan, Slowdown({"a": 2.0}, {}).of(profile), model, frames=3))
     later = replace(many, spans=tuple(span._replace(frame=span.frame + 40) for span in many.spans))
     assert dict(ratios(later, run(plan, profile, model), profile).devices) == pytest.approx({"a": 2.0, "b": 1.0})
 
@@ -194,7 +195,7 @@ def frames(
     for _ in range(count):
         noisy = {name: devices.get(name, 1.0) * math.exp(0.05 * generator.standard_normal()) for name in "ab"}
         link = {("a", "b"): links.get(("a", "b"), 1.0) * math.exp(0.05 * generator.standard_normal())}
-        events += estimates.observe(measured(run(plan, Slowdown(noisy, link).of(profile), model)), predicted)
+        events += estimates.observe(as_measured(run(plan, Slowdown(noisy, link).of(profile), model)), predicted)
     return events
 
 
@@ -218,7 +219,7 @@ def test_the_profile_follows_lasting_changes_only() -> None:
     frames(estimates, {"a": 1.1}, {("a", "b"): 4.0}, 20)
     now = estimates.profile()
     assert now.link("a", "b").bytes_per_second == pytest.approx(2500, rel=0.1)
-    assert now.link("b", "a") == base.link("b", "a") and now.devices == base.devices
+    assert now.devices == base.devices
     assert now.link("a", "b").latency_seconds == base.link("a", "b").latency_seconds
     frames(estimates, {"a": 1.1}, {}, 20)
     assert estimates.profile() == base
@@ -229,7 +230,26 @@ def test_test_messages_are_observed_too() -> None:
     events = [estimates.observe_ratio(("b", "a"), 2.0) for _ in range(12)]
     (event,) = [event for event in events if event is not None]
     assert event.kind == "link" and estimates.factor("b", "a") == pytest.approx(2.0, rel=0.05)
-    assert estimates.factor("a", "b") == 1.0
+    assert estimates.factor("c", "d") == 1.0
+
+
+def test_an_unused_link_is_expected_to_be_like_its_neighbours() -> None:
+    estimates = Estimates(linked())
+
+    def observe(links: Mapping[Pair, float], count: int) -> None:
+        for _ in range(count):
+            estimates.observe(NOTHING, NOTHING)
+            for link, ratio in links.items():
+                estimates.observe_ratio(link, ratio)
+
+    observe({("a", "b"): 4.0, ("a", "c"): 4.0, ("d", "a"): 4.0}, 15)
+    assert estimates.factor("b", "c") == pytest.approx(4.0, rel=0.05)  # never observed
+    observe({("a", "b"): 1.0, ("a", "c"): 1.0}, 10)
+    assert estimates.factor("d", "a") == pytest.approx(4.0, rel=0.05)  # observed 10 frames ago
+    observe({("a", "b"): 1.0, ("a", "c"): 1.0}, 15)
+    assert estimates.factor("d", "a") == estimates.factor("a", "b") == 1.0
+    observe({("a", "b"): 1.0, ("a", "c"): 1.0, ("d", "a"): 4.0}, 1)
+    assert estimates.factor("d", "a") == pytest.approx(4.0, rel=0.05)
 
 
 def test_devices_that_the_profile_does_not_have_are_ignored() -> None:

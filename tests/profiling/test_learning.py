@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nets import examples
-from virtual import measured
 
+from benchmarks.adaptation import as_measured
 from benchmarks.instances import chain
 from coedge.config.sections import LinkConfig
 from coedge.execution.program import Work
@@ -59,7 +59,7 @@ def profile_of(model: Model, factor: float = 1.0, latency_seconds: float = 2e-4)
 
 def measured_plan(model: Model, plan: Plan, truth: Profile, frames: int = 3) -> MeasuredPlan:
     programs = lower(plan, model)
-    return MeasuredPlan(plan, programs, [measured(simulate(programs, truth, model)) for _ in range(frames)])
+    return MeasuredPlan(plan, programs, [as_measured(simulate(programs, truth, model)) for _ in range(frames)])
 
 
 def plans(model: Model, profile: Profile, schemes: Sequence[str] = ("auto", "equal")) -> list[Plan]:
@@ -125,7 +125,7 @@ def test_observed_stages_take_the_median_frame(model: Model) -> None:
     truth = profile_of(model)
     (plan,) = plans(model, truth, ["equal"])
     programs = lower(plan, model)
-    frames = [measured(simulate(programs, profile_of(model, factor), model)) for factor in (1.0, 1.0, 9.0)]
+    frames = [as_measured(simulate(programs, profile_of(model, factor), model)) for factor in (1.0, 1.0, 9.0)]
     usual, disturbed = observed_stages(programs, frames[:1]), observed_stages(programs, frames)
     assert [one.seconds for one in disturbed] == pytest.approx([one.seconds for one in usual])
     assert {one.device for one in usual} == {name for name, program in programs.items() if program.computes}
