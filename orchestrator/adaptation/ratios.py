@@ -2,13 +2,14 @@
 
 Devices     Kernel time of the stages that both timelines have.
 Links       Messages are sent when their senders hand them over, as measured. How long would they be under way with the
-            predicted rates, if every up-link, down-link and medium carried one message at a time, as the simulator
-            assumes? The ratio is the time in which some message was under way over the time in which one should have
+            profile's rates, if every up-link, down-link and medium carried one message at a time, as the simulator
+            assumes? The ratio is the time in which messages were under way over the time in which they should have
             been. Latency is subtracted from both.
 
 Messages that share an up-link, a down-link or a medium at the same time make a group. What is known of a group is when
-its bytes had passed, since transports differ in how they share a link. So all links of a group have one ratio. Groups
-of one link tell more: if a link has such groups, its other groups do not count.
+the bytes on a shared resource had passed, since transports differ in how they share one. So all links of a group have
+one ratio: the sum over its shared resources. Groups of one link tell more: if a link has such groups, its other groups
+do not count.
 
 Assumptions:
 
