@@ -12,13 +12,15 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
+
 from coedge.config.cluster_config import ClusterConfig
 from coedge.core.errors import ClusterError
 from orchestrator.control.deadline import Overrun, within
 from orchestrator.control.local_ray import JOIN_THREAD, LocalRay
 from orchestrator.control.private_token import KeptEnvironment
 from orchestrator.control.ray_address import check_ray_address
-from orchestrator.control.ray_token import check_node_tokens, check_token
+from orchestrator.control.ray_token import alive_before_joining, check_node_tokens, check_token
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ def enter(config: ClusterConfig, check_nodes: bool = True) -> None:
     """Connect this process to Ray, if it is not connected. Each call is matched by one call of `leave`.
 
     Args:
-        check_nodes: whether nodes of devices that want another token are an error.
+        check_nodes: whether nodes of devices that want another token are an error. The node of this host always is.
 
     Raises:
         ClusterError: there is no Ray at the address, it did not answer or start within `connect_timeout_seconds`, it or
@@ -146,13 +148,9 @@ def _start_or_join(config: ClusterConfig, check_nodes: bool) -> LocalRay | None:
         found = _found_by_ray() if address == "auto" else address
         if ":" in found and "://" not in found:
             check_ray_address(found, config.connect_timeout_seconds / 2)  # the rest is for Ray itself
-            check_token(found, address == "auto" and not os.environ.get("RAY_ADDRESS"))
+            if check_token(found, address == "auto" and not os.environ.get("RAY_ADDRESS")):
+                check_node_tokens(_used_nodes(config if check_nodes else None, alive_before_joining(found)))
         ray.init(address=address, **common)
-        try:
-            check_node_tokens(_used_nodes(config, ray.nodes()) if check_nodes else ())
-        except ClusterError:
-            ray.shutdown()
-            raise
 
     next_step = "Start one with `ray start --head`, or leave out ray.address to start a local cluster"
     try:
@@ -184,11 +182,17 @@ def _found_by_ray() -> str:
         return ""
 
 
-def _used_nodes(config: ClusterConfig, nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the nodes that are named as nodes of devices. Without devices every node is one."""
-    wanted = {device.node for device in config.devices if device.node is not None}
+def _used_nodes(config: ClusterConfig | None, nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the nodes of this host and, with a configuration, those of its devices. Without devices every node is one.
+
+    The client joins through a node of its own host.
+    """
+    own = {one.address for addresses in psutil.net_if_addrs().values() for one in addresses}
+    wanted = {device.node for device in config.devices if device.node is not None} if config else set()
     names = ("NodeManagerAddress", "NodeManagerHostname", "NodeID")
-    return [n for n in nodes if n["Alive"] and (not config.devices or wanted & {n[name] for name in names})]
+    if config is not None and not config.devices:
+        return nodes
+    return [n for n in nodes if n["NodeManagerAddress"] in own or wanted & {n[name] for name in names}]
 
 
 def _end_by_sigterm() -> None:

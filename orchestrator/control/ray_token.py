@@ -7,6 +7,7 @@ from the file RAY_AUTH_TOKEN_PATH, else from ~/.ray/auth_token. All processes of
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -43,18 +44,21 @@ def own_token() -> tuple[str | None, str]:
         return None, str(path)
 
 
-def check_token(address: str, automatic: bool, seconds: float = ANSWER_SECONDS) -> None:
+def check_token(address: str, automatic: bool, seconds: float = ANSWER_SECONDS) -> bool:
     """Check that the head at an address takes what this process sends: its token, or none.
 
     Args:
         automatic: whether Ray looks for the head itself (address "auto", and no RAY_ADDRESS). If no mode is set, it
             sends a token then, if there is one; this function sets the mode for heads that have no token.
 
+    Returns:
+        Whether a Ray head answered that takes it.
+
     Raises:
         ClusterError: it does not; the message has the command that mends it.
     """
     if mode() not in (None, "", "disabled", "token"):
-        return
+        return False
     status = grpc_status(address, HEAD_CALL, None, seconds)
     token, source = own_token()
     if status == OK and mode() == "token":
@@ -66,7 +70,7 @@ def check_token(address: str, automatic: bool, seconds: float = ANSWER_SECONDS) 
     if status == OK and automatic and not mode():
         os.environ[MODE] = "disabled"  # `private_token.KeptEnvironment` restores it
     if status != UNAUTHENTICATED:
-        return
+        return status == OK
     sends = mode() == "token" or (automatic and not mode())
     if not sends:
         raise ClusterError(
@@ -78,11 +82,36 @@ def check_token(address: str, automatic: bool, seconds: float = ANSWER_SECONDS) 
             f"the Ray head at {address} wants a token, and there is none in {source}. Run `export {MODE}=token`"
             f"{_how_to_get(address, None, source)}"
         )
-    if grpc_status(address, HEAD_CALL, token, seconds) == UNAUTHENTICATED:
+    status = grpc_status(address, HEAD_CALL, token, seconds)
+    if status == UNAUTHENTICATED:
         raise ClusterError(
             f"the Ray head at {address} wants another token than that of {source}. Run `export {MODE}=token`"
             f"{_how_to_get(address, None, source)}"
         )
+    return status == OK
+
+
+def alive_before_joining(address: str, seconds: float = ANSWER_SECONDS) -> list[dict[str, Any]]:
+    """Return the nodes that are alive, as `ray.nodes` does, which works only after joining. No answer: none.
+
+    A process that joins while the Ray of its own host refuses its token is aborted by Ray's compiled code.
+    """
+    try:
+        client = importlib.import_module("ray._raylet").GcsClient(address=address)
+        found = client.get_all_node_info(timeout=seconds).values()
+        return [
+            {
+                "NodeID": info.node_id.hex(),
+                "NodeManagerAddress": info.node_manager_address,
+                "NodeManagerHostname": info.node_manager_hostname,
+                "NodeManagerPort": info.node_manager_port,
+                "Alive": True,
+            }
+            for info in found
+            if info.state == 0
+        ]
+    except Exception:  # private code of Ray, which may be another one in another version
+        return []
 
 
 def check_node_tokens(nodes: Iterable[Mapping[str, Any]], seconds: float = ANSWER_SECONDS) -> None:

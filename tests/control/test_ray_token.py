@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -23,9 +24,10 @@ from test_ray_connection import SETTINGS, Server
 from waiting import until
 
 import coedge
-from coedge import ClusterError
+from coedge import ClusterConfig, ClusterError
 from orchestrator.control.grpc_status import OK, UNAUTHENTICATED, _request, grpc_status
 from orchestrator.control.private_token import KeptEnvironment
+from orchestrator.control.ray_connection import _used_nodes
 from orchestrator.control.ray_token import HEAD_CALL, MODE, TOKEN, TOKEN_PATH, check_node_tokens, check_token, own_token
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -245,6 +247,25 @@ def test_nodes_with_other_tokens_are_named(
     monkeypatch.setenv(MODE, "token")
     with pytest.raises(ClusterError, match=rf"\(board\) does not take the token .*export {MODE}=token"):
         check_node_tokens([bad])
+
+
+def test_the_nodes_of_this_host_and_of_devices_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray aborts a process that joins through a node which refuses its token."""
+    cards = {"eth0": [SimpleNamespace(address="10.0.0.1")], "lo": [SimpleNamespace(address="127.0.0.1")]}
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: cards)
+    names = ("NodeManagerAddress", "NodeManagerHostname", "NodeID")
+    nodes = [dict(zip(names, (f"10.0.0.{k}", f"host-{k}", f"id-{k}"))) for k in (1, 2, 3)]
+
+    def used(*wanted: str | None) -> list[str]:
+        devices = [{"name": f"d{index}", "node": node} for index, node in enumerate(wanted)]
+        config = ClusterConfig.model_validate({"devices": devices})
+        return [node["NodeID"] for node in _used_nodes(config, nodes)]
+
+    assert used() == ["id-1", "id-2", "id-3"]
+    assert used(None) == ["id-1"]
+    assert used("host-3") == ["id-1", "id-3"]
+    assert used("10.0.0.2", "id-3") == ["id-1", "id-2", "id-3"]
+    assert [node["NodeID"] for node in _used_nodes(None, nodes)] == ["id-1"]
 
 
 # ---------------------------------------------------------------- Ray itself
