@@ -18,6 +18,7 @@ from orchestrator.control import ray_control
 from orchestrator.control.worker_group import RemoteWorker, WorkerGroup, Workers, ask_ready
 from orchestrator.profiling.links import measure_network
 from orchestrator.profiling.probing import ActorProber
+from orchestrator.profiling.speed_cache import store_speed
 from workers.runtime.spec import MeteredPower
 from workers.transport.message import Message, MessageKind
 from workers.transport.transport import Endpoint
@@ -38,6 +39,9 @@ def measure_cluster(config: ClusterConfig, group: WorkerGroup) -> None:
     group.network = replace(_measure_network(group.ready, _media(config)), client=client)
     group.by_name = _measure_power(group.by_name)
     group.gflops = _measure_gflops(group.by_name, config.connect_timeout_seconds)
+    for worker in group.by_name.values():
+        if not worker.emulated:  # `coedge doctor` compares with it
+            store_speed(config.cache_path, worker.facts.fingerprint, group.gflops[worker.facts.fingerprint])
 
 
 def measure_links(config: ClusterConfig, group: WorkerGroup) -> None:
