@@ -52,6 +52,11 @@ class ClusterConfig(Section):
         description="Run the frames of a lost device again on the others, and start workers that have ended again. "
         "False: these frames fail, and these workers stay lost.",
     )
+    adapt: bool = Field(
+        default=True,
+        description="Let plans follow lasting changes of links and devices, as frames show them. False: only after "
+        "`measure_links`.",
+    )
     profile_budget_seconds: float = Field(
         default=20.0, gt=0, description="Approximate seconds for measuring a model on one kind of machine."
     )

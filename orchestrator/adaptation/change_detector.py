@@ -14,7 +14,7 @@ correlation  Samples that follow each other may resemble each other. Ten of them
 noise        A new run expects the noise of the current segment, not one that is fixed in advance.
 bounded cost Only the most probable runs are kept.
 
-The current segment is the run that the detector believes in. It changes when younger runs are almost certain.
+The current segment is the run that the detector believes in. It changes when this run is almost certainly wrong.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 HAZARD = 1 / 500
 # Probability that a sample is an outlier, and the density of the logarithm of outliers: within a factor of 20.
 OUTLIERS, OUTLIER_DENSITY = 0.02, 1 / 6
-# The current segment ends when younger runs have this probability together.
-CERTAIN = 0.97
+# The current segment is left when younger runs have this probability together, or all other runs the second one.
+CERTAIN, MORE_CERTAIN = 0.97, 0.9999
 # Samples that a segment must have before it is reported.
 LEAST_SAMPLES = 4
 # Runs that are kept. When there are more than MOST_RUNS, the FEWER_RUNS most probable ones stay.
@@ -200,13 +200,18 @@ class ChangeDetector:
         self._stop = FEWER_RUNS
 
     def _follow(self) -> None:
-        """Move on to a younger segment if that is almost certain, and take over the segment's level and noise."""
+        """Move to another segment if it is almost certain that the current one is wrong; take its level and noise.
+
+        That may be an older one: some samples that seemed to begin a segment were outliers then.
+        """
         starts, probability = self._runs[:2, : self._stop]
         at = int(starts.searchsorted(self._start))
         younger = probability[at + 1 :]
         if younger.sum() > CERTAIN:
             at += 1 + int(younger.argmax())
-            self._start = int(starts[at])
+        elif probability[at] < 1.0 - MORE_CERTAIN:
+            at = int(probability.argmax())
+        self._start = int(starts[at])
         _, _, _, level, shape, rate = self._runs[:, at].tolist()
         self._level, self._noise = level, math.sqrt(rate / shape)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from coedge.graph.model import Model
 from coedge.plan.plan import Plan
 from coedge.profile.profile import Profile
 from coedge.simulation.simulator import credits_of
+from orchestrator.adaptation.estimates import ChangeEvent
+from orchestrator.cluster.adaptation import Adaptation
 from orchestrator.cluster.course import Course
 from orchestrator.cluster.courses import Courses
 from orchestrator.cluster.device_info import DeviceInfo, describe_devices
@@ -35,7 +38,7 @@ from orchestrator.control.presence import Presence
 from orchestrator.control.worker_group import RemoteWorker, WorkerGroup, place_workers, set_link
 from orchestrator.planner.mixture import Mixture
 from orchestrator.planner.planner import AUTO, check_scheme
-from orchestrator.profiling.cluster_measurement import measure_cluster, measure_links_of, measure_speed_of
+from orchestrator.profiling.cluster_measurement import measure_cluster, measure_links_of, measure_speed_of, slowness
 from orchestrator.runtime.diagnosis import FailureDiagnosis
 from orchestrator.runtime.dispatcher import CLOSED, Dispatcher
 from orchestrator.runtime.job import Job
@@ -45,6 +48,8 @@ from orchestrator.runtime.stream import in_order
 from workers.emulation.paced_transport import LinkSpec
 from workers.runtime.heartbeat import Heart
 from workers.transport.local_socket import remove_stale_folders
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -90,7 +95,14 @@ class Cluster:
         self._diagnosis = FailureDiagnosis(group)
         presence = Presence({index: name for name, index in group.index_of.items()}, config.detect_seconds)
         self._dispatcher = Dispatcher(
-            group.transport, group.index_of, group.clocks, self._credits, self._diagnosis.late, presence, group.lost
+            group.transport,
+            group.index_of,
+            group.clocks,
+            self._credits,
+            self._diagnosis.late,
+            presence,
+            group.lost,
+            self._look_at,
         )
         self._heart = Heart(group.transport, presence.hearing, group.index_of.values, lambda: None)
         memory_bytes = {name: worker.memory_bytes for name, worker in group.by_name.items()}
@@ -98,6 +110,7 @@ class Cluster:
         self._plan_cache = PlanCache(config, group, self._quiet, self._run_frame_of_trial)
         self._recovery = Recovery(group, self._dispatcher, self._loader, self._diagnosis.lost)
         self._courses = Courses(group, self._plan_cache, self._recovery.improve)
+        self._adaptation = Adaptation(self._plan_cache, self._test, self._changed) if config.adapt else None
         self._clock_refresh = ClockRefresh(
             group.clocks,
             clock_readers(group.by_name, lambda name: group.by_name[name].actor),
@@ -159,6 +172,8 @@ class Cluster:
         """
         self._check_open()
         self._plan_cache.measure_links()
+        if self._adaptation is not None:
+            self._adaptation.forget()
         self._courses.renew()
 
     def profile(self, model: Model) -> Profile:
@@ -309,6 +324,8 @@ class Cluster:
             steps.callback(self._dispatcher.close)
             steps.callback(self._heart.stop)
             steps.callback(self._recovery.close)
+            if self._adaptation is not None:
+                steps.callback(self._adaptation.close)
             steps.callback(self._clock_refresh.close)
 
     def __enter__(self) -> Cluster:
@@ -347,6 +364,20 @@ class Cluster:
     def watch_ended(self, reason: str) -> None:
         """Fail all frames, because deaths would go unnoticed; see `Listener`."""
         self._dispatcher.end(reason)
+
+    def _look_at(self, job: Job) -> None:
+        if self._adaptation is not None:
+            self._adaptation.look_at(job)
+
+    def _test(self, names: tuple[str, ...]) -> float | None:
+        """Test a device or a link; see `adaptation.Test`."""
+        return slowness(self._group, names)
+
+    def _changed(self, changes: Sequence[ChangeEvent]) -> None:
+        """Let plans follow lasting changes of devices and links."""
+        for change in changes:
+            log.info("%s", change.what)
+        self._courses.improve()
 
     def _submit(
         self, model: Model, arrays: tuple[NDArray[Any], ...], as_tensors: bool, course: Course, seconds: float

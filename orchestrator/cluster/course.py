@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from coedge.graph.model import Model
 from coedge.plan.frame_assignment import frame_assignment
 from coedge.plan.plan import Plan
 from orchestrator.control.worker_group import WorkerGroup
 from orchestrator.planner.repair import without_devices
+
+# A course without a frame for so long gets no better plans until there is one.
+IN_USE_SECONDS = 30.0
+
+
+class Wish(NamedTuple):
+    """How plans are to be made.
+
+    Attributes:
+        search: search the whole plan space, also if there are plans with boundaries for the present links.
+        trial: run the best ones, and refuse those that do not meet the objective.
+    """
+
+    search: bool
+    trial: bool
+
+
+FIRST = Wish(search=False, trial=True)
 
 
 @dataclass(frozen=True)
@@ -28,8 +49,7 @@ class Course:
     loaded in the background. When devices come back, the plans stay until better ones are loaded.
 
     Args:
-        choose: makes the plans for the devices that are there now, with True for the first time; None: the plans are
-            given and not made anew.
+        choose: makes the plans for the devices that are there now; None: the plans are given and not made anew.
         given: the first plans; None: the first call of `plan` makes them.
         improve: asks for a call of `adopt` from another thread.
     """
@@ -38,7 +58,7 @@ class Course:
         self,
         model: Model,
         group: WorkerGroup,
-        choose: Callable[[bool], Choice] | None,
+        choose: Callable[[Wish], Choice] | None,
         given: Choice | None,
         improve: Callable[[Course], None],
     ) -> None:
@@ -47,6 +67,7 @@ class Course:
         self._group, self._improve, self._given = group, improve, given
         self._lock = threading.Lock()
         self._choice: Choice | None = None
+        self._used_seconds = -math.inf
         self._version = -1  # of the membership that the choice was made for
 
     def plan(self) -> Plan:
@@ -57,7 +78,13 @@ class Course:
         """
         with self._lock:
             self._bring_up_to_date()
+            self._used_seconds = time.monotonic()
             return self._plans[next(self._turns)]
+
+    @property
+    def in_use(self) -> bool:
+        """Return whether frames ran by this course a moment ago."""
+        return time.monotonic() - self._used_seconds < IN_USE_SECONDS
 
     def plans(self) -> list[Plan]:
         """Return the present plans. Raises the errors of `plan`."""
@@ -93,7 +120,7 @@ class Course:
             self._start(self._given)
         else:
             assert self.choose is not None
-            self._start(self.choose(True))
+            self._start(self.choose(FIRST))
         lost = self._group.lost.keys()
         # Plans that use a lost device are followed up at once.
         self._version = -1 if any(lost & _devices(plan) for plan in self._plans) else version

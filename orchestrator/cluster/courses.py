@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ from coedge.core.errors import InfeasibleError
 from coedge.core.objective import Objective
 from coedge.graph.model import Model
 from coedge.plan.plan import Plan
-from orchestrator.cluster.course import Choice, Course
+from orchestrator.cluster.course import Choice, Course, Wish
 from orchestrator.cluster.plan_cache import PlanCache
 from orchestrator.control.worker_group import WorkerGroup
 from orchestrator.planner.mixture import Mixture
@@ -31,6 +32,7 @@ class Courses:
         self._group, self._plan_cache, self._improve = group, plan_cache, improve
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[str, str, str], Course] = OrderedDict()
+        self._mixed: weakref.WeakSet[Course] = weakref.WeakSet()  # of streams under way
 
     def of(self, model: Model, objective: Objective, scheme: str) -> Course:
         """Return the course of all frames with this objective and scheme.
@@ -45,9 +47,9 @@ class Courses:
         check_scheme(scheme)
         key = (model.hash, objective.model_dump_json(), scheme)
 
-        def choose(first: bool) -> Choice:
-            plan = self._plan_cache.plan(model, objective, scheme, search=not first, trial=first)
-            if first and not plan.feasible:
+        def choose(wish: Wish) -> Choice:
+            plan = self._plan_cache.plan(model, objective, scheme, wish.search, wish.trial)
+            if wish.trial and not plan.feasible:
                 raise InfeasibleError(
                     f"no plan of scheme {plan.scheme!r} meets the objective: {plan.reason}. Loosen it, or run the "
                     "nearest plan all the same: cluster.submit(model, x, plan=cluster.plan(model))"
@@ -66,15 +68,27 @@ class Courses:
     def mixed(self, model: Model, objective: Objective, mixture: Mixture) -> Course:
         """Return a course of mixtures that begins with this one."""
 
-        def choose(first: bool) -> Choice:
-            return _choice_of(self._plan_cache.mixture(model, objective))
+        def choose(wish: Wish) -> Choice:
+            return _choice_of(self._plan_cache.mixture(model, objective, wish.search))
 
-        return Course(model, self._group, choose, _choice_of(mixture), self._improve)
+        course = Course(model, self._group, choose, _choice_of(mixture), self._improve)
+        self._mixed.add(course)
+        return course
 
     def given(self, model: Model, plan: Plan | Mixture) -> Course:
         """Return a course of plans that the caller gave. They are repaired, and not made anew."""
         choice = _choice_of(plan) if isinstance(plan, Mixture) else Choice([plan])
         return Course(model, self._group, None, choice, self._improve)
+
+    def improve(self) -> None:
+        """Make and load better plans for all courses in the background, after a change of the profiles."""
+        with self._lock:
+            courses = [*self._kept.values(), *self._mixed]
+        for course in courses:
+            if course.in_use:
+                self._improve(course)
+            else:
+                course.renew()
 
     def renew(self) -> None:
         """Make all kept plans anew when they are next needed, as after a measurement of the links."""

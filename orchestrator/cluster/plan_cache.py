@@ -19,6 +19,7 @@ from coedge.graph.model import Model
 from coedge.plan.plan import Plan
 from coedge.profile.correction import Correction
 from coedge.profile.profile import Profile
+from coedge.profile.slowdown import Slowdown
 from orchestrator.control.worker_group import WorkerGroup, Workers, ask_ready
 from orchestrator.evaluation.evaluator import Evaluator
 from orchestrator.planner.mixture import Mixture
@@ -90,7 +91,9 @@ class PlanCache:
         self._planning = threading.RLock()
         self._profiles: dict[str, Profile] = {}  # as measured, without corrections
         self._corrections: dict[str, Correction] = {}
-        self._corrected: dict[str, Profile] = {}
+        self._base: dict[str, Profile] = {}  # with corrections
+        self._corrected: dict[str, Profile] = {}  # with corrections and the present slowdown
+        self._slowdown = Slowdown()
         self._plans: dict[_PlanKey, _Cached[Plan]] = {}
         self._mixtures: dict[_PlanKey, _Cached[Mixture]] = {}  # of `auto`
 
@@ -122,6 +125,16 @@ class PlanCache:
             whole = self._corrected[model.hash]
         self._check_left()
         return whole.without(group.lost).from_source(group.source)
+
+    def base(self, model: Model) -> Profile | None:
+        """Return the profile of all devices without the present slowdown; None if the model was not measured."""
+        return self._base.get(model.hash)
+
+    def slow_down(self, slowdown: Slowdown) -> None:
+        """Let profiles follow lasting changes, and plans have boundaries for them; see `measure_links`."""
+        with self._planning:
+            self._slowdown = slowdown
+            self._renew()
 
     def plan(self, model: Model, objective: Objective, scheme: str, search: bool = True, trial: bool = True) -> Plan:
         """Return a plan for the devices that are left.
@@ -190,11 +203,16 @@ class PlanCache:
                 model_hash: profile.model_copy(update={"links": network.links, "media": network.media})
                 for model_hash, profile in self._profiles.items()
             }
-            for model_hash in self._profiles:
-                self._correct(model_hash)
-            plans, mixtures = self._plans.items(), self._mixtures.items()
-            self._plans = {key: new for key, old in plans if (new := self._resolved(key, old, BoundarySolver))}
-            self._mixtures = {key: mix for key, old in mixtures if (mix := self._resolved(key, old, MixtureSolver))}
+            self._slowdown = Slowdown(self._slowdown.devices)
+            self._renew()
+
+    def _renew(self) -> None:
+        """Correct all profiles again, and give plans boundaries for them. Holds the lock."""
+        for model_hash in self._profiles:
+            self._correct(model_hash)
+        plans, mixtures = self._plans.items(), self._mixtures.items()
+        self._plans = {key: new for key, old in plans if (new := self._resolved(key, old, BoundarySolver))}
+        self._mixtures = {key: mix for key, old in mixtures if (mix := self._resolved(key, old, MixtureSolver))}
 
     def _for_ready(self, known: Callable[[frozenset[str]], T | None], make: Callable[[frozenset[str]], T]) -> T:
         """Return what is known for the devices that are lost by now, else make it.
@@ -284,11 +302,13 @@ class PlanCache:
 
     def _learn(self, model: Model, runs: list[MeasuredPlan]) -> None:
         """Correct the profile by measured frames."""
-        measured = self._profiles[model.hash].without(self._group.lost)
+        # Trials of a cluster that is slower now must not be taken for errors of the profile.
+        measured = self._slowdown.of(self._profiles[model.hash]).without(self._group.lost)
         correction = self._corrections[model.hash] = learn(measured, model, runs)
         self._correct(model.hash)
         store_correction(self._config.cache_path, model, self._group.by_name, correction)
 
     def _correct(self, model_hash: str) -> None:
         profile, correction = self._profiles[model_hash], self._corrections.get(model_hash)
-        self._corrected[model_hash] = profile if correction is None else correction.of(profile)
+        self._base[model_hash] = profile if correction is None else correction.of(profile)
+        self._corrected[model_hash] = self._slowdown.of(self._base[model_hash])

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from coedge.core.errors import ClusterError, CoEdgeError, DeviceLost
-from orchestrator.cluster.course import Course
+from orchestrator.cluster.course import Course, Wish
 from orchestrator.control.worker_group import WorkerGroup
 from orchestrator.runtime.dispatcher import ActiveFrame, Dispatcher
 from orchestrator.runtime.job import Job
@@ -69,7 +69,8 @@ class Recovery:
             try:
                 do(item)
             except BaseException:  # the next one is still to be done
-                log.warning("could not follow a change of the cluster", exc_info=True)
+                if not self._closed:
+                    log.warning("could not follow a change of the cluster", exc_info=True)
 
     def _recover(self, loss: tuple[str, list[ActiveFrame]]) -> None:
         name, frames = loss
@@ -113,6 +114,7 @@ class Recovery:
         if course.choose is None:
             return
         version = self._group.version
-        choice = course.choose(False)
-        self._loader.load_together(course.model, list(choice.plans))
-        course.adopt(choice, version)
+        for search in (False, True):  # new boundaries at once, and what a search finds later
+            choice = course.choose(Wish(search=search, trial=False))
+            self._loader.load_together(course.model, list(choice.plans))
+            course.adopt(choice, version)

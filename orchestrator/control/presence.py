@@ -40,9 +40,9 @@ class Presence:
                 self._name_of[index] for index in silent if index in self._name_of
             )
 
-    def emptied(self) -> None:
-        """Take note that no message waits."""
-        self.hearing.emptied()
+    def emptied(self, begun: float) -> None:
+        """Take note that a `receive` that began at a time found no message."""
+        self.hearing.emptied(begun)
 
     def expect(self, name: str) -> None:
         """Begin to listen to a device that was started again."""

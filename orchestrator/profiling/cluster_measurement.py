@@ -25,6 +25,9 @@ from workers.transport.transport import Endpoint
 from workers.transport.zmq_transport import ZmqTransport
 
 POWER_SECONDS, POWER_TIMEOUT_SECONDS = 1.0, 30.0
+# A test of a link sends five messages of the bytes that pass in this time at the rate that was measured.
+TEST_LINK_SECONDS, LEAST_TEST_NBYTES, MOST_TEST_NBYTES = 0.02, 4_096, 1_000_000
+TEST_TIMEOUT_SECONDS = 10.0
 CLIENT_PROBES, CLIENT_NBYTES, CLIENT_SECONDS = 6, 600_000, 20.0
 
 
@@ -82,6 +85,33 @@ def measure_speed_of(group: WorkerGroup, name: str, timeout_seconds: float) -> N
         call = worker.actor.measure_gflops.remote(worker.emulated)
         measured = ray_control.gather({name: call}, timeout_seconds, "measure their speed")
         group.gflops[worker.facts.fingerprint] = measured[name]
+
+
+def slowness(group: WorkerGroup, names: tuple[str, ...]) -> float | None:
+    """Return how many times as long a device or a link (sender, receiver) takes as it did when it was measured.
+
+    A link is busy for about 0.1 s. None: the device is emulated or lost, or was not measured.
+
+    Raises:
+        ClusterError: a device does not answer.
+    """
+    ready = group.ready
+    if any(name not in ready for name in names):
+        return None
+    if len(names) == 1:
+        worker = ready[names[0]]
+        known = group.gflops.get(worker.facts.fingerprint)
+        if worker.emulated or known is None:
+            return None
+        call = {worker.name: worker.actor.measure_gflops.remote(False)}
+        return known / float(ready.gather(call, TEST_TIMEOUT_SECONDS, "measure their speed")[worker.name])
+    pair = (names[0], names[1])
+    before = next((link.bytes_per_second for link in group.links if (link.sender, link.receiver) == pair), None)
+    if before is None:
+        return None
+    nbytes = int(min(max(before * TEST_LINK_SECONDS, LEAST_TEST_NBYTES), MOST_TEST_NBYTES))
+    rate, _ = ActorProber(ready).rates([pair], nbytes)[pair]
+    return before / rate
 
 
 def _media(config: ClusterConfig) -> list[Medium]:

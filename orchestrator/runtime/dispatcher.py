@@ -19,7 +19,7 @@ import logging
 import threading
 import time
 import weakref
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.05
 # The diagnosis of a late frame may take this long after the deadline; the frame then fails without one.
 DIAGNOSIS_SECONDS = 2.0
+# Answered frames whose reports are waited for.
+MOST_REPORTING = 16
 CLOSED = "the cluster was closed; connect again"
 
 
@@ -81,6 +83,7 @@ class Dispatcher:
         presence: told of every message.
         lost: the lost devices, read at every use. Errors of frames that use one are ignored: such frames are detached
             or failed when the loss is handled.
+        on_traced: called on the receiving thread with every answered frame that all its devices have reported.
     """
 
     def __init__(
@@ -92,11 +95,14 @@ class Dispatcher:
         on_late: Callable[[Job, LoadedPlan, float, float], CoEdgeError],
         presence: Presence | None = None,
         lost: Container[str] = (),
+        on_traced: Callable[[Job], None] | None = None,
     ) -> None:
         self._transport, self._index_of, self._clocks = transport, dict(index_of), clocks
         self._name_of = {index: name for name, index in index_of.items()}
         self._credits, self._on_late = credits, on_late
-        self._presence, self._lost = presence, lost
+        self._presence, self._lost, self._on_traced = presence, lost, on_traced
+        # Answered frames that devices have not reported yet, oldest first; for `on_traced`.
+        self._reporting: OrderedDict[tuple[int, int], Job] = OrderedDict()
         self._lock = threading.RLock()
         self._active: dict[tuple[int, int], ActiveFrame] = {}
         self._under_way: Counter[int] = Counter()  # by epoch
@@ -273,11 +279,12 @@ class Dispatcher:
     def _run(self) -> None:
         try:
             while not self._closing.is_set():
+                begun = time.monotonic()
                 message = self._transport.receive(POLL_SECONDS)
                 if message is not None:
                     self._take(message)
                 elif self._presence is not None:
-                    self._presence.emptied()
+                    self._presence.emptied(begun)
                 self._check_deadlines()
         except BaseException as error:  # whatever ends this thread, callers that wait must learn of it
             if not self._closing.is_set():
@@ -309,11 +316,23 @@ class Dispatcher:
             with self._lock:
                 self._release(key)
                 self._dispatch(message.epoch)
+            self._await_reports(key, frame.job)
         elif message.kind is MessageKind.ERROR and not any(name in self._lost for name in frame.loaded.devices):
             text = array_to_text(message.arrays[0]) if message.arrays else "unknown error"
             step = self._describe(frame.loaded, device, message.channel)
             frame.job.fail(step_failed(device, step, text, message.frame))
             self._forget(frame)
+
+    def _await_reports(self, key: tuple[int, int], job: Job) -> None:
+        """Keep an answered job, which its caller may drop, until its reports are there."""
+        if self._on_traced is None:
+            return
+        if job.traced:
+            self._on_traced(job)
+            return
+        self._reporting[key] = job
+        while len(self._reporting) > MOST_REPORTING:
+            self._reporting.popitem(last=False)
 
     def _describe(self, loaded: LoadedPlan, device: str, index: int) -> str:
         steps = loaded.programs[device].steps if device in loaded.programs else ()
@@ -332,7 +351,11 @@ class Dispatcher:
         if not fits or steps.dtype.kind != "i" or not np.isin(steps, np.arange(count)).all():
             raise MalformedMessage(f"a report of frame {message.frame} does not fit the program of {count} steps")
         clock = self._clocks.get(device, SAME_CLOCK).at(time.monotonic())
-        job.report(key[0], device, DeviceReport(steps, times, nbytes, clock.seconds, clock.uncertainty_seconds))
+        reported = job.report(
+            key[0], device, DeviceReport(steps, times, nbytes, clock.seconds, clock.uncertainty_seconds)
+        )
+        if reported and self._reporting.pop(key, None) is not None and self._on_traced is not None:
+            self._on_traced(job)
 
     def _check_deadlines(self) -> None:
         """Start the diagnosis of frames that are about to be late, and fail those that are late."""

@@ -164,15 +164,25 @@ class Job:
         with self._lock:
             self.loaded = loaded
             self._reports.clear()
+            self._traced.clear()
 
-    def report(self, epoch: int, device: str, report: DeviceReport) -> None:
-        """Store the report of a device. One of a plan that the frame no longer runs by is dropped."""
+    @property
+    def traced(self) -> bool:
+        """True if all devices have reported."""
+        return self._traced.is_set()
+
+    def report(self, epoch: int, device: str, report: DeviceReport) -> bool:
+        """Store the report of a device. Return whether all have reported.
+
+        A report of a plan that the frame no longer runs by is dropped.
+        """
         with self._lock:
             if epoch != self.loaded.epoch:
-                return
+                return False
             self._reports[device] = report
             if self._reports.keys() >= set(self.loaded.devices):
                 self._traced.set()
+            return self._traced.is_set()
 
     def _spans(self, device: str, report: DeviceReport) -> list[Span]:
         program, shift = self.loaded.programs[device], report.offset_seconds + self.asked_seconds

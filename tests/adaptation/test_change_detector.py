@@ -47,6 +47,17 @@ def test_there_is_at_most_one_false_alarm_in_ten_thousand_samples(sigma: float, 
     assert len(changes(noise(seed, 10_000, sigma, correlation))) <= 1
 
 
+@pytest.mark.parametrize("length", [3, 4, 5, 6, 8, 12])
+def test_a_level_that_returns_soon_is_believed_again(length: int) -> None:
+    """The samples of before are then explained best by the old segment, with outliers in between."""
+    samples = np.exp(0.01 * np.random.default_rng(length).standard_normal(240))
+    samples[4 : 4 + length] *= 10.0
+    detector = ChangeDetector(level=1.0)
+    found = changes(samples, detector)
+    assert [round(change.after) for _, change in found] == [10, 1] and found[1][0] < 4 + length + 2 * WITHIN
+    assert detector.level == pytest.approx(1.0, rel=0.02) and detector.reported_level == pytest.approx(1.0, rel=0.02)
+
+
 @pytest.mark.parametrize("seeds", deep_after([40, 200], [40]))
 @pytest.mark.parametrize("factor", [1.3, 1 / 1.3, 3.0])
 @pytest.mark.parametrize("sigma", [0.05, 0.1])

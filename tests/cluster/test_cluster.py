@@ -57,7 +57,7 @@ pytestmark = pytest.mark.ray
 SHAPE = (1, 3, 32, 24)
 UPPER, LOWER = UnitRect(row_stop=0.5), UnitRect(row_start=0.5)
 NAMES = ("home", "mid", "low", "snail")
-BUDGET = {"profile_budget_seconds": 1.0, "trial_frames": 0}
+BUDGET = {"profile_budget_seconds": 1.0, "trial_frames": 0, "adapt": False}
 SPEEDS = {"home": 1.0, "mid": 0.6, "low": 0.3, "snail": 0.02}
 
 

@@ -73,6 +73,8 @@ def config(cache_dir: str) -> dict[str, Any]:
         "profile_budget_seconds": 1.0,
         "trial_frames": 0,
         "recover": False,
+        "adapt": False,
+        "detect_seconds": 60.0,  # what is not answered in time is diagnosed without heartbeats
     }
 
 

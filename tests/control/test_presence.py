@@ -34,13 +34,23 @@ def test_a_peer_is_silent_only_for_as_long_as_the_queue_was_seen_empty() -> None
     assert hearing.silent == ()
     hearing.heard(1)
     hearing.heard(7)  # nobody expects it
-    hearing.emptied()
+    hearing.emptied(clock.now)
     assert hearing.silent == (2,) and hearing.silent_seconds(2) == 10.0 and hearing.silent_seconds(7) == 0.0
     clock.now += 3.0
     hearing.heard(2)
-    hearing.emptied()
+    hearing.emptied(clock.now)
     assert hearing.silent == (1,)
     hearing.forget(1)
+    assert hearing.silent == ()
+
+
+def test_a_process_that_was_stopped_does_not_take_its_own_silence_for_that_of_its_peers() -> None:
+    clock = Clock()
+    hearing = Hearing(2.0, clock)
+    hearing.expect([1])
+    begun = hearing.now()
+    clock.now += 60.0  # stopped between the look at the queue and the return
+    hearing.emptied(begun)
     assert hearing.silent == ()
 
 
@@ -70,11 +80,11 @@ def test_a_device_that_loads_may_be_silent_for_longer() -> None:
     presence.hearing = Hearing(2.0, clock)
     presence.hearing.expect([0])
     clock.now += 2.5
-    presence.emptied()
+    presence.emptied(clock.now)
     assert presence.unreachable(["a"], "a") == {"a": "it has not been heard for 2.5 s"}
     assert presence.unreachable(["a"], "a", busy=["a"]) == {}
     clock.now += 2.0 * PATIENCE
-    presence.emptied()
+    presence.emptied(clock.now)
     assert list(presence.unreachable(["a"], "a", busy=["a"])) == ["a"]
 
 

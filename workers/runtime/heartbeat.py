@@ -52,9 +52,16 @@ class Hearing:
         if peer in self._heard:
             self._heard[peer] = self._clock()
 
-    def emptied(self) -> None:
-        """Take note that no message waits."""
-        self._emptied = self._clock()
+    def now(self) -> float:
+        """Return the time, for `emptied`."""
+        return self._clock()
+
+    def emptied(self, begun: float) -> None:
+        """Take note that a `receive` that began at a time found no message.
+
+        The time of its end would not do: the process may have been stopped after it had looked.
+        """
+        self._emptied = begun
 
     def silent_seconds(self, peer: int) -> float:
         """Return for how long a peer is known to be silent; 0 for a peer that is not listened to."""

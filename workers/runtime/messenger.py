@@ -122,11 +122,11 @@ class Messenger:
             DeliveryFailed, ClusterError: see `Transport.receive`.
         """
         self._processor.now()  # work done so far counts as the device's time, waiting does not
-        message = None
+        message, begun = None, self._hearing.now()
         try:
             message = self._transport.receive(timeout_seconds)
             if message is None:
-                self._hearing.emptied()
+                self._hearing.emptied(begun)
             else:
                 self._hearing.heard(message.sender)
         finally:
