@@ -72,6 +72,11 @@ class ClusterConfig(Section):
         description="Folder for profiles. Null: the user's cache folder: ~/.cache/coedge on Linux, or as "
         "XDG_CACHE_HOME says.",
     )
+    event_log: str | None = Field(
+        default=None,
+        min_length=1,
+        description="File to which decisions are appended, a JSON object a line. Null: they are only kept in memory.",
+    )
     objective: Objective = Field(default=Objective(), description="What plans minimise, and their limits.")
     scheme: str = Field(default="auto", min_length=1, description='Planning scheme. "auto": the best of all.')
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import logging
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,22 +22,19 @@ from coedge.graph.model import Model
 from coedge.plan.plan import Plan
 from coedge.profile.profile import Profile
 from coedge.simulation.simulator import credits_of
-from orchestrator.adaptation.estimates import ChangeEvent
-from orchestrator.cluster.adaptation import Adaptation
+from orchestrator.cluster.changes import Changes
 from orchestrator.cluster.course import Course
-from orchestrator.cluster.courses import Courses
 from orchestrator.cluster.device_info import DeviceInfo, describe_devices
 from orchestrator.cluster.plan_cache import PlanCache
-from orchestrator.cluster.recovery import Recovery
 from orchestrator.control import ray_connection, ray_control
 from orchestrator.control.clock_refresh import ClockRefresh, clock_readers
-from orchestrator.control.membership import Membership
+from orchestrator.control.event_log import EventLog
 from orchestrator.control.plan_shipment import RayShipment
 from orchestrator.control.presence import Presence
 from orchestrator.control.worker_group import RemoteWorker, WorkerGroup, place_workers, set_link
 from orchestrator.planner.mixture import Mixture
 from orchestrator.planner.planner import AUTO, check_scheme
-from orchestrator.profiling.cluster_measurement import measure_cluster, measure_links_of, measure_speed_of, slowness
+from orchestrator.profiling.cluster_measurement import measure_cluster
 from orchestrator.runtime.diagnosis import FailureDiagnosis
 from orchestrator.runtime.dispatcher import CLOSED, Dispatcher
 from orchestrator.runtime.job import Job
@@ -49,12 +45,7 @@ from workers.emulation.paced_transport import LinkSpec
 from workers.runtime.heartbeat import Heart
 from workers.transport.local_socket import remove_stale_folders
 
-log = logging.getLogger(__name__)
-
 T = TypeVar("T")
-
-# A device that is back tells its state within this time.
-BACK_STATUS_SECONDS = 2.0
 
 
 def connect(
@@ -89,40 +80,45 @@ class Cluster:
     def __init__(self, config: ClusterConfig) -> None:
         self.config = config
         self._closed = threading.Event()
+        events = EventLog(None if config.event_log is None else Path(config.event_log).expanduser())
         self._group = group = _placed_and_measured(config)
         self._quiet = QuietTime()
         self._credits = credits_of(len(group.by_name))
-        self._diagnosis = FailureDiagnosis(group)
         presence = Presence({index: name for name, index in group.index_of.items()}, config.detect_seconds)
         self._dispatcher = Dispatcher(
             group.transport,
             group.index_of,
             group.clocks,
             self._credits,
-            self._diagnosis.late,
+            FailureDiagnosis(group).late,
             presence,
             group.lost,
-            self._look_at,
         )
         self._heart = Heart(group.transport, presence.hearing, group.index_of.values, lambda: None)
         memory_bytes = {name: worker.memory_bytes for name, worker in group.by_name.items()}
         self._loader = Loader(RayShipment(group), memory_bytes, group.lost, self._dispatcher.in_flight, self._quiet)
         self._plan_cache = PlanCache(config, group, self._quiet, self._run_frame_of_trial)
-        self._recovery = Recovery(group, self._dispatcher, self._loader, self._diagnosis.lost)
-        self._courses = Courses(group, self._plan_cache, self._recovery.improve)
-        self._adaptation = Adaptation(self._plan_cache, self._test, self._changed) if config.adapt else None
         self._clock_refresh = ClockRefresh(
             group.clocks,
             clock_readers(group.by_name, lambda name: group.by_name[name].actor),
             lambda name: name not in group.lost,
         )
-        self._membership = Membership(config, group, presence, self)
+        self._changes = Changes(config, group, presence, self._dispatcher, self._loader, self._plan_cache, events)
+        self._courses = self._changes.courses
         atexit.register(self.close)
 
     @property
     def source(self) -> str:
         """The device where inputs start and outputs end: another one while the source of the configuration is lost."""
         return self._group.source
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """The last decisions and what led to them, oldest first: plans, changes, lost devices, failed frames.
+
+        Each has `time` (UTC), `event` and details. `event_log` of the configuration names a file for them.
+        """
+        return self._changes.events.events
 
     def devices(self) -> list[DeviceInfo]:
         """Return a description of every device: its state, and its speed and links as measured."""
@@ -172,9 +168,7 @@ class Cluster:
         """
         self._check_open()
         self._plan_cache.measure_links()
-        if self._adaptation is not None:
-            self._adaptation.forget()
-        self._courses.renew()
+        self._changes.links_measured()
 
     def profile(self, model: Model) -> Profile:
         """Return the profile of the devices that are left on a model. It is measured once and kept on disk.
@@ -319,13 +313,10 @@ class Cluster:
         with contextlib.ExitStack() as steps:  # last one first; each runs even if another one fails
             steps.callback(remove_stale_folders)  # sockets of local workers that had to be killed
             steps.callback(ray_connection.leave)
-            steps.callback(self._membership.close)
             steps.callback(ray_control.stop_actors, list(self._group.actors.values()))
             steps.callback(self._dispatcher.close)
             steps.callback(self._heart.stop)
-            steps.callback(self._recovery.close)
-            if self._adaptation is not None:
-                steps.callback(self._adaptation.close)
+            steps.callback(self._changes.close)
             steps.callback(self._clock_refresh.close)
 
     def __enter__(self) -> Cluster:
@@ -339,45 +330,6 @@ class Cluster:
         if not seconds > 0:
             raise ConfigError(f"a timeout of {timeout} s leaves no time for the frame; give more than 0")
         return seconds
-
-    def device_lost(self, name: str) -> None:
-        """Run the frames of a device again, or fail them; see `Listener`."""
-        if self.config.recover:
-            self._recovery.lost(name)
-        else:
-            self._dispatcher.fail(self._diagnosis.lost(name), device=name)
-
-    def device_started(self, name: str) -> None:
-        """Measure the links of a device whose worker was started again; see `Listener`."""
-        group = self._group
-        self._loader.forget(name)
-        measure_links_of(group, name)
-        measure_speed_of(group, name, self.config.connect_timeout_seconds)
-        self._plan_cache.update_links()
-
-    def device_back(self, name: str) -> None:
-        """Unload from a device what was unloaded elsewhere while it was away; see `Listener`."""
-        status = self._group.statuses([name], BACK_STATUS_SECONDS).get(name)
-        if status is not None:
-            self._loader.tidy(name, status.epochs)
-
-    def watch_ended(self, reason: str) -> None:
-        """Fail all frames, because deaths would go unnoticed; see `Listener`."""
-        self._dispatcher.end(reason)
-
-    def _look_at(self, job: Job) -> None:
-        if self._adaptation is not None:
-            self._adaptation.look_at(job)
-
-    def _test(self, names: tuple[str, ...]) -> float | None:
-        """Test a device or a link; see `adaptation.Test`."""
-        return slowness(self._group, names)
-
-    def _changed(self, changes: Sequence[ChangeEvent]) -> None:
-        """Let plans follow lasting changes of devices and links."""
-        for change in changes:
-            log.info("%s", change.what)
-        self._courses.improve()
 
     def _submit(
         self, model: Model, arrays: tuple[NDArray[Any], ...], as_tensors: bool, course: Course, seconds: float
@@ -410,7 +362,7 @@ class Cluster:
             job = self._dispatcher.submit(loaded, arrays, as_tensors, seconds, course)
         for name in loaded.devices:
             if name in self._group.lost:  # lost since the plan was found loaded
-                self.device_lost(name)
+                self._changes.take_frames_of(name)
         return job
 
     def _run_frame_of_trial(self, model: Model, arrays: tuple[NDArray[Any], ...], plan: Plan) -> Job:

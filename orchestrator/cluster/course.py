@@ -52,6 +52,7 @@ class Course:
         choose: makes the plans for the devices that are there now; None: the plans are given and not made anew.
         given: the first plans; None: the first call of `plan` makes them.
         improve: asks for a call of `adopt` from another thread.
+        on_plan: told of every plan that later frames run by, and why. Given plans are not told.
     """
 
     def __init__(
@@ -61,10 +62,11 @@ class Course:
         choose: Callable[[Wish], Choice] | None,
         given: Choice | None,
         improve: Callable[[Course], None],
+        on_plan: Callable[[Plan, str], None] = lambda plan, why: None,
     ) -> None:
         self.model = model
         self.choose = choose
-        self._group, self._improve, self._given = group, improve, given
+        self._group, self._improve, self._given, self._on_plan = group, improve, given, on_plan
         self._lock = threading.Lock()
         self._choice: Choice | None = None
         self._used_seconds = -math.inf
@@ -96,7 +98,7 @@ class Course:
         """Let later frames run by plans that are loaded. Plans for a membership of before are dropped."""
         with self._lock:
             if version == self._group.version:
-                self._start(choice)
+                self._start(choice, "made in the background")
                 self._version = version
 
     def renew(self) -> None:
@@ -117,15 +119,19 @@ class Course:
     def _begin(self) -> None:
         version = self._group.version
         if self._given is not None:
-            self._start(self._given)
+            self._start(self._given, None)
         else:
             assert self.choose is not None
-            self._start(self.choose(FIRST))
+            self._start(self.choose(FIRST), "the first one")
         lost = self._group.lost.keys()
         # Plans that use a lost device are followed up at once.
         self._version = -1 if any(lost & _devices(plan) for plan in self._plans) else version
 
-    def _start(self, choice: Choice) -> None:
+    def _start(self, choice: Choice, why: str | None) -> None:
+        present = set() if self._choice is None else {plan.digest for plan in self._choice.plans}
+        for plan in choice.plans:
+            if why is not None and plan.digest not in present:
+                self._on_plan(plan, f"{why}: {plan.reason}" if plan.reason else why)
         self._choice, self._plans = choice, list(choice.plans)
         self._turns = frame_assignment(list(choice.weights))
 
@@ -135,9 +141,9 @@ class Course:
         lost, source = frozenset(self._group.lost), self._group.source
         if self.choose is None:
             assert self._given is not None
-            self._start(_repaired(self._given, lost, source))
+            self._start(_repaired(self._given, lost, source), "a device was lost or is back")
         else:
-            self._start(_repaired(self._choice, lost, source))
+            self._start(_repaired(self._choice, lost, source), "a device was lost or is back")
             self._improve(self)
 
 

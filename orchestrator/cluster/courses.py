@@ -13,6 +13,7 @@ from coedge.graph.model import Model
 from coedge.plan.plan import Plan
 from orchestrator.cluster.course import Choice, Course, Wish
 from orchestrator.cluster.plan_cache import PlanCache
+from orchestrator.control.event_log import EventLog
 from orchestrator.control.worker_group import WorkerGroup
 from orchestrator.planner.mixture import Mixture
 from orchestrator.planner.planner import check_scheme
@@ -26,10 +27,13 @@ class Courses:
 
     Args:
         improve: makes and loads better plans for a course in the background.
+        events: every plan that frames begin to run by is logged.
     """
 
-    def __init__(self, group: WorkerGroup, plan_cache: PlanCache, improve: Callable[[Course], None]) -> None:
-        self._group, self._plan_cache, self._improve = group, plan_cache, improve
+    def __init__(
+        self, group: WorkerGroup, plan_cache: PlanCache, improve: Callable[[Course], None], events: EventLog
+    ) -> None:
+        self._group, self._plan_cache, self._improve, self._events = group, plan_cache, improve, events
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[str, str, str], Course] = OrderedDict()
         self._mixed: weakref.WeakSet[Course] = weakref.WeakSet()  # of streams under way
@@ -59,7 +63,7 @@ class Courses:
         with self._lock:
             course = self._kept.get(key)
             if course is None or course.model is not model:
-                course = self._kept[key] = Course(model, self._group, choose, None, self._improve)
+                course = self._kept[key] = Course(model, self._group, choose, None, self._improve, self._teller(model))
             self._kept.move_to_end(key)
             while len(self._kept) > KEPT_COURSES:
                 self._kept.popitem(last=False)
@@ -71,14 +75,30 @@ class Courses:
         def choose(wish: Wish) -> Choice:
             return _choice_of(self._plan_cache.mixture(model, objective, wish.search))
 
-        course = Course(model, self._group, choose, _choice_of(mixture), self._improve)
+        course = Course(model, self._group, choose, _choice_of(mixture), self._improve, self._teller(model))
         self._mixed.add(course)
         return course
 
     def given(self, model: Model, plan: Plan | Mixture) -> Course:
         """Return a course of plans that the caller gave. They are repaired, and not made anew."""
         choice = _choice_of(plan) if isinstance(plan, Mixture) else Choice([plan])
-        return Course(model, self._group, None, choice, self._improve)
+        return Course(model, self._group, None, choice, self._improve, self._teller(model))
+
+    def _teller(self, model: Model) -> Callable[[Plan, str], None]:
+        """Return a function that logs the plans of a course."""
+
+        def tell(plan: Plan, why: str) -> None:
+            predicted = plan.predicted
+            self._events.add(
+                "plan",
+                model=model.name,
+                scheme=plan.scheme,
+                devices=list(plan.used_devices),
+                predicted_ms=None if predicted is None else round(predicted.latency_seconds * 1e3, 3),
+                why=why,
+            )
+
+        return tell
 
     def improve(self) -> None:
         """Make and load better plans for all courses in the background, after a change of the profiles."""

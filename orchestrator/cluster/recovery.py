@@ -116,5 +116,7 @@ class Recovery:
         version = self._group.version
         for search in (False, True):  # new boundaries at once, and what a search finds later
             choice = course.choose(Wish(search=search, trial=False))
+            if self._closed:
+                return
             self._loader.load_together(course.model, list(choice.plans))
             course.adopt(choice, version)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from coedge.core.errors import ClusterError
 from coedge.execution.program import Program
 from coedge.graph.model import Model
 from orchestrator.control import ray_control
@@ -29,6 +30,8 @@ class RayShipment:
         Raises:
             ClusterError: a device failed or did not answer in time; others may be ready all the same.
         """
+        if self._group.closed:
+            raise ClusterError("the cluster was closed while a plan was loaded; connect again")
         with self._group.patience(programs):
             self._send(epoch, model, programs)
 

@@ -175,6 +175,8 @@ def gather(
 
     if not references:
         return {}
+    if not is_connected():  # a call of Ray would start another one
+        raise ClusterError(f"the devices cannot {what}: this process is not connected to Ray any more")
     names = {reference: name for name, reference in references.items()}
     ends = time.monotonic() + timeout_seconds
     while True:

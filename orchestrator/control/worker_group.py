@@ -186,7 +186,9 @@ class WorkerGroup:
         """Return the status of those devices that answer in time. Never raises: it serves the diagnosis of failures."""
         import ray
 
-        answers = {}
+        answers: dict[str, WorkerStatus] = {}
+        if not ray_control.is_connected():
+            return answers
         with contextlib.suppress(Exception, SystemExit):  # no Ray, no statuses
             references = {self.by_name[name].actor.status.remote(): name for name in names if name not in self.lost}
             ready, _ = ray.wait(list(references), num_returns=len(references), timeout=timeout_seconds)

@@ -83,6 +83,9 @@ class Dispatcher:
         presence: told of every message.
         lost: the lost devices, read at every use. Errors of frames that use one are ignored: such frames are detached
             or failed when the loss is handled.
+
+    Attributes:
+        on_failure: called with every frame that ends with an error.
         on_traced: called on the receiving thread with every answered frame that all its devices have reported.
     """
 
@@ -95,12 +98,13 @@ class Dispatcher:
         on_late: Callable[[Job, LoadedPlan, float, float], CoEdgeError],
         presence: Presence | None = None,
         lost: Container[str] = (),
-        on_traced: Callable[[Job], None] | None = None,
     ) -> None:
         self._transport, self._index_of, self._clocks = transport, dict(index_of), clocks
         self._name_of = {index: name for name, index in index_of.items()}
         self._credits, self._on_late = credits, on_late
-        self._presence, self._lost, self._on_traced = presence, lost, on_traced
+        self._presence, self._lost = presence, lost
+        self.on_traced: Callable[[Job], None] | None = None
+        self.on_failure: Callable[[Job, Exception], None] | None = None
         # Answered frames that devices have not reported yet, oldest first; for `on_traced`.
         self._reporting: OrderedDict[tuple[int, int], Job] = OrderedDict()
         self._lock = threading.RLock()
@@ -134,6 +138,8 @@ class Dispatcher:
             self._frames += 1
             job = Job(self._frames, loaded, as_tensors)
             job.on_cancel = self._cancelled
+            if self.on_failure is not None:
+                job.on_failure = self.on_failure
             if self._end_reason is not None:
                 job.fail(ClusterError(self._end_reason))
                 return job
@@ -325,10 +331,10 @@ class Dispatcher:
 
     def _await_reports(self, key: tuple[int, int], job: Job) -> None:
         """Keep an answered job, which its caller may drop, until its reports are there."""
-        if self._on_traced is None:
+        if self.on_traced is None:
             return
         if job.traced:
-            self._on_traced(job)
+            self.on_traced(job)
             return
         self._reporting[key] = job
         while len(self._reporting) > MOST_REPORTING:
@@ -354,8 +360,8 @@ class Dispatcher:
         reported = job.report(
             key[0], device, DeviceReport(steps, times, nbytes, clock.seconds, clock.uncertainty_seconds)
         )
-        if reported and self._reporting.pop(key, None) is not None and self._on_traced is not None:
-            self._on_traced(job)
+        if reported and self._reporting.pop(key, None) is not None and self.on_traced is not None:
+            self.on_traced(job)
 
     def _check_deadlines(self) -> None:
         """Start the diagnosis of frames that are about to be late, and fail those that are late."""

@@ -55,6 +55,7 @@ class Job:
         asked_seconds, answered_seconds: monotonic clock of the client; `answered_seconds` is None while the frame is
             under way.
         on_cancel: called once when the job is cancelled.
+        on_failure: called once when the job ends with an error.
     """
 
     def __init__(self, frame: int, loaded: LoadedPlan, as_tensors: bool) -> None:
@@ -63,6 +64,7 @@ class Job:
         self.asked_seconds = time.monotonic()
         self.answered_seconds: float | None = None
         self.on_cancel: Callable[[Job], None] = lambda job: None
+        self.on_failure: Callable[[Job, Exception], None] = lambda job, error: None
         self._as_tensors = as_tensors
         self._future: Future[list[NDArray[Any]]] = Future()
         self._lock = threading.Lock()
@@ -157,7 +159,8 @@ class Job:
             self.answered_seconds = time.monotonic()
             self._future.set_exception(error)
             self._traced.set()
-            return True
+        self.on_failure(self, error)
+        return True
 
     def move(self, loaded: LoadedPlan) -> None:
         """Let the frame run by another plan from now on."""

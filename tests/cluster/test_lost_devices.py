@@ -151,6 +151,7 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch, outcomes: Mapping[str, Any]) -> No
             raise outcomes[name]
         return outcomes[name]
 
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "wait", wait)
     monkeypatch.setattr(ray, "get", get)
 

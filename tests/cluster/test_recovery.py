@@ -101,6 +101,8 @@ def test_a_stream_goes_on_when_a_device_is_killed_and_the_device_comes_back(clus
     harmed_stream(cluster, name, signal.SIGKILL, thirds(network()))
     all_back(cluster)
     assert pid_of(cluster, name) != old and cluster.source == "a"
+    told = [(event["event"], event.get("device")) for event in cluster.events]
+    assert told.index(("lost", name)) < told.index(("back", name))
     x = image(SHAPE, seed=50)
     job = cluster.submit(network(), x, plan=thirds(network()))
     answers(network(), [x], [job.result()])
