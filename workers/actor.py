@@ -102,7 +102,8 @@ class WorkerActor:
         """Build the calibration programs that `measure_sweeps` runs."""
         model = model_from_skeleton(skeleton, {})
         providers = self._worker.spec.providers
-        self._measurement = LayerMeasurement(model, threads, speed, budget_seconds, memory_bytes, providers)
+        with self._worker.building(model.weight_nbytes):
+            self._measurement = LayerMeasurement(model, threads, speed, budget_seconds, memory_bytes, providers)
 
     def measure_sweeps(self, most_sweeps: int) -> list[StepTimings]:
         """Return times at the full speed of this machine. The caller applies an emulated speed to them.
@@ -143,7 +144,8 @@ class WorkerActor:
     def prepare_unsplit(self, proto: NDArray[np.uint8]) -> None:
         """Build the session that `run_unsplit` runs, from the bytes of an ONNX file."""
         spec = self._worker.spec
-        self._unsplit = UnsplitSession(proto.tobytes(), self._worker.threads, spec.speed, spec.providers)
+        with self._worker.building(proto.nbytes):
+            self._unsplit = UnsplitSession(proto.tobytes(), self._worker.threads, spec.speed, spec.providers)
 
     def run_unsplit(self, arrays: Sequence[NDArray[Any]]) -> tuple[float, list[NDArray[Any]]]:
         """Run the unsplit network; see `UnsplitSession.run`.

@@ -68,6 +68,8 @@ class Recovery:
         while (item := work.get()) is not None and not self._closed:
             try:
                 do(item)
+            except DeviceLost:  # the next frame follows this loss, too
+                log.debug("a device was lost while plans were made for others that are left", exc_info=True)
             except BaseException:  # the next one is still to be done
                 if not self._closed:
                     log.warning("could not follow a change of the cluster", exc_info=True)

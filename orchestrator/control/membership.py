@@ -11,6 +11,7 @@ A thread looks for all of these. Another thread starts workers again, because th
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from typing import Protocol
 from coedge.config.cluster_config import ClusterConfig
 from orchestrator.control import ray_control
 from orchestrator.control.presence import Presence
-from orchestrator.control.worker_group import WorkerGroup, place_again, tell_lost
+from orchestrator.control.worker_group import WorkerGroup, introduce, place_again, tell_lost
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,11 @@ WATCH_SECONDS = 0.1
 CLOSE_SECONDS = 5.0
 # A device that was silent is used again once it has been heard for this part of `detect_seconds`.
 BACK_PART = 0.5
-# Pauses between attempts to start a worker again.
+# A device that is heard takes so long at most to connect to the others.
+MEET_SECONDS = 1.0
+# Pauses between attempts to start a worker again. They begin anew after a worker that lived for some time.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
+SETTLED_SECONDS = 10.0
 
 
 class Listener(Protocol):
@@ -46,6 +50,31 @@ class Listener(Protocol):
 
     def watch_ended(self, reason: str) -> None:
         """Deaths will go unnoticed from now on."""
+
+
+class Attempts:
+    """The times at which the worker of one device is started again."""
+
+    def __init__(self) -> None:
+        self._pause = FIRST_PAUSE_SECONDS
+        self._next: float | None = None  # None: the worker lives
+        self._started = -math.inf
+
+    def due(self, now: float) -> bool:
+        """Return whether to start a worker that has ended now. Every attempt makes the next pause longer."""
+        if self._next is None:
+            if now - self._started > SETTLED_SECONDS:
+                self._pause = FIRST_PAUSE_SECONDS
+            self._next = now + self._pause
+        if now < self._next:
+            return False
+        self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+        self._next = now + self._pause
+        return True
+
+    def succeeded(self, now: float) -> None:
+        """Take note that the worker lives."""
+        self._next, self._started = None, now
 
 
 class Membership:
@@ -68,6 +97,7 @@ class Membership:
         self._clock = clock
         self._told: set[str] = set()  # lost devices that the listener knows of
         self._heard_since: dict[str, float] = {}  # lost devices that can be reached again
+        self._introduced: dict[str, float] = {}  # when lost devices were last told of the others
         self._closing = threading.Event()
         self._buried = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="coedge-watch", daemon=True)
@@ -106,8 +136,7 @@ class Membership:
         """Compare who can be reached with who is lost, and tell the changes."""
         group, now = self._group, self._clock()
         living = [name for name in group.by_name if name not in group.dead]
-        patient = {name for name, count in group.busy.items() if count > 0}
-        unreachable = self._presence.unreachable(living, group.home, patient)
+        unreachable = self._presence.unreachable(living, group.home, frozenset(group.lost))
         for name, reason in unreachable.items():
             self._heard_since.pop(name, None)
             if name not in group.lost:
@@ -121,6 +150,8 @@ class Membership:
                 heard_since = self._heard_since.setdefault(name, now)
                 if now - heard_since >= BACK_PART * self._config.detect_seconds:
                     self._take_in(name)
+            elif name not in group.dead and self._presence.hears(name) and self._may_be_unknown(name, now):
+                self._introduce(name)
         if group.dead:
             self._buried.set()
 
@@ -134,6 +165,8 @@ class Membership:
 
     def _take_in(self, name: str) -> None:
         self._heard_since.pop(name, None)
+        if not self._introduce(name):
+            return  # it is tried again after a while
         self._told.discard(name)
         self._group.lost.pop(name, None)
         self._group.version += 1
@@ -142,20 +175,31 @@ class Membership:
         except Exception:
             log.exception("could not handle the return of %s", name)
 
+    def _may_be_unknown(self, name: str, now: float) -> bool:
+        """Return whether others may not know its address: it or they were away when it was told."""
+        return now - self._introduced.get(name, -math.inf) >= self._config.detect_seconds
+
+    def _introduce(self, name: str) -> bool:
+        """Let a device that is heard and the others know each other's addresses. Return whether it answered."""
+        self._introduced[name] = self._clock()
+        try:
+            introduce(self._group, name, MEET_SECONDS)
+        except (Exception, SystemExit):
+            log.debug("%s is heard, and did not answer", name, exc_info=True)
+            return False
+        return True
+
     def _start_again(self) -> None:
         """Start workers of dead devices again, one at a time, at ever longer intervals."""
         group = self._group
-        pauses: dict[str, tuple[float, float]] = {}  # (time of the next attempt, pause after it)
+        attempts: dict[str, Attempts] = {}
         reasons: dict[str, str] = {}  # of the losses, without those of failed attempts
         while not self._closing.is_set():
             self._buried.wait()
             self._buried.clear()
             for name in [name for name in group.by_name if name in group.dead and name in self._told]:
-                due, pause = pauses.get(name, (self._clock() + FIRST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS))
-                if self._closing.is_set() or self._clock() < due:
-                    pauses.setdefault(name, (due, pause))
+                if self._closing.is_set() or not attempts.setdefault(name, Attempts()).due(self._clock()):
                     continue
-                pauses[name] = (self._clock() + 2 * pause, min(2 * pause, LONGEST_PAUSE_SECONDS))
                 try:
                     place_again(group, self._config, name)
                     self._presence.expect(name)
@@ -166,7 +210,10 @@ class Membership:
                     group.lost[name] = f"{reasons[name]}. It could not be started again: {_first_line(error)}"
                 else:
                     reasons.pop(name, None)
+                    attempts[name].succeeded(self._clock())
                     group.dead.discard(name)  # the watcher takes it in when it is heard
+                    if group.serving[name] is None:  # it has ended in the meantime
+                        group.bury(name, group.lost[name])
 
 
 def _first_line(error: BaseException) -> str:

@@ -32,10 +32,6 @@ class RayShipment:
         """
         if self._group.closed:
             raise ClusterError("the cluster was closed while a plan was loaded; connect again")
-        with self._group.patience(programs):
-            self._send(epoch, model, programs)
-
-    def _send(self, epoch: int, model: Model, programs: Mapping[str, Program]) -> None:
         import ray
 
         actors, lost = self._group.actors, self._group.lost
@@ -45,6 +41,7 @@ class RayShipment:
             large = [part for _, part in sorted(slices.items()) if part.name in model.weights]
             questions[name] = actors[name].missing_weights.remote(model.hash, large)
         missing = ray_control.gather(questions, ASK_SECONDS, "say which weights they have", lost=lost)
+        ray_control.check_connected()
         # Each weight lies once in Ray's object store, where the devices of one host share it.
         stored: dict[str, Any] = {}
         calls = {}

@@ -31,6 +31,16 @@ def is_connected() -> bool:
     return bool(ray.is_initialized())
 
 
+def check_connected() -> None:
+    """Check that this process is connected to Ray. Most calls of Ray would start another one.
+
+    Raises:
+        ClusterError: it is not, because the cluster was closed.
+    """
+    if not is_connected():
+        raise ClusterError("this process is not connected to Ray any more")
+
+
 def own_node() -> str:
     """Return the id of the Ray node of this process."""
     import ray
@@ -132,6 +142,7 @@ def _asked(call: Callable[[], T], timeout_seconds: float, what: str, undo: Calla
     """
     import ray
 
+    check_connected()
     try:
         return within(timeout_seconds, call, "coedge-ask", undo)
     except Overrun:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -110,7 +109,6 @@ class WorkerGroup:
         dead: the lost devices whose worker process has ended. The others may be heard again.
         version: number of changes of `lost` so far.
         closed: a reason by device name once the cluster is being closed; devices that are started are not waited for.
-        busy: by name of devices that load or measure, and may be silent for longer, the number of such actions.
     """
 
     by_name: dict[str, RemoteWorker]
@@ -124,7 +122,6 @@ class WorkerGroup:
     lost: dict[str, str] = field(default_factory=dict)
     dead: set[str] = field(default_factory=set)
     version: int = 0
-    busy: Counter[str] = field(default_factory=Counter)
     closed: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -151,16 +148,6 @@ class WorkerGroup:
             for name, reason in error.reasons.items():
                 if name not in self.lost:
                     self.bury(name, reason)
-
-    @contextlib.contextmanager
-    def patience(self, names: Iterable[str]) -> Iterator[None]:
-        """Allow devices to be silent for longer, while they do something that keeps their threads from running."""
-        names = list(names)
-        self.busy.update(names)
-        try:
-            yield
-        finally:
-            self.busy.subtract(names)
 
     @property
     def links(self) -> tuple[Link, ...]:
@@ -265,8 +252,7 @@ def place_again(group: WorkerGroup, config: ClusterConfig, name: str) -> None:
     Raises:
         ClusterError: its Ray node is not there, or the new worker does not answer or does not fit.
     """
-    if not ray_control.is_connected():  # a call of Ray would start another one
-        raise ClusterError("this process is not connected to Ray any more")
+    ray_control.check_connected()
     old, timeout = group.by_name[name], config.connect_timeout_seconds
     node = ray_control.node_of(old.config, old.address, timeout)
     with contextlib.suppress(Exception):  # what is left of the old worker, if its node was unreachable
@@ -277,14 +263,12 @@ def place_again(group: WorkerGroup, config: ClusterConfig, name: str) -> None:
     try:
         facts = {name: ray_control.gather({name: actor.facts.remote()}, timeout, "start", lost=group.closed)[name]}
         _check_facts(facts)
-        ready = group.ready
-        endpoints = {other: worker.facts.endpoint for other, worker in ready.items()} | {name: facts[name].endpoint}
-        known = [*endpoints.values(), group.transport.endpoint]
-        calls = {name: actor.connect.remote([e.for_peer(facts[name].endpoint) for e in known], group.links_emulated)}
-        for other, worker in ready.items():
-            calls[other] = worker.actor.connect.remote([endpoints[name].for_peer(worker.facts.endpoint)], {})
+        own = facts[name].endpoint
+        known = [*_living_endpoints(group, name), own, group.transport.endpoint]
+        calls = {name: actor.connect.remote([other.for_peer(own) for other in known], group.links_emulated)}
+        calls |= _told_of(group.ready, own)
         ray_control.gather(calls, timeout, "connect to each other", lost=group.closed)
-        group.transport.connect([endpoints[name]])
+        group.transport.connect([own])
         group.clocks |= measure_clocks({name: (facts[name].host, actor)})
         group.by_name[name] = replace(
             old, actor=actor, spec=spec, facts=facts[name], address=node["NodeManagerAddress"]
@@ -293,6 +277,40 @@ def place_again(group: WorkerGroup, config: ClusterConfig, name: str) -> None:
     except BaseException:
         ray_control.stop_actors([actor], 0.0)
         raise
+
+
+def introduce(group: WorkerGroup, name: str, timeout_seconds: float) -> None:
+    """Tell a device that was away what it has missed: the addresses of workers that were started again, and links.
+
+    The others are told of it, too. One that does not answer is left to the watcher.
+
+    Raises:
+        ClusterError: the device does not answer.
+    """
+    worker = group.by_name[name]
+    own = worker.facts.endpoint
+    references = {name: worker.actor.connect.remote([e.for_peer(own) for e in _living_endpoints(group, name)], {})}
+    others = _told_of(group.ready, own)
+    ray_control.gather(references, timeout_seconds, "connect again", lost=group.closed)
+    for index, link in group.links_emulated.items():
+        ray_control.gather({name: worker.actor.set_link.remote(index, link)}, timeout_seconds, "set its links")
+    with contextlib.suppress(ClusterError):
+        ray_control.gather(others, timeout_seconds, "connect again", lost=group.lost)
+
+
+def _living_endpoints(group: WorkerGroup, name: str) -> list[Endpoint]:
+    """Return the addresses of the other devices whose workers live, lost or not."""
+    living = (other for other, reference in group.serving.items() if other != name and reference is not None)
+    return [group.by_name[other].facts.endpoint for other in living]
+
+
+def _told_of(workers: Mapping[str, RemoteWorker], endpoint: Endpoint) -> dict[str, Any]:
+    """Give some devices the address of one. Return the references of the calls."""
+    return {
+        other: worker.actor.connect.remote([endpoint.for_peer(worker.facts.endpoint)], {})
+        for other, worker in workers.items()
+        if worker.facts.endpoint.index != endpoint.index
+    }
 
 
 def tell_lost(group: WorkerGroup, name: str) -> None:
@@ -321,8 +339,7 @@ def ask_ready(group: WorkerGroup, ask: Callable[[Workers], T]) -> T:
         if not ready:
             raise DeviceLost("all devices of the cluster are lost. Connect again")
         try:
-            with group.patience(ready):
-                return ask(ready)
+            return ask(ready)
         except ClusterError as error:
             group.bury_all(error)
             if not ready.keys() & group.lost.keys():

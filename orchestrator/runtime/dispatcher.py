@@ -285,12 +285,13 @@ class Dispatcher:
     def _run(self) -> None:
         try:
             while not self._closing.is_set():
-                begun = time.monotonic()
-                message = self._transport.receive(POLL_SECONDS)
+                message = self._transport.receive(0.0)
+                if message is None:
+                    if self._presence is not None:
+                        self._presence.emptied()
+                    message = self._transport.receive(POLL_SECONDS)
                 if message is not None:
                     self._take(message)
-                elif self._presence is not None:
-                    self._presence.emptied(begun)
                 self._check_deadlines()
         except BaseException as error:  # whatever ends this thread, callers that wait must learn of it
             if not self._closing.is_set():

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from nets import examples
 
 from coedge.execution.program import CLIENT
-from orchestrator.control.presence import PATIENCE, Presence, unreachable
-from workers.runtime.heartbeat import Hearing
+from orchestrator.control.presence import MOST_PATIENCE_SECONDS, Presence, unreachable
+from workers.runtime.heartbeat import SETTLE_SECONDS, Hearing
 from workers.transport.message import Message, MessageKind
 
 NAMES = ("a", "b", "c", "d")
@@ -26,19 +26,26 @@ class Clock:
         return self.now
 
 
+def seen_empty(hearing: Hearing, clock: Clock) -> None:
+    """Look at an empty queue twice, so that all that came before was taken."""
+    hearing.emptied()
+    clock.now += 2 * SETTLE_SECONDS
+    hearing.emptied()
+
+
 def test_a_peer_is_silent_only_for_as_long_as_the_queue_was_seen_empty() -> None:
     clock = Clock()
     hearing = Hearing(2.0, clock)
     hearing.expect([1, 2])
     clock.now += 10.0  # a long kernel: nothing was received
     assert hearing.silent == ()
-    hearing.heard(1)
-    hearing.heard(7)  # nobody expects it
-    hearing.emptied(clock.now)
+    assert hearing.heard(1) == 10.0
+    assert hearing.heard(7) == 0.0  # nobody expects it
+    seen_empty(hearing, clock)
     assert hearing.silent == (2,) and hearing.silent_seconds(2) == 10.0 and hearing.silent_seconds(7) == 0.0
     clock.now += 3.0
     hearing.heard(2)
-    hearing.emptied(clock.now)
+    seen_empty(hearing, clock)
     assert hearing.silent == (1,)
     hearing.forget(1)
     assert hearing.silent == ()
@@ -47,15 +54,22 @@ def test_a_peer_is_silent_only_for_as_long_as_the_queue_was_seen_empty() -> None
 def test_a_process_that_was_stopped_does_not_take_its_own_silence_for_that_of_its_peers() -> None:
     clock = Clock()
     hearing = Hearing(2.0, clock)
-    hearing.expect([1])
-    begun = hearing.now()
-    clock.now += 60.0  # stopped between the look at the queue and the return
-    hearing.emptied(begun)
+    hearing.expect([1, 2])
+    seen_empty(hearing, clock)
+    clock.now += 60.0  # stopped
+    for peer in (1, 2):  # their messages come one after the other, and the queue is empty before and between
+        hearing.emptied()
+        clock.now += SETTLE_SECONDS / 3
+        hearing.emptied()
+        assert hearing.silent == ()
+        hearing.heard(peer)
+    seen_empty(hearing, clock)
     assert hearing.silent == ()
 
 
-def heartbeat(sender: int, *silent: int) -> Message:
-    return Message(MessageKind.HEARTBEAT, sender, arrays=(np.array(silent, np.int32),) if silent else ())
+def heartbeat(sender: int, *silent: int, patience_ms: int = 0) -> Message:
+    arrays = (np.array(silent, np.int32),) if silent else ()
+    return Message(MessageKind.HEARTBEAT, sender, channel=patience_ms, arrays=arrays)
 
 
 def test_devices_report_the_peers_that_they_do_not_hear() -> None:
@@ -63,7 +77,7 @@ def test_devices_report_the_peers_that_they_do_not_hear() -> None:
     for message in (heartbeat(0, 1, 99), heartbeat(1)):  # 99 is no device of this cluster
         presence.came(message)
     assert presence.unreachable(["a", "b"], "a") == {"b": "nothing comes from b to a"}
-    assert presence.unreachable(["a", "b"], "a", busy=["b"]) == {}
+    assert presence.unreachable(["a", "b"], "a", lost=["a"]) == {"a": "nothing comes from b to a"}
     presence.came(heartbeat(0))
     assert presence.unreachable(["a", "b"], "a") == {}
     presence.came(heartbeat(1, 2))
@@ -75,17 +89,48 @@ def test_devices_report_the_peers_that_they_do_not_hear() -> None:
     assert presence.unreachable(["a", "b"], "a") in ({}, {"b": "nothing comes from b to b"})
 
 
-def test_a_device_that_loads_may_be_silent_for_longer() -> None:
-    presence, clock = Presence({0: "a", 1: CLIENT}, 2.0), Clock()
+def watched(clock: Clock) -> Presence:
+    """Return what is known of devices a and b, which were heard just now."""
+    presence = Presence({0: "a", 1: "b", 2: CLIENT}, 2.0)
     presence.hearing = Hearing(2.0, clock)
-    presence.hearing.expect([0])
+    presence.hearing.expect([0, 1])
+    return presence
+
+
+def test_a_device_that_builds_sessions_may_be_silent_for_as_long_as_it_has_said() -> None:
+    clock = Clock()
+    presence = watched(clock)
+    for message in (heartbeat(0), heartbeat(1, patience_ms=3000)):
+        presence.came(message)
     clock.now += 2.5
-    presence.emptied(clock.now)
-    assert presence.unreachable(["a"], "a") == {"a": "it has not been heard for 2.5 s"}
-    assert presence.unreachable(["a"], "a", busy=["a"]) == {}
-    clock.now += 2.0 * PATIENCE
-    presence.emptied(clock.now)
-    assert list(presence.unreachable(["a"], "a", busy=["a"])) == ["a"]
+    seen_empty(presence.hearing, clock)
+    assert presence.unreachable(["a", "b"], "a") == {"a": "it has not been heard for 2.5 s"}
+    clock.now += 3.0
+    seen_empty(presence.hearing, clock)
+    assert set(presence.unreachable(["a", "b"], "a")) == {"a", "b"}
+    presence.came(heartbeat(1, patience_ms=2**32 - 1))
+    clock.now += MOST_PATIENCE_SECONDS + 3.0
+    seen_empty(presence.hearing, clock)
+    assert "b" in presence.unreachable(["a", "b"], "a")
+
+
+def test_what_is_said_of_the_links_of_a_device_that_stood_still_does_not_count() -> None:
+    clock = Clock()
+    presence = watched(clock)
+    for _ in range(4):  # a stands still, and b is the first to say so
+        clock.now += 0.45
+        presence.came(heartbeat(1, 0))
+    seen_empty(presence.hearing, clock)
+    assert presence.unreachable(["a", "b"], "a") == {}
+    presence.came(heartbeat(0))  # a goes on; b says so a little later
+    clock.now += 0.5
+    for message in (heartbeat(0), heartbeat(1, 0)):
+        presence.came(message)
+    assert presence.unreachable(["a", "b"], "a") == {}
+    clock.now += 0.6
+    for message in (heartbeat(0), heartbeat(1, 0)):
+        presence.came(message)
+    assert presence.unreachable(["a", "b"], "a") == {"b": "nothing comes from a to b"}
 
 
 @pytest.mark.parametrize(
@@ -109,6 +154,12 @@ def test_the_device_with_the_most_broken_links_is_left_out(
 
 
 PAIRS = st.frozensets(st.sampled_from([*itertools.permutations(NAMES, 2), *((CLIENT, name) for name in NAMES)]))
+
+
+def test_of_two_devices_the_one_that_is_not_in_use_is_left_out() -> None:
+    assert set(unreachable(NAMES, "a", {}, [("d", "b")])) == {"d"}
+    assert set(unreachable(NAMES, "a", {}, [("d", "b")], lost=["b"])) == {"b"}
+    assert set(unreachable(NAMES, "a", {}, [("d", "b"), ("d", "a")], lost=["b"])) == {"d"}
 
 
 @given(PAIRS, st.frozensets(st.sampled_from(NAMES)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -33,6 +34,7 @@ class Messenger:
         self._index, self._transport, self._processor = index, transport, processor
         self._unpaced = transport
         self._index_of: dict[str, int] = {}
+        self._peers_known: dict[int, Endpoint] = {}  # by index
         self._watches = detect_seconds is not None
         self._hearing = Hearing(detect_seconds or 0.0)
         self._heart: Heart | None = None
@@ -54,18 +56,26 @@ class Messenger:
             others = {index: link for index, link in links.items() if index != self._index}
             self._transport = PacedTransport(self._transport, own, others, ready=self._processor.now)
         self._transport.connect(peers)
-        self._hearing.expect(peer.index for peer in peers if peer.index != self._index)
+        # A peer whose address is known already is no more reachable than before.
+        new = [peer for peer in peers if self._peers_known.get(peer.index) != peer and peer.index != self._index]
+        self._peers_known.update({peer.index: peer for peer in new})
+        self._hearing.expect(peer.index for peer in new)
 
     def beat(self) -> None:
         """Send heartbeats to all peers from now on, until `close`, if peers are watched."""
         if self._watches:
             self._heart = Heart(self._unpaced, self._hearing, self._peers, lambda: self._index_of.get(CLIENT))
 
+    def silent_for(self, seconds: float) -> contextlib.AbstractContextManager[None]:
+        """Tell the client that this device may be silent for so much longer, until the context ends."""
+        return self._heart.silent_for(seconds) if self._heart is not None else contextlib.nullcontext()
+
     def disconnect(self, peer: str) -> None:
         """Forget a peer whose process has ended, and the messages that wait for it."""
         index = self._index_of.get(peer)
         if index is not None:
             self._index_of = {name: other for name, other in self._index_of.items() if name != peer}
+            self._peers_known.pop(index, None)
             self._hearing.forget(index)
             self._transport.disconnect(index)
 
@@ -116,17 +126,21 @@ class Messenger:
         self._transport.send(index, message)
 
     def receive(self, timeout_seconds: float) -> Message | None:
-        """Return the next message; None if none comes in time, or after `wake`. The device's time moves to its arrival.
+        """Return the next message; None if none comes in time or for a while, or after `wake`.
+
+        The device's time moves to the arrival of the message.
 
         Raises:
             DeliveryFailed, ClusterError: see `Transport.receive`.
         """
+        if self._watches:  # silence is known only up to the last look
+            timeout_seconds = min(timeout_seconds, self._hearing.beat_seconds)
         self._processor.now()  # work done so far counts as the device's time, waiting does not
-        message, begun = None, self._hearing.now()
+        message = None
         try:
             message = self._transport.receive(timeout_seconds)
             if message is None:
-                self._hearing.emptied(begun)
+                self._hearing.emptied()
             else:
                 self._hearing.heard(message.sender)
         finally:

@@ -43,6 +43,11 @@ class ModelStore:
         """Bytes of the large weights, and of parts of large weights, of all models."""
         return sum(kernels.weight_nbytes for kernels in list(self._models.values()))
 
+    def weight_nbytes_of(self, model_hash: str) -> int:
+        """Return the bytes of the large weights of a model, and of parts of them."""
+        kernels = self._models.get(model_hash)
+        return 0 if kernels is None else kernels.weight_nbytes
+
     def kernels_of(self, epoch: int) -> Kernels:
         """Return the kernels of a loaded program.
 

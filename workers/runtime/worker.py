@@ -6,6 +6,7 @@ any other thread    load, unload, status, probe, stop
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import threading
@@ -32,6 +33,9 @@ from workers.transport.transport import Endpoint, Transport
 from workers.transport.zmq_transport import SPIN_SECONDS, ZmqTransport
 
 Array = NDArray[Any]
+
+# ONNX Runtime reads the weights of a session at least as fast. No other thread runs meanwhile.
+BUILT_BYTES_PER_SECOND = 50e6
 
 
 class Worker:
@@ -99,8 +103,13 @@ class Worker:
 
     def load(self, epoch: int, program: Program, skeleton: bytes | None, weights: Mapping[str, Array]) -> None:
         """Make a program ready; see `ModelStore.load`."""
-        self._store.load(epoch, program, skeleton, weights)
+        with self.building(self._store.weight_nbytes_of(program.model_hash) + sum(w.nbytes for w in weights.values())):
+            self._store.load(epoch, program, skeleton, weights)
         self._loop.load(epoch, program)
+
+    def building(self, nbytes: int) -> contextlib.AbstractContextManager[None]:
+        """Tell the client that this device builds sessions with so many bytes of weights, until the context ends."""
+        return self._messenger.silent_for(nbytes / BUILT_BYTES_PER_SECOND)
 
     def missing_weights(self, model_hash: str, parts: Iterable[WeightSlice]) -> tuple[bool, list[WeightSlice]]:
         """Return whether the graph of the model is missing, and which of these weights are."""

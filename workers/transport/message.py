@@ -54,7 +54,9 @@ class MessageKind(IntEnum):
     CANCEL = 5
     PROBE = 6  # asks for an ECHO
     ECHO = 7
-    HEARTBEAT = 8  # the sender is alive; to the client, with the indices of the peers that it does not hear
+    # The sender is alive. To the client, with the indices of the peers that it does not hear; the channel has the
+    # milliseconds for which it may be silent.
+    HEARTBEAT = 8
 
 
 _KINDS = {int(kind): kind for kind in MessageKind}
