@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import json
+import math
 import sys
 import tempfile
 import time
@@ -40,6 +41,8 @@ PAUSE_SECONDS = 1.5
 # A frame ends within its timeout and this time, or is counted as one without an end.
 GRACE_SECONDS = 15.0
 LOOK_SECONDS = 0.2
+# Faults so long before a false alarm are told with it.
+NEAR_SECONDS = 10.0
 
 
 def main() -> None:
@@ -157,12 +160,21 @@ def _tell(outcome: Outcome) -> None:
     for problem in dict.fromkeys(outcome.harm.problems):
         print(f"link: {problem}", file=sys.stderr)
     for at, reason in outcome.harm.false_alarms:
-        print(f"false alarm at {at:.2f}: {reason}", file=sys.stderr)
+        print(f"false alarm at {at:.2f}: {reason}. Faults before:", file=sys.stderr)
+        for fault in outcome.harm.faults:
+            if at - fault.over < NEAR_SECONDS and fault.at < at:
+                print(f"    {fault}", file=sys.stderr)
     for fault in outcome.harm.missing:
         print(f"not back: {fault}", file=sys.stderr)
     slow = sorted(held_up(outcome.harm.faults, outcome.tally.frames), key=lambda one: -one.next_seconds)[:12]
     for one in slow:
-        print(f"slow: {one.next_seconds:.2f} s, {one.all_seconds:.2f} s after {one.fault}", file=sys.stderr)
+        fault, frame = one.fault, one.frame
+        print(
+            f"slow: {one.next_seconds:.2f} s after {fault.kind} of {fault.device} at {fault.at:.2f} for "
+            f"{fault.seconds:.2f} s, reported after {(fault.noticed or math.nan) - fault.at:.2f} s: {frame.way}, asked "
+            f"after {frame.asked - fault.at:.2f} s, sent {frame.attempts} times",
+            file=sys.stderr,
+        )
 
 
 def save(path: Path, report: Report) -> None:

@@ -25,15 +25,20 @@ class HeldUp:
     Attributes:
         next_seconds: until the next answer of the stream that waited longest for it.
         all_seconds: until all frames were answered that were under way at the fault.
+        frame: the frame of that next answer.
     """
 
     fault: Fault
     next_seconds: float
     all_seconds: float
+    frame: Frame
 
 
 def held_up(faults: Sequence[Fault], frames: Sequence[Frame]) -> list[HeldUp]:
-    """Return the faults that hit a device in use: the latest answer of a stream came by a plan with this device."""
+    """Return the faults that hit a device in use: the latest answer of a stream came by a plan with this device.
+
+    Streams that begin after the fault are left out: their first frames may wait for new plans.
+    """
     by_stream: dict[int, list[Frame]] = defaultdict(list)
     for frame in sorted(frames, key=lambda frame: frame.answered):
         by_stream[frame.stream].append(frame)
@@ -43,13 +48,29 @@ def held_up(faults: Sequence[Fault], frames: Sequence[Frame]) -> list[HeldUp]:
         following, rest = [], []
         for stream, own in by_stream.items():
             place = bisect.bisect_right(times[stream], fault.at)
-            if 0 < place < len(own) and fault.device in own[place - 1].devices:
+            if (
+                0 < place < len(own)
+                and own[place].turn == own[place - 1].turn
+                and fault.device in own[place - 1].devices
+            ):
                 under_way = [frame.answered for frame in own[place:] if frame.asked <= fault.at]
-                following.append(own[place].answered - fault.at)
+                following.append(own[place])
                 rest.append(max(under_way, default=own[place].answered) - fault.at)
         if following:
-            found.append(HeldUp(fault, max(following), max(rest)))
+            latest = max(following, key=lambda frame: frame.answered)
+            found.append(HeldUp(fault, latest.answered - fault.at, max(rest), latest))
     return found
+
+
+def kind_of(one: HeldUp, faults: Sequence[Fault]) -> str:
+    """Return the kind of a fault. One that met the silence of another device before the next answer is of its own."""
+    fault = one.fault
+    ends = fault.at + one.next_seconds
+    for other in faults:
+        known = min(other.ends, other.over if other.noticed is None else other.noticed)
+        if other is not fault and other.kind == "silence" and other.at < ends and known > fault.at:
+            return "silence" if fault.kind == "silence" else f"{fault.kind} beside a silence"
+    return fault.kind
 
 
 def enter(report: Report, tally: Tally, harm: Harm, hung: int, detect_seconds: float) -> None:
@@ -67,9 +88,11 @@ def enter(report: Report, tally: Tally, harm: Harm, hung: int, detect_seconds: f
     report.note("devices not back in time", len(harm.missing), "")
     report.note("links that could not be set", len(harm.problems), "")
     limits = {"death": DEATH_SECONDS, "silence": detect_seconds + SILENCE_SECONDS}
-    every = held_up(harm.faults, tally.frames)
-    for kind in dict.fromkeys(fault.kind for fault in harm.faults):
-        _enter_times(report, kind, [one for one in every if one.fault.kind == kind], limits.get(kind))
+    by_kind: dict[str, list[HeldUp]] = defaultdict(list)
+    for one in held_up(harm.faults, tally.frames):
+        by_kind[kind_of(one, harm.faults)].append(one)
+    for kind, times in sorted(by_kind.items()):
+        _enter_times(report, kind, times, limits.get(kind))
     for kind in ("death", "silence"):
         noticed = [f.noticed - f.at for f in harm.faults if f.kind == kind and f.noticed is not None]
         back = [f.over - f.ends for f in harm.faults if f.kind == kind and f.noticed is not None and f.over < np.inf]
@@ -79,8 +102,6 @@ def enter(report: Report, tally: Tally, harm: Harm, hung: int, detect_seconds: f
 
 def _enter_times(report: Report, kind: str, times: Sequence[HeldUp], limit: float | None) -> None:
     report.note(f"{kind}: faults of a device in use", len(times), "")
-    if not times:
-        return
     for what, values in (
         ("next answer after", [one.next_seconds for one in times]),
         ("frames under way answered after", [one.all_seconds for one in times]),

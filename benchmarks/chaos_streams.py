@@ -79,11 +79,15 @@ class Frame:
 
     Attributes:
         stream: number of its thread.
+        way: how it was asked for.
+        turn: number of the turn in its stream.
         asked, answered: on the monotonic clock.
         devices: of the plan that it was answered by.
     """
 
     stream: int
+    way: str
+    turn: int
     asked: float
     answered: float
     attempts: int
@@ -104,11 +108,11 @@ class Tally:
         self.lost: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
 
-    def answered(self, stream: int, job: Job) -> None:
+    def answered(self, stream: int, way: str, turn: int, job: Job) -> None:
         assert job.answered_seconds is not None
         devices = frozenset((*job.plan.used_devices, job.plan.source, job.plan.sink))
         with self._lock:
-            self.frames.append(Frame(stream, job.asked_seconds, job.answered_seconds, job.attempts, devices))
+            self.frames.append(Frame(stream, way, turn, job.asked_seconds, job.answered_seconds, job.attempts, devices))
 
     def failed(self, error: BaseException, count: int = 1) -> None:
         if count > 0:
@@ -135,6 +139,7 @@ class Stream:
         self._cluster, self._networks, self._ways, self._tally = cluster, networks, ways, tally
         self._chance = np.random.default_rng(seed)
         self._names = [device.name for device in cluster.devices()]
+        self._turns = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"chaos-stream-{number}", daemon=True)
         self._thread.start()
@@ -156,6 +161,7 @@ class Stream:
         for way, network in itertools.cycle(itertools.product(self._ways, self._networks)):
             if self._stopping.is_set():
                 return
+            self._turns += 1
             self._turn(network, way)
 
     def _turn(self, network: Network, way: str) -> None:
@@ -179,7 +185,7 @@ class Stream:
                 if job.frame < last:
                     self._tally.count("out of order")
                 last = job.frame
-                self._check(network, job, asked.popleft())
+                self._check(network, way, job, asked.popleft())
         except CoEdgeError as error:
             self._tally.failed(error, len(asked))
         else:
@@ -197,13 +203,13 @@ class Stream:
         else:
             yield from self._cluster.stream_jobs(model, frames)
 
-    def _check(self, network: Network, job: Job, number: int) -> None:
+    def _check(self, network: Network, way: str, job: Job, number: int) -> None:
         try:
             answer = np.asarray(job.result())
         except CoEdgeError as error:
             self._tally.failed(error)
         else:
-            self._tally.answered(self.number, job)
+            self._tally.answered(self.number, way, self._turns, job)
             found = network.finds(answer)
             if found != number:
                 self._tally.count("wrong" if found is None else "out of order")
