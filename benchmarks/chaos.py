@@ -6,7 +6,8 @@ the frames that are lost, doubled, out of order, wrong or without an end, and th
 use to the next answer of the streams that used it.
 
 `python -m benchmarks.chaos [--frames 10000] [--faults 500] [--seed 0] [--devices 4] [--json] [--quick] [--save FILE]`,
-about half an hour (one minute). It goes on until it has done all faults and has asked for all frames.
+about half an hour (one minute). It goes on until it has done all faults and has asked for all frames. Ctrl-C ends it
+early, with the figures so far.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from orchestrator.cluster.cluster import Cluster
 NETWORKS = (("squeezenet", 64, 0.25), ("resnet18", 48, 0.25), ("mobilenet_v1", 64, 0.25))
 SPEEDS = (0.3, 0.25, 0.2, 0.15)
 MBPS, LATENCY_MS = 300.0, 0.2
-PAUSE_SECONDS = 1.5
+PAUSE_SECONDS = 1.0
 # A frame ends within its timeout and this time, or is counted as one without an end.
 GRACE_SECONDS = 15.0
 LOOK_SECONDS = 0.2
@@ -125,6 +126,8 @@ def run(
                 step()
         if harm.failure is not None:
             raise RuntimeError("the faults could not be done") from harm.failure
+    except KeyboardInterrupt:
+        print("ended early", file=sys.stderr)
     finally:
         harm.stop()
         for stream in streams:

@@ -142,7 +142,6 @@ def _asked(call: Callable[[], T], timeout_seconds: float, what: str, undo: Calla
     """
     import ray
 
-    check_connected()
     try:
         return within(timeout_seconds, call, "coedge-ask", undo)
     except Overrun:
