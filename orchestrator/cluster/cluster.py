@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import threading
+import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -106,6 +108,7 @@ class Cluster:
         self._changes = Changes(config, group, presence, self._dispatcher, self._loader, self._plan_cache, events)
         self._courses = self._changes.courses
         atexit.register(self.close)
+        _open.add(self)
 
     @property
     def source(self) -> str:
@@ -309,6 +312,7 @@ class Cluster:
         if self._closed.is_set():
             return
         self._closed.set()
+        _open.discard(self)
         atexit.unregister(self.close)
         with contextlib.ExitStack() as steps:  # last one first; each runs even if another one fails
             steps.callback(remove_stale_folders)  # sockets of local workers that had to be killed
@@ -374,6 +378,21 @@ class Cluster:
             raise ClusterError(CLOSED)
         if self._dispatcher.end_reason is not None:
             raise ClusterError(self._dispatcher.end_reason)
+
+
+# Those of this process that were not closed.
+_open: weakref.WeakSet[Cluster] = weakref.WeakSet()
+
+
+def _close_in_child() -> None:
+    """Let a forked child take its copies for closed: the threads and sockets are its parent's."""
+    for cluster in list(_open):
+        cluster._closed.set()
+        atexit.unregister(cluster.close)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _placed_and_measured(config: ClusterConfig) -> WorkerGroup:

@@ -21,6 +21,7 @@ import psutil
 
 from coedge.core.errors import ClusterError, innermost_message
 from orchestrator.control.deadline import Overrun, within
+from orchestrator.control.ray_session import RaySession
 
 # Names of the threads that join or start a Ray, and that hold one.
 JOIN_THREAD, HOLD_THREAD = "coedge-join", "coedge-ray"
@@ -35,6 +36,7 @@ class LocalRay:
 
     def __init__(self) -> None:
         self._left = threading.Event()
+        self._session: RaySession | None = None
 
     def start(self, seconds: float, options: dict[str, Any]) -> None:
         """Start Ray, and connect this process to it.
@@ -69,6 +71,11 @@ class LocalRay:
         """Let the thread end that holds Ray's processes. Ray is left before."""
         self._left.set()
 
+    def clean(self) -> None:
+        """Remove the folder of a session that has ended, and those of processes of CoEdge that were killed."""
+        if self._session is not None:
+            self._session.remove()
+
     def _start(self, seconds: float, options: dict[str, Any], known: Set[psutil.Process]) -> None:
         started: Future[None] = Future()
         hold = threading.Thread(
@@ -91,6 +98,7 @@ class LocalRay:
         finally:
             if given is None:
                 del os.environ[_PORT_WAIT]
+        self._session = RaySession.of_this_process()
         started.set_result(None)
         self._left.wait()
 

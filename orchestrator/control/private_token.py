@@ -26,6 +26,7 @@ class KeptEnvironment:
     def __init__(self) -> None:
         self._before = {name: os.environ.get(name) for name in (MODE, TOKEN, TOKEN_PATH)}
         self._folder: Path | None = None
+        self._pid = os.getpid()
 
     def make_token(self) -> None:
         """Set a new token that only its file in a private folder holds, unless the environment sets another mode."""
@@ -47,7 +48,9 @@ class KeptEnvironment:
                 (self._folder / ADDRESS_NAME).write_text(address, encoding="utf-8")
 
     def restore(self) -> None:
-        """Remove the token and set the variables as they were."""
+        """Remove the token and set the variables as they were. A forked child must not do that for its parent."""
+        if os.getpid() != self._pid:
+            return
         changed = {name for name, value in self._before.items() if os.environ.get(name) != value}
         for name in changed:
             value = self._before[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import signal
@@ -10,7 +11,7 @@ import socket
 import sys
 import threading
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
@@ -37,6 +38,7 @@ class _RayConnection:
     Attributes:
         clusters: number of open clusters that use it.
         ours: whether this module made it. A connection that the caller made is left open.
+        forked: whether this process was forked from one with open clusters. It cannot use Ray.
         started: the Ray that this module started. None: it joined a running one.
         environment: as it was before this module made the connection.
     """
@@ -46,9 +48,44 @@ class _RayConnection:
     ours: bool = False
     started: LocalRay | None = None
     environment: KeptEnvironment | None = None
+    forked: bool = False
 
 
 _session = _RayConnection()
+
+
+def _forget_in_child() -> None:
+    """Let a forked child leave Ray alone: when the child exits, Ray would hang, crash, or end its parent's processes."""
+    global _session
+    if _session.clusters or _session.forked:
+        _session = _RayConnection(forked=True)
+        _exit_without_cleaning_up()
+
+
+def _exit_without_cleaning_up() -> None:
+    """Let this process exit without the handlers and destructors that it inherited, and with the status that it has."""
+    status = 0
+    raise_exit = sys.exit
+
+    def exit_with(code: Any = None) -> NoReturn:
+        nonlocal status
+        status = code if isinstance(code, int) else int(code is not None)
+        raise_exit(code)
+
+    def end() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(1 if getattr(sys, "last_value", None) is not None else status)
+
+    if getattr(sys.excepthook, "__module__", "").startswith("ray"):  # it would tell Ray, and wait
+        sys.excepthook = sys.__excepthook__
+    sys.exit = exit_with
+    atexit.register(end)  # runs before the handlers that were registered in the parent
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def enter(config: ClusterConfig, check_nodes: bool = True) -> None:
@@ -64,6 +101,11 @@ def enter(config: ClusterConfig, check_nodes: bool = True) -> None:
     import ray
 
     with _session.lock:
+        if _session.forked:
+            raise ClusterError(
+                "this process was forked from one that has an open cluster, and cannot use Ray. Connect in the parent, "
+                'or start the child anew: multiprocessing.get_context("spawn")'
+            )
         if any(thread.name in (JOIN_THREAD, LEAVE_THREAD) for thread in threading.enumerate()):
             raise ClusterError(
                 "this process still joins or leaves a Ray cluster whose head does not answer; Ray gives up after some "
@@ -103,6 +145,7 @@ def leave() -> None:
             finally:
                 if _session.started is not None:
                     _session.started.release()
+                    _session.started.clean()
                     _session.started = None
                 if _session.environment is not None:
                     _session.environment.restore()
