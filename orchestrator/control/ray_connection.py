@@ -55,7 +55,7 @@ _session = _RayConnection()
 
 
 def _forget_in_child() -> None:
-    """Let a forked child leave Ray alone: when the child exits, Ray would hang, crash, or end its parent's processes."""
+    """Let a forked child leave Ray alone: at its exit, Ray would hang, crash, or end its parent's processes."""
     global _session
     if _session.clusters or _session.forked:
         _session = _RayConnection(forked=True)
