@@ -315,7 +315,6 @@ PHASES: dict[str, Phase] = {
         )
     ),
     "local search: cuts": Phase(_without_kinds(local_search._cuts)),
-    "local search: devices": Phase(_without_kinds(local_search._devices)),
     "local search: rows": Phase(_without_kinds(local_search._rows, local_search._bands)),
     "halo first": Phase(
         _replaced(

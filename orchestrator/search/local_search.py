@@ -1,7 +1,7 @@
 """Local search: small changes to a plan, each evaluated by simulation.
 
 Drafts do not know that rows are whole, that kernels have fixed costs and that messages queue. After rounding, one
-row more or one device or stage less may pay. A change applies to one stage, or to a run of consecutive stages on the
+row more or one stage less may pay. A change applies to one stage, or to a run of consecutive stages on the
 same layout.
 """
 
@@ -186,42 +186,6 @@ def _cuts(evaluator: Evaluator, stages: Sequence[Stage], start: int, stop: int) 
                     yield _replaced(stages, at, at + 2, pair)
 
 
-def _devices(evaluator: Evaluator, stages: Sequence[Stage], start: int, stop: int) -> Iterator[tuple[Stage, ...]]:
-    """Remove, add or replace a device, or take the layout of the stages before or behind."""
-    model, layout = evaluator.model, layout_of(stages[start])
-    if layout is None:
-        return
-    changed = [without(layout, position) for position in range(len(layout.devices)) if len(layout.devices) > 1]
-    changed += _with_other_device(evaluator, layout, stages[start:stop])
-    for beside in (start - 1, stop):
-        if 0 <= beside < len(stages) and (other := layout_of(stages[beside])) is not None:
-            changed.append(other)
-    spans = [(start, stop), *((at, at + 1) for at in range(start, stop) if stop - start > 1)]
-    for a, b in spans:
-        for moved in dict.fromkeys(changed):
-            if moved != layout and _allowed(model, moved, stages[a:b]):
-                yield _on(stages, a, b, moved)
-
-
-def _with_other_device(evaluator: Evaluator, layout: Layout, stages: Sequence[Stage]) -> Iterator[Layout]:
-    """Add each unused device, with a share as its speed or of one row, or put it in place of a used one."""
-    names = evaluator.profile.names
-    speed = {name: 1 / max(_seconds(evaluator, name, stages), 1e-12) for name in names}
-    shares = dict(zip(layout.devices, layout.shares))
-    row = 1 / (evaluator.model.layers[stages[0].last].rows + 1)
-    for name in names:
-        if name in layout.devices:
-            continue
-        by_speed = speed[name] / sum(speed[other] for other in (*layout.devices, name))
-        for position in sorted({0, len(shares), sum(n in shares for n in names[: names.index(name)])}):
-            for share in (by_speed, row):
-                with_device = [*shares.items()]
-                with_device.insert(position, (name, share / max(1 - share, 1e-9)))
-                yield in_proportion(dict(with_device))
-        swapped = [(name, value) if len(shares) == 1 else (other, value) for other, value in shares.items()]
-        yield in_proportion(dict(swapped))
-
-
 def _grids(evaluator: Evaluator, stages: Sequence[Stage], start: int, stop: int) -> Iterator[tuple[Stage, ...]]:
     """Exchange neighbouring strips, and put rectangles in place of strips if there are few rows per device."""
     layout, layers = layout_of(stages[start]), evaluator.model.layers
@@ -258,18 +222,6 @@ def grid(shares: Mapping[str, float], bands: int) -> dict[str, UnitRect]:
             left = right
         top = bottom
     return regions
-
-
-def without(layout: Layout, position: int) -> Layout:
-    """Return the layout without one device; its neighbours share its rows."""
-    edges = layout.edges
-    if position == 0:
-        inner = edges[2:-1]
-    elif position == len(layout.devices) - 1:
-        inner = edges[1:-2]
-    else:
-        inner = (*edges[1:position], (edges[position] + edges[position + 1]) / 2, *edges[position + 2 : -1])
-    return Layout(layout.devices[:position] + layout.devices[position + 1 :], (0.0, *inner, 1.0))
 
 
 def _allowed(model: Model, layout: Layout, stages: Sequence[Stage]) -> bool:
@@ -312,6 +264,6 @@ def _replaced(stages: Sequence[Stage], start: int, stop: int, instead: Sequence[
     return (*stages[:start], *with_options, *stages[stop:])
 
 
-KINDS: tuple[Neighbourhood, ...] = (_rows, _cuts, _devices, _grids)
+KINDS: tuple[Neighbourhood, ...] = (_rows, _cuts, _grids)
 # Kinds that lead quickly to a local optimum.
 NEAR: tuple[Neighbourhood, ...] = (_rows, _bands, _cuts)
