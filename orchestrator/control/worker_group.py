@@ -266,8 +266,10 @@ def place_again(group: WorkerGroup, config: ClusterConfig, name: str) -> None:
         own = facts[name].endpoint
         known = [*_living_endpoints(group, name), own, group.transport.endpoint]
         calls = {name: actor.connect.remote([other.for_peer(own) for other in known], group.links_emulated)}
-        calls |= _told_of(group.ready, own)
-        ray_control.gather(calls, timeout, "connect to each other", lost=group.closed)
+        others = _told_of(group.ready, own)
+        ray_control.gather(calls, timeout, "connect to the others", lost=group.closed)
+        with contextlib.suppress(ClusterError):  # one that does not answer is told when it is back
+            ray_control.gather(others, timeout, "connect to it", lost=group.lost)
         group.transport.connect([own])
         group.clocks |= measure_clocks({name: (facts[name].host, actor)})
         group.by_name[name] = replace(
@@ -314,11 +316,15 @@ def _told_of(workers: Mapping[str, RemoteWorker], endpoint: Endpoint) -> dict[st
 
 
 def tell_lost(group: WorkerGroup, name: str) -> None:
-    """Tell the devices that are left not to wait for one that is lost. Their answers are not waited for."""
+    """Tell the other devices not to wait for one that is lost. Their answers are not waited for.
+
+    Lost devices are told, too: one that is started again may be measuring its links.
+    """
     ended = name in group.dead
-    for worker in group.ready.values():
-        with contextlib.suppress(Exception):
-            worker.actor.peer_lost.remote(name, ended)
+    for other, worker in group.by_name.items():
+        if other != name and group.serving[other] is not None:
+            with contextlib.suppress(Exception):
+                worker.actor.peer_lost.remote(name, ended)
 
 
 def ask_ready(group: WorkerGroup, ask: Callable[[Workers], T]) -> T:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -59,16 +59,43 @@ def measure_links(config: ClusterConfig, group: WorkerGroup) -> None:
     group.network = replace(network, links=(*network.links, *links), client=group.network.client)
 
 
+class LostOthers(Mapping[str, str]):
+    """The lost devices except one, as they are at every look."""
+
+    def __init__(self, lost: Mapping[str, str], name: str) -> None:
+        self._lost, self._name = lost, name
+
+    def __getitem__(self, name: str) -> str:
+        if name == self._name:
+            raise KeyError(name)
+        return self._lost[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([name for name in list(self._lost) if name != self._name])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
 def measure_links_of(group: WorkerGroup, name: str) -> None:
     """Measure the links of one device, which may count as lost, to those that are left. Media stay as they are.
+
+    If another device is lost meanwhile, the links to the others are measured again.
 
     Raises:
         ClusterError: two devices cannot reach each other; the message names them.
     """
 
-    lost = {other: reason for other, reason in group.lost.items() if other != name}
-    workers = Workers({other: worker for other, worker in group.by_name.items() if other not in lost}, lost)
-    network = _measure_network(workers, group.network.media, only=name)
+    lost = LostOthers(group.lost, name)
+    while True:
+        workers = Workers({other: worker for other, worker in group.by_name.items() if other not in lost}, lost)
+        try:
+            network = _measure_network(workers, group.network.media, only=name)
+            break
+        except ClusterError as error:
+            group.bury_all(error)
+            if not any(other in lost for other in workers):
+                raise
     measured = {(link.sender, link.receiver) for link in network.links}
     links = [link for link in group.links if (link.sender, link.receiver) not in measured]
     group.network = replace(group.network, links=(*network.links, *links))
