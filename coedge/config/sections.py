@@ -116,6 +116,11 @@ class DeviceConfig(Section):
         return with_fallback(Provider(p.name, tuple(sorted(p.options.items()))) for p in self.providers)
 
     @property
+    def memory_bytes(self) -> float | None:
+        """Memory that plans may use on the device; None if not limited."""
+        return None if self.memory_mb is None else self.memory_mb * 1e6
+
+    @property
     def power_given(self) -> bool:
         """True if the configuration gives the watts, rather than leaving them to the defaults."""
         return "power" in self.model_fields_set

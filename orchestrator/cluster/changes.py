@@ -19,7 +19,7 @@ from orchestrator.control.event_log import EventLog
 from orchestrator.control.membership import Membership
 from orchestrator.control.presence import Presence
 from orchestrator.control.worker_group import WorkerGroup
-from orchestrator.profiling.cluster_measurement import measure_links_of, measure_speed_of, slowness
+from orchestrator.profiling.cluster_measurement import measure_device, measure_links_of, slowness
 from orchestrator.runtime.diagnosis import FailureDiagnosis
 from orchestrator.runtime.dispatcher import Dispatcher
 from orchestrator.runtime.job import Job
@@ -75,7 +75,7 @@ class Changes:
         """Measure a device whose worker was started again."""
         self._loader.forget(name)
         measure_links_of(self._group, name)
-        measure_speed_of(self._group, name, self._config.connect_timeout_seconds)
+        measure_device(self._group, name, self._config.connect_timeout_seconds)
         self._plan_cache.update_links()
 
     def device_back(self, name: str) -> None:

@@ -85,7 +85,7 @@ class Cluster:
         events = EventLog(None if config.event_log is None else Path(config.event_log).expanduser())
         self._group = group = _placed_and_measured(config)
         self._quiet = QuietTime()
-        self._credits = credits_of(len(group.by_name))
+        self._credits = credits_of(len(group.places))
         presence = Presence({index: name for name, index in group.index_of.items()}, config.detect_seconds)
         self._dispatcher = Dispatcher(
             group.transport,
@@ -97,12 +97,12 @@ class Cluster:
             group.lost,
         )
         self._heart = Heart(group.transport, presence.hearing, group.index_of.values, lambda: None)
-        memory_bytes = {name: worker.memory_bytes for name, worker in group.by_name.items()}
+        memory_bytes = {name: place.config.memory_bytes for name, place in group.places.items()}
         self._loader = Loader(RayShipment(group), memory_bytes, group.lost, self._dispatcher.in_flight, self._quiet)
         self._plan_cache = PlanCache(config, group, self._quiet, self._run_frame_of_trial)
         self._clock_refresh = ClockRefresh(
             group.clocks,
-            clock_readers(group.by_name, lambda name: group.by_name[name].actor),
+            clock_readers(group.places, lambda name: group.by_name[name].actor),
             lambda name: name not in group.lost,
         )
         self._changes = Changes(config, group, presence, self._dispatcher, self._loader, self._plan_cache, events)
@@ -137,8 +137,8 @@ class Cluster:
         """
         self._check_open()
         group = self._group
-        if name not in group.by_name:
-            raise PlanError(f"there is no device {name!r} in this cluster; devices are {', '.join(group.by_name)}")
+        if name not in group.places:
+            raise PlanError(f"there is no device {name!r} in this cluster; devices are {', '.join(group.places)}")
         if name in group.lost:
             raise DeviceLost(f"{name} is lost: {group.lost[name]}. Wait until it is back, or connect again")
         return group.by_name[name]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coedge.profile.profile import Link
-from orchestrator.control.worker_group import WorkerGroup
+from orchestrator.control.worker_group import Place, WorkerGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,8 @@ class DeviceInfo:
     """One device as it joined and was measured.
 
     Attributes:
-        state: "ready", "lost", or "closed" for every device of a closed cluster.
+        state: "ready", "lost", "absent" for a device that has not joined yet (it has no host, address and speed), or
+            "closed" for every device of a closed cluster.
         gflops: speed of a 3x3 convolution, emulation included.
         links: the measured link to every other device, by its name.
         speed: emulated fraction of the real speed; None if not emulated.
@@ -35,8 +36,8 @@ class DeviceInfo:
 
 def describe_devices(group: WorkerGroup, closed: bool) -> list[DeviceInfo]:
     """Return a description of every device of the group."""
-    return [
-        DeviceInfo(
+    joined = {
+        name: DeviceInfo(
             name=name,
             host=worker.facts.host,
             address=worker.facts.endpoint.address,
@@ -49,4 +50,11 @@ def describe_devices(group: WorkerGroup, closed: bool) -> list[DeviceInfo]:
             source=name == group.source,
         )
         for name, worker in group.by_name.items()
-    ]
+    }
+    return [joined.get(name) or _absent(place, closed) for name, place in group.places.items()]
+
+
+def _absent(place: Place, closed: bool) -> DeviceInfo:
+    device = place.config
+    state = "closed" if closed else "absent"
+    return DeviceInfo(device.name, "", "", 0, state, 0, 0.0, {}, device.speed, False)

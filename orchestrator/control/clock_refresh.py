@@ -55,7 +55,8 @@ class ClockRefresh:
         every_seconds: float = REFRESH_SECONDS,
     ) -> None:
         self._clocks, self._alive, self._every_seconds = clocks, alive, every_seconds
-        self._readers = {name: read for name, read in readers.items() if clocks[name].drift}
+        # A device that has not joined yet runs on another host, if it joins.
+        self._readers = {name: read for name, read in readers.items() if name not in clocks or clocks[name].drift}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="coedge-clocks", daemon=True)
         if self._readers:
@@ -64,7 +65,7 @@ class ClockRefresh:
     def refresh(self) -> None:
         """Measure every device once. A device that does not answer keeps its old offset, whose uncertainty grows."""
         for name, read in self._readers.items():
-            if self._alive(name) and not self._stopping.is_set():
+            if self._alive(name) and name in self._clocks and not self._stopping.is_set():
                 try:
                     newer = measure_offset(read, time.monotonic, ROUND_TRIPS)
                 except (Exception, SystemExit):

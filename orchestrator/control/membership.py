@@ -110,7 +110,7 @@ class Membership:
         """End the threads. One that waits for Ray is not waited for long."""
         self._closing.set()
         self._buried.set()
-        self._group.closed.update(dict.fromkeys(self._group.by_name, "the cluster was closed"))
+        self._group.closed.update(dict.fromkeys(self._group.places, "the cluster was closed"))
         for thread in (self._watcher, self._starter):
             if thread.is_alive() and thread is not threading.current_thread():
                 thread.join(CLOSE_SECONDS)
@@ -197,7 +197,7 @@ class Membership:
         while not self._closing.is_set():
             self._buried.wait()
             self._buried.clear()
-            for name in [name for name in group.by_name if name in group.dead and name in self._told]:
+            for name in [name for name in group.places if name in group.dead and name in self._told]:
                 if self._closing.is_set() or not attempts.setdefault(name, Attempts()).due(self._clock()):
                     continue
                 try:

@@ -67,11 +67,13 @@ def alive_nodes(timeout_seconds: float) -> list[dict[str, Any]]:
     return sorted(nodes, key=lambda node: (node["NodeManagerAddress"], node["NodeID"]))
 
 
-def place_devices(config: ClusterConfig) -> list[tuple[DeviceConfig, dict[str, Any]]]:
-    """Return every device with the Ray node that it runs on. Without devices in the config, every node is one.
+def place_devices(config: ClusterConfig) -> tuple[list[tuple[DeviceConfig, dict[str, Any]]], dict[str, str]]:
+    """Return the devices with the Ray nodes that they run on, and by name, why the other devices have none.
+
+    Without devices in the config, every node is one.
 
     Raises:
-        ClusterError: a device's node is not in the cluster, or the Ray head did not answer in time.
+        ClusterError: the Ray head did not answer in time.
     """
     import ray
 
@@ -86,8 +88,8 @@ def place_devices(config: ClusterConfig) -> list[tuple[DeviceConfig, dict[str, A
             names[base] = names.get(base, 0) + 1
             name = base if names[base] == 1 else f"{base}-{names[base]}"
             placed.append((DeviceConfig(name=name), node))
-        return placed
-    placed = []
+        return placed, {}
+    placed, absent = [], {}
     for device in config.devices:
         if device.node is None:
             placed.append((device, local))
@@ -95,12 +97,13 @@ def place_devices(config: ClusterConfig) -> list[tuple[DeviceConfig, dict[str, A
         matching = [n for n in nodes if device.node in (n["NodeManagerAddress"], n["NodeManagerHostname"], n["NodeID"])]
         if not matching:
             known = ", ".join(f"{n['NodeManagerAddress']} ({n['NodeManagerHostname']})" for n in nodes)
-            raise ClusterError(
+            absent[device.name] = (
                 f"device {device.name}: there is no Ray node {device.node!r}; alive nodes are {known}. "
                 f"Run `ray start --address=HEAD:PORT` on {device.node}"
             )
+            continue
         placed.append((device, matching[0]))
-    return placed
+    return placed, absent
 
 
 def node_of(device: DeviceConfig, address: str, timeout_seconds: float) -> dict[str, Any]:

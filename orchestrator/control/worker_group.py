@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -23,6 +24,8 @@ from workers.runtime.spec import MeteredPower, WorkerFacts, WorkerSpec, WorkerSt
 from workers.transport.transport import Endpoint
 from workers.transport.zmq_transport import ZmqTransport
 
+log = logging.getLogger(__name__)
+
 SET_LINK_SECONDS = 10.0
 
 T = TypeVar("T")
@@ -34,17 +37,13 @@ class RemoteWorker:
 
     Attributes:
         actor: handle of its worker actor.
-        spec: settings that the worker was started with.
         facts: description that the worker gave of itself.
-        address: of its Ray node.
         metered: power by the device's energy meter; None if it has none or was not asked.
     """
 
     config: DeviceConfig
     actor: Any
-    spec: WorkerSpec
     facts: WorkerFacts
-    address: str
     metered: MeteredPower | None = None
 
     @property
@@ -73,7 +72,21 @@ class RemoteWorker:
     @property
     def memory_bytes(self) -> float | None:
         """Memory that plans may use on the device; None if not limited."""
-        return None if self.config.memory_mb is None else self.config.memory_mb * 1e6
+        return self.config.memory_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the worker of a device runs, or is to run.
+
+    Attributes:
+        spec: settings that the worker is started with.
+        address: of its Ray node; empty if the node was never there.
+    """
+
+    config: DeviceConfig
+    spec: WorkerSpec
+    address: str
 
 
 class Workers(dict[str, RemoteWorker]):
@@ -99,6 +112,8 @@ class WorkerGroup:
     """The workers of one cluster.
 
     Attributes:
+        by_name: the devices that have joined.
+        places: of all devices, by name, also of those whose node was not there yet.
         home: the device where inputs start and outputs end as long as it is not lost.
         transport: the client's end of the data plane.
         links_emulated: the emulated links by wire index; empty if links are real.
@@ -123,6 +138,7 @@ class WorkerGroup:
     dead: set[str] = field(default_factory=set)
     version: int = 0
     closed: dict[str, str] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
 
     @property
     def source(self) -> str:
@@ -166,8 +182,8 @@ class WorkerGroup:
 
     @property
     def index_of(self) -> dict[str, int]:
-        """Wire index by device name."""
-        return {name: worker.facts.endpoint.index for name, worker in self.by_name.items()}
+        """Wire index by device name, of all places."""
+        return {name: place.spec.index for name, place in self.places.items()}
 
     def statuses(self, names: Iterable[str], timeout_seconds: float) -> dict[str, WorkerStatus]:
         """Return the status of those devices that answer in time. Never raises: it serves the diagnosis of failures."""
@@ -188,8 +204,11 @@ class WorkerGroup:
 def place_workers(config: ClusterConfig) -> WorkerGroup:
     """Place a worker on every device, and connect the workers and this client. Ray must be running.
 
+    A device whose Ray node is not there counts as lost, and the cluster starts without it. If workers are not started
+    again (`recover`), that is an error.
+
     Raises:
-        ClusterError: a device does not answer or does not fit; the message names it.
+        ClusterError: a device does not answer or does not fit, or there is none; the message names it.
     """
     actors: dict[str, Any] = {}
     try:
@@ -201,28 +220,36 @@ def place_workers(config: ClusterConfig) -> WorkerGroup:
 
 def _place_workers(config: ClusterConfig, actors: dict[str, Any]) -> WorkerGroup:
     timeout = config.connect_timeout_seconds
-    placed = ray_control.place_devices(config)
+    placed, absent = ray_control.place_devices(config)
     own_node = ray_control.own_node()
-    names = [device.name for device, _ in placed]
+    devices = config.devices or [device for device, _ in placed]
+    names = [device.name for device in devices]
     local = [device.name for device, node in placed if node["NodeID"] == own_node]
     home = config.source or (local or names)[0]
     if home not in names:
         raise ClusterError(f"the source {home!r} is not a device; devices are {', '.join(names)}")
+    if absent and not (config.recover and placed):
+        raise ClusterError("\n".join(absent.values()))
+    for reason in absent.values():
+        log.warning("the cluster starts without a device: %s", reason)
     # If only this machine takes part, nothing has to leave the loopback interface.
     local_only = len(local) == len(names) and len(ray_control.alive_nodes(timeout)) == 1
-    specs = {}
-    for index, (device, node) in enumerate(placed):
-        host = "127.0.0.1" if local_only else node["NodeManagerAddress"]
-        specs[device.name] = _spec(index, device, host, config)
-        actors[device.name] = ray_control.create_actor(specs[device.name], node["NodeID"], timeout)
+    nodes = {device.name: node for device, node in placed}
+    places = {}
+    for index, device in enumerate(devices):
+        address = nodes[device.name]["NodeManagerAddress"] if device.name in nodes else ""
+        spec = _spec(index, device, "127.0.0.1" if local_only else address, config)
+        places[device.name] = Place(device, spec, address)
+    for name, node in nodes.items():
+        actors[name] = ray_control.create_actor(places[name].spec, node["NodeID"], timeout)
     facts = ray_control.gather({name: actor.facts.remote() for name, actor in actors.items()}, timeout, "start")
     _check_facts(facts)
     host = "127.0.0.1" if local_only else ray_control.own_address()
-    transport = ZmqTransport(len(placed), CLIENT, host, encrypted=config.encryption, local=True)
+    transport = ZmqTransport(len(places), CLIENT, host, encrypted=config.encryption, local=True)
     try:
         endpoints: list[Endpoint] = [*(fact.endpoint for fact in facts.values()), transport.endpoint]
-        emulated = any(spec.link for spec in specs.values())
-        links = {spec.index: spec.link or LinkSpec() for spec in specs.values()} if emulated else {}
+        specs = [place.spec for place in places.values()]
+        links = {spec.index: spec.link or LinkSpec() for spec in specs} if any(spec.link for spec in specs) else {}
         # Each worker gets the passwords of its own for the local sockets, and no others.
         calls = {
             name: actor.connect.remote([other.for_peer(facts[name].endpoint) for other in endpoints], links)
@@ -231,15 +258,15 @@ def _place_workers(config: ClusterConfig, actors: dict[str, Any]) -> WorkerGroup
         ray_control.gather(calls, timeout, "connect to each other")
         transport.connect(endpoints)
         return WorkerGroup(
-            by_name={
-                name: RemoteWorker(device, actors[name], specs[name], facts[name], node["NodeManagerAddress"])
-                for (device, node), name in zip(placed, names, strict=True)
-            },
+            by_name={name: RemoteWorker(places[name].config, actors[name], facts[name]) for name in actors},
             home=home,
             transport=transport,
             links_emulated=links,
             clocks=measure_clocks({name: (fact.host, actors[name]) for name, fact in facts.items()}),
             serving={name: actor.serve.remote() for name, actor in actors.items()},
+            lost=dict(absent),
+            dead=set(absent),
+            places=places,
         )
     except BaseException:
         transport.close()
@@ -247,18 +274,19 @@ def _place_workers(config: ClusterConfig, actors: dict[str, Any]) -> WorkerGroup
 
 
 def place_again(group: WorkerGroup, config: ClusterConfig, name: str) -> None:
-    """Start a new worker in the place of one that has ended, and connect it. The device stays lost meanwhile.
+    """Start a worker in the place of one that has ended or never was, and connect it. The device stays lost meanwhile.
 
     Raises:
         ClusterError: its Ray node is not there, or the new worker does not answer or does not fit.
     """
     ray_control.check_connected()
-    old, timeout = group.by_name[name], config.connect_timeout_seconds
-    node = ray_control.node_of(old.config, old.address, timeout)
-    with contextlib.suppress(Exception):  # what is left of the old worker, if its node was unreachable
-        ray_control.stop_actors([old.actor], 0.0)
-    host = old.spec.host if old.spec.host == "127.0.0.1" else node["NodeManagerAddress"]
-    spec = replace(old.spec, host=host)
+    place, old, timeout = group.places[name], group.by_name.get(name), config.connect_timeout_seconds
+    node = ray_control.node_of(place.config, place.address, timeout)
+    if old is not None:
+        with contextlib.suppress(Exception):  # what is left of the old worker, if its node was unreachable
+            ray_control.stop_actors([old.actor], 0.0)
+    host = place.spec.host if place.spec.host == "127.0.0.1" else node["NodeManagerAddress"]
+    spec = replace(place.spec, host=host)
     actor = ray_control.create_actor(spec, node["NodeID"], timeout)
     try:
         facts = {name: ray_control.gather({name: actor.facts.remote()}, timeout, "start", lost=group.closed)[name]}
@@ -272,9 +300,9 @@ def place_again(group: WorkerGroup, config: ClusterConfig, name: str) -> None:
             ray_control.gather(others, timeout, "connect to it", lost=group.lost)
         group.transport.connect([own])
         group.clocks |= measure_clocks({name: (facts[name].host, actor)})
-        group.by_name[name] = replace(
-            old, actor=actor, spec=spec, facts=facts[name], address=node["NodeManagerAddress"]
-        )
+        metered = None if old is None else old.metered
+        group.by_name[name] = RemoteWorker(place.config, actor, facts[name], metered)
+        group.places[name] = Place(place.config, spec, node["NodeManagerAddress"])
         group.serving[name] = actor.serve.remote()
     except BaseException:
         ray_control.stop_actors([actor], 0.0)

@@ -38,7 +38,7 @@ def measure_cluster(config: ClusterConfig, group: WorkerGroup) -> None:
         ClusterError: devices do not answer or cannot reach each other; the message names them.
     """
     client = _measure_client_link(group.transport, group.by_name[group.source].facts.endpoint)
-    _check_media(config, group.by_name)
+    _check_media(config, group.places)
     group.network = replace(_measure_network(group.ready, _media(config)), client=client)
     group.by_name = _measure_power(group.by_name)
     group.gflops = _measure_gflops(group.by_name, config.connect_timeout_seconds)
@@ -101,12 +101,14 @@ def measure_links_of(group: WorkerGroup, name: str) -> None:
     group.network = replace(group.network, links=(*network.links, *links))
 
 
-def measure_speed_of(group: WorkerGroup, name: str, timeout_seconds: float) -> None:
-    """Measure the speed of a device, if no device of its kind was measured.
+def measure_device(group: WorkerGroup, name: str, timeout_seconds: float) -> None:
+    """Measure the power of a device that was not measured before, and its speed if none of its kind was.
 
     Raises:
         ClusterError: the device does not answer.
     """
+    if group.by_name[name].metered is None:
+        group.by_name |= _measure_power({name: group.by_name[name]})
     worker = group.by_name[name]
     if worker.facts.fingerprint not in group.gflops:
         call = worker.actor.measure_gflops.remote(worker.emulated)

@@ -11,14 +11,13 @@ from coedge.config.sections import DeviceConfig, PowerConfig
 from coedge.profile.network import ClientLink
 from orchestrator.control.worker_group import RemoteWorker
 from orchestrator.profiling.model_measurement import AT_ONCE_NBYTES, MOST_AT_ONCE, _client_seconds, _kinds
-from workers.runtime.spec import MeteredPower, WorkerFacts, WorkerSpec
+from workers.runtime.spec import MeteredPower, WorkerFacts
 from workers.transport.transport import Endpoint
 
 
 def worker(name: str, kind: str = "cpu", metered: MeteredPower | None = None, **config: Any) -> RemoteWorker:
     facts = WorkerFacts(Endpoint(0, name, ""), "host", 1, "0", 1, kind, 0.0)
-    spec = WorkerSpec(facts.endpoint.index, name, "127.0.0.1", False)
-    return RemoteWorker(DeviceConfig(name=name, **config), None, spec, facts, "127.0.0.1", metered)
+    return RemoteWorker(DeviceConfig(name=name, **config), None, facts, metered)
 
 
 def model(weight_nbytes: int) -> Any:
