@@ -49,8 +49,9 @@ class ClusterConfig(Section):
     )
     recover: bool = Field(
         default=True,
-        description="Run the frames of a lost device again on the others, start workers again that have ended, and start "
-        "without devices whose Ray node is absent. False: frames fail, workers stay lost, every node must be there.",
+        description="Run the frames of a lost device again on the others, start workers again that have ended, and "
+        "start without devices whose Ray node is absent. False: frames fail, workers stay lost, every node must be "
+        "there.",
     )
     adapt: bool = Field(
         default=True,
