@@ -173,6 +173,8 @@ def _check_same(wanted: str | None, joined: str) -> None:
 def _start_or_join(config: ClusterConfig, check_nodes: bool) -> LocalRay | None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Answers that are no longer waited for, as of a device that was lost, may be errors.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     import ray
 
     address = config.ray.address
