@@ -6,6 +6,7 @@ adaptation   what has become slower or faster     -> courses     plans of later 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 from coedge.config.cluster_config import ClusterConfig
@@ -81,8 +82,12 @@ class Changes:
     def device_back(self, name: str) -> None:
         """Unload from a device what was unloaded elsewhere while it was away."""
         self.events.add("back", device=name)
+        # On a thread of its own: it waits for loads that are under way, and others may be lost meanwhile.
+        threading.Thread(target=self._tidy, args=(name,), name="coedge-tidy", daemon=True).start()
+
+    def _tidy(self, name: str) -> None:
         status = self._group.statuses([name], BACK_STATUS_SECONDS).get(name)
-        if status is not None:
+        if status is not None and not self._closed:
             self._loader.tidy(name, status.epochs)
 
     def watch_ended(self, reason: str) -> None:

@@ -117,8 +117,12 @@ class Loader:
         """Unload the epochs of a device that was lost while they were unloaded from the others."""
         with self._lock:
             known = {loaded.epoch for loaded in (*self.loaded.values(), *self._pending.values())}
-        for epoch in set(epochs) - known:
-            self._shipment.withdraw(epoch, [device])
+            locks = list(self._shipping.values())
+        with contextlib.ExitStack() as held:
+            for lock in locks:  # weights that a load counts on must stay until it has ended
+                held.enter_context(lock)
+            for epoch in set(epochs) - known:
+                self._shipment.withdraw(epoch, [device])
 
     def _obtain(self, model: Model, plan: Plan, at_once: bool = False, kept: int = KEPT_PLANS) -> LoadedPlan:
         """Return the plan loaded and counted as used; load it, or wait for the thread that does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -233,6 +234,27 @@ def test_plans_that_a_memory_limit_does_not_allow_together_make_room() -> None:
         assert len(devices.loader.loaded) == 1
     finally:
         devices.threads.close()
+
+
+def test_a_device_that_is_back_loses_no_weights_that_a_load_counts_on(devices: Devices) -> None:
+    """An old program was unloaded from the others while the device was away. Its weights are those of the new plan."""
+    model = net()
+    assert_exact(model, devices.submit(model, halves(model)))
+    (old,) = devices.loader.loaded.values()
+    devices.loader.loaded.clear()
+    devices.shipment.held.add(model.hash)
+    with ThreadPoolExecutor() as pool:
+        loading = pool.submit(devices.submit, model, halves(model, "b", "a"))
+        until(lambda: devices.loader._pending, "the load has begun")
+        tidying = pool.submit(devices.loader.tidy, "b", [old.epoch])
+        time.sleep(0.05)  # it would unload at once
+        assert devices.shipment.withdrawn == []
+        devices.shipment.held.clear()
+        devices.shipment.go_on.set()
+        assert_exact(model, loading.result(MOST_SECONDS))
+        tidying.result(MOST_SECONDS)
+    assert devices.shipment.withdrawn == [old.epoch]
+    assert_exact(model, devices.submit(model, halves(model, "b", "a")))
 
 
 def test_a_lost_device_is_named_before_anything_is_sent(devices: Devices) -> None:
