@@ -100,7 +100,7 @@ def make(quick: bool, predicted_only: bool, cluster: str | None = None, frames: 
             given = cluster or paper_cluster.emulated(bed, name)
             config = load_config(given, paper_cluster.speeds(load_config(given), bed, name))
             of_network = {i: trial for i, (_, trial) in enumerate(all_trials) if trial.network == name}
-            with connect(config) as joined:
+            with connect(config.model_copy(update={"adapt": False})) as joined:
                 values |= paper_cluster.measure(joined, config, bed, model, of_network, 2 if quick else frames, lab)
         points = [Point(**{**vars(point), "measured": values[index]}) for index, point in enumerate(points)]
     found.points = points

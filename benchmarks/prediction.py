@@ -158,6 +158,7 @@ def frames(report: Report, which: str, models: dict[str, Model], clusters: dict[
                 ],
                 "source": "d0",
                 "cache_dir": cache,
+                "adapt": False,
             }
             for trial_frames in (0, 3):
                 with coedge.connect({**config, "trial_frames": trial_frames}) as cluster:

@@ -100,7 +100,7 @@ def _latencies(cluster: Any, model: Model, x: Array, plans: Mapping[str, Plan], 
 
 def one_device(report: Report, models: dict[str, Model], frames: int) -> None:
     """Measure single frames and a stream at real speed on one thread."""
-    with coedge.connect({"devices": [{"name": "only", "threads": 1}]}) as cluster:
+    with coedge.connect({"adapt": False, "devices": [{"name": "only", "threads": 1}]}) as cluster:
         for name, model in models.items():
             x, plan = _array(model), _whole(model)
             plain_run = functools.partial(unsplit_session(model, 1).run, None, {model.inputs[0].name: x})
@@ -148,7 +148,7 @@ def _whole(model: Model, name: str = "only") -> Plan:
 
 def halves(report: Report, models: dict[str, Model], frames: int) -> None:
     devices = [{"name": name, "speed": 0.5, "link": FAST} for name in ("d0", "d1")]
-    with coedge.connect({"devices": devices, "source": "d0"}) as cluster:
+    with coedge.connect({"adapt": False, "devices": devices, "source": "d0"}) as cluster:
         for name, model in models.items():
             plans = {
                 "one": _whole(model, "d0"),
@@ -162,7 +162,7 @@ def halves(report: Report, models: dict[str, Model], frames: int) -> None:
 
 def pipeline(report: Report, models: dict[str, Model], frames: int) -> None:
     devices = [{"name": name, "speed": 0.5, "link": FAST} for name in ("d0", "d1")]
-    with coedge.connect({"devices": devices, "source": "d0"}) as cluster:
+    with coedge.connect({"adapt": False, "devices": devices, "source": "d0"}) as cluster:
         for name, model in models.items():
             x = _array(model)
             plan = _cut(model, _middle(cluster, model, x))
@@ -221,7 +221,7 @@ def halos(report: Report, frames: int) -> None:
     halo_seconds = HALO_SHARE * stage
     link = {"mbps": mbps_of(channels * rows * 4 / halo_seconds), "latency_ms": 0.0}
     devices = [{"name": name, "speed": speed, "link": link} for name in ("d0", "d1")]
-    with coedge.connect({"devices": devices, "source": "d0"}) as cluster:
+    with coedge.connect({"adapt": False, "devices": devices, "source": "d0"}) as cluster:
         plain = even_plan(model, ["d0", "d1"])
         first = tuple(stage.model_copy(update={"halo_first": True}) for stage in plain.stages)
         plans = {"after": plain, "first": plain.model_copy(update={"stages": first})}
@@ -242,7 +242,7 @@ def bound(report: Report, models: dict[str, Model], frames: int, rates: tuple[in
             {"name": f"d{index}", "speed": speed, "link": {"mbps": mbps, "latency_ms": 0.1}}
             for index, speed in enumerate((0.4, 0.2, 0.1, 0.1))
         ]
-        with coedge.connect({"devices": devices, "source": "d0"}) as cluster:
+        with coedge.connect({"adapt": False, "devices": devices, "source": "d0"}) as cluster:
             for name, model in models.items():
                 plan = cluster.plan(model, scheme="auto")
                 assert plan.predicted is not None and plan.predicted.bound_seconds is not None
@@ -262,7 +262,7 @@ def speed_up(report: Report, models: dict[str, Model], frames: int) -> None:
             for i, speed in enumerate(speeds)
         ]
         label = "/".join(f"{speed:g}" for speed in speeds)
-        with coedge.connect({"devices": devices, "source": "d0"}) as cluster:
+        with coedge.connect({"adapt": False, "devices": devices, "source": "d0"}) as cluster:
             for name, model in models.items():
                 plans = {scheme: cluster.plan(model, scheme=scheme) for scheme in ("local", "modnn", "coedge")}
                 taken = _latencies(cluster, model, _array(model), plans, frames)
@@ -282,7 +282,7 @@ def speed_up(report: Report, models: dict[str, Model], frames: int) -> None:
 def memory(report: Report, models: dict[str, Model]) -> None:
     """Measure the memory of a worker after it ran a model, above that of an idle worker; each uses a new worker."""
     for name, model in models.items():
-        with coedge.connect({"devices": [{"name": "only", "threads": 1}]}) as cluster:
+        with coedge.connect({"adapt": False, "devices": [{"name": "only", "threads": 1}]}) as cluster:
             process = psutil.Process(cluster.devices()[0].pid)
             empty = process.memory_full_info()
             plan = _whole(model)
@@ -303,7 +303,7 @@ def streams(report: Report, models: dict[str, Model], rounds: int) -> None:
     devices = [
         {"name": f"d{i}", "speed": speed, "link": {"mbps": 1000, "latency_ms": 0.1}} for i, speed in enumerate(speeds)
     ]
-    with coedge.connect({"devices": devices, "source": "d0"}) as cluster:
+    with coedge.connect({"adapt": False, "devices": devices, "source": "d0"}) as cluster:
         for name, model in models.items():
             mixture = cluster.mixture(model)
             single = cluster.plan(model, coedge.Objective(goal="throughput"))

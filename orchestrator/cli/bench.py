@@ -103,7 +103,8 @@ def _measure(
     )  # fmt: skip
     samples: list[Sample] = []
     with busy("starting the cluster"):
-        connected = connect(config)
+        # Schemes are compared on one profile.
+        connected = connect(config.model_copy(update={"adapt": False}))
     with connected:
         for spec, model, array in loaded:
             run = side_by_side(
