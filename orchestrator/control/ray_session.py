@@ -16,6 +16,8 @@ import psutil
 
 MARK = "coedge"
 PATTERN = "session_2*"  # session_latest is a link
+# Two processes may read times of a start that differ by this much, because the system's clock is set meanwhile.
+CLOCK_SECONDS = 60.0
 
 
 class RaySession:
@@ -55,12 +57,12 @@ def _is_stale(path: Path) -> bool:
     mark = path / MARK
     if not mark.exists():
         return False
-    identity = mark.read_text(encoding="utf-8")
     try:
-        return _identity(psutil.Process(int(identity.split()[0]))) != identity
+        pid, started = mark.read_text(encoding="utf-8").split()
+        return abs(psutil.Process(int(pid)).create_time() - float(started)) > CLOCK_SECONDS
     except psutil.NoSuchProcess:
         return True
-    except (psutil.Error, ValueError, IndexError):
+    except (psutil.Error, ValueError):
         return False
 
 
