@@ -93,18 +93,19 @@ class Adaptation:
         while True:
             try:
                 job = self._jobs.get(timeout=AGAIN_SECONDS)
-            except queue.Empty:
-                self._test_hidden()
-                continue
-            if job is None:
-                return
-            begun = time.monotonic()
-            try:
+                if job is None:
+                    return
+                begun = time.monotonic()
                 self._observe(job)
+                time.sleep((time.monotonic() - begun) * (1 / MOST_PART - 1))
+            except queue.Empty:
+                pass
             except Exception:  # one strange frame must not end adaptation
-                log.debug("frame %d was not understood", job.frame, exc_info=True)
-            time.sleep((time.monotonic() - begun) * (1 / MOST_PART - 1))
-            self._test_hidden()
+                log.debug("a frame was not understood", exc_info=True)
+            try:
+                self._test_hidden()
+            except Exception:  # such as the loss of all devices while plans follow
+                log.debug("a test of a slow device or link failed", exc_info=True)
 
     def _test_hidden(self) -> None:
         """Test one device or link that is slower than in the profile and that frames have not shown for a while."""

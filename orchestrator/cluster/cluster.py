@@ -224,6 +224,8 @@ class Cluster:
     ) -> Job:
         """Start one inference and return its job. The first frame of a plan waits until the devices have loaded it.
 
+        If a device is lost meanwhile, the frame runs again on the others (unless `recover` is false).
+
         Args:
             x: the input (tensor or array), or a tuple of inputs.
             plan: the plan to run by. None: one is made for the objective and the scheme.

@@ -20,7 +20,7 @@ IN_USE_SECONDS = 30.0
 
 
 class Wish(NamedTuple):
-    """How plans are to be made.
+    """A way of making plans.
 
     Attributes:
         search: search the whole plan space, also if there are plans with boundaries for the present links.
@@ -120,6 +120,8 @@ class Course:
         version = self._group.version
         if self._given is not None:
             self._start(self._given, None)
+            if self.choose is not None:
+                self._given = None  # made anew after `renew`
         else:
             assert self.choose is not None
             self._start(self.choose(FIRST), "the first one")

@@ -37,19 +37,19 @@ SETTLED_SECONDS = 10.0
 
 
 class Listener(Protocol):
-    """What happens when the membership changes. Called on threads of the membership; may take a moment."""
+    """Handles changes of the membership, on its threads."""
 
     def device_lost(self, name: str) -> None:
-        """A device was entered into `group.lost`."""
+        """Handle a device that was entered into `group.lost`."""
 
     def device_started(self, name: str) -> None:
-        """A new worker of a device is connected. The device counts as lost until this returns."""
+        """Handle a new worker that is connected. Its device counts as lost until this returns."""
 
     def device_back(self, name: str) -> None:
-        """A device was taken out of `group.lost`."""
+        """Handle a device that was taken out of `group.lost`."""
 
     def watch_ended(self, reason: str) -> None:
-        """Deaths will go unnoticed from now on."""
+        """Handle the end of the watch: deaths go unnoticed from now on."""
 
 
 class Attempts:

@@ -20,7 +20,7 @@ STEADY_BEATS = 2
 
 
 class Presence:
-    """What the messages of the devices say about who can be reached.
+    """Knowledge of who can be reached, from the messages of the devices.
 
     One thread, which receives, calls `came` and `emptied`. Any thread calls `unreachable`.
 

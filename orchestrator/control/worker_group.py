@@ -77,7 +77,7 @@ class RemoteWorker:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the worker of a device runs, or is to run.
+    """The place where the worker of a device runs, or is to run.
 
     Attributes:
         spec: settings that the worker is started with.

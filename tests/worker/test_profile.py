@@ -245,7 +245,7 @@ def test_a_layer_of_more_work_is_measured_as_slower() -> None:
     times = measure_layers(model, threads=1, speed=0.3, budget_seconds=0.5)
     light, _, heavy = (t.seconds(64) for t in times.layers)
     # 151 M multiply-adds against 65 k, two thousand times as many: more than any noise.
-    assert heavy > light
+    assert heavy > 5 * light
 
 
 def test_a_short_time_budget_leaves_out_sweeps() -> None:
